@@ -1,0 +1,43 @@
+"""Seamless dual-style image generation with diffusion models.
+
+The names below are loaded on first use, so that `import dsnb` stays cheap for code that needs no torch.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "load": "models",
+    "Model": "models",
+    "Settings": "models",
+    "read_image": "images",
+    "invert": "inversion",
+    "Trajectory": "inversion",
+    "blend": "methods",
+    "decode": "methods",
+}
+_MODULES = (
+    "attention", "attention_maps", "epsilon", "images", "inversion", "kernels", "masks", "methods", "metrics",
+    "models", "perceptual", "plotting", "runs", "sampling", "styles", "widgets",
+)  # fmt: skip
+
+__all__ = [*_EXPORTS, "data_path"]
+
+
+def data_path(*parts: str) -> Path:
+    """Path inside the repository's `data/` folder, which travels beside the package and not inside it."""
+    return Path(__file__).resolve().parent.parent.joinpath("data", *parts)
+
+
+def __getattr__(name):
+    if name in _EXPORTS:
+        return getattr(import_module(f"dsnb.{_EXPORTS[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"dsnb.{name}")
+    raise AttributeError(f"module 'dsnb' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*__all__, *_MODULES, "__version__"])
