@@ -1,0 +1,292 @@
+"""Grids, film strips, overlays and the `figures/` folder.
+
+A *picture* here is any of: a float tensor in [0, 1] of shape (1, 3, H, W), (3, H, W) or (H, W); a numpy
+array (H, W) or (H, W, 3), float in [0, 1] or uint8; a PIL image; a matplotlib figure. Other ranges are
+refused, not guessed. Figures are built without pyplot, so that threads may draw them and none is left open.
+"""
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
+
+STYLE_COLORS = ("#1b6ca8", "#e8743b", "#2e9e5b", "#8e5ea2", "#c2a000", "#d1495b")
+LARGEST_FILE = 500_000  # bytes; what a page of a workbook should carry at most
+DPI = 150
+
+
+class Sheet(Figure):
+    """A figure that shows itself as a PNG at the end of a notebook cell."""
+
+    def __init__(self, width, height):
+        super().__init__(figsize=(width, height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self):
+        return png_bytes(self)
+
+    def panel(self, left, top, width, height):
+        """Axes without ticks at (left, top), in inches from the upper left corner."""
+        full_width, full_height = self.get_size_inches()
+        box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
+        axes = self.add_axes(box)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return axes
+
+
+def to_array(picture, name="picture"):
+    """One picture as uint8 (H, W, 3); ValueError on a batch, a wrong shape, NaN or values outside [0, 1]."""
+    if isinstance(picture, Figure):
+        buffer = io.BytesIO()
+        if not isinstance(picture.canvas, FigureCanvasAgg):
+            FigureCanvasAgg(picture)
+        picture.savefig(buffer, format="png", bbox_inches=None if isinstance(picture, Sheet) else "tight")
+        picture = Image.open(buffer)
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    if isinstance(picture, torch.Tensor):
+        picture = picture.detach().float().cpu()
+        if picture.ndim == 4 and picture.shape[0] == 1:
+            picture = picture[0]
+        if picture.ndim == 3 and picture.shape[0] in (1, 3):
+            picture = picture.permute(1, 2, 0)
+        picture = picture.numpy()
+    array = np.asarray(picture)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or array.size == 0:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected one picture, such as (1, 3, H, W)")
+    if array.dtype != np.uint8:
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
+            raise ValueError(f"{name} has values from {low:g} to {high:g}; expected [0, 1]")
+        array = np.clip(array * 255 + 0.5, 0, 255).astype(np.uint8)
+    return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
+
+
+def png_bytes(picture, parameters=None, largest=None):
+    """PNG file of a picture; `parameters` go into the text chunk of that name, as JSON.
+
+    With `largest` (bytes) the picture is first reduced to 256 colours, then shrunk, until it fits.
+    """
+    note = PngImagePlugin.PngInfo()
+    if parameters is not None:
+        note.add_text("parameters", json.dumps(parameters, ensure_ascii=True))
+    picture = Image.fromarray(to_array(picture))
+    data = _encode(picture, note)
+    scale = 1.0
+    while largest is not None and len(data) > largest and scale > 0.1:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        small = picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+        data = _encode(small.quantize(256, method=Image.Quantize.MEDIANCUT), note)
+        scale *= 0.85
+    return data
+
+
+def _encode(picture, note):
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True, pnginfo=note)
+    return buffer.getvalue()
+
+
+def show_grid(images, titles=None, columns=None, path=None, row_titles=None, width=1.7):
+    """Pictures in a grid → figure. `images`: a batch (B, 3, H, W) or a list of pictures.
+
+    `titles`: one per picture, or one per column (then only the first row carries them).
+    `width`: inches per picture. `path`: also save the figure there, as `save_figure` does.
+    """
+    arrays = [to_array(image, f"images[{i}]") for i, image in enumerate(images)]
+    if not arrays:
+        raise ValueError("images is empty; expected at least one picture")
+    columns = min(len(arrays), 8) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns is {columns}; expected at least 1")
+    rows = -(-len(arrays) // columns)
+    titles = list(titles or [])
+    if titles and len(titles) not in (columns, len(arrays)):
+        raise ValueError(
+            f"titles has {len(titles)} entries; expected {len(arrays)}, one per picture, "
+            f"or {columns}, one per column"
+        )
+    row_titles = list(row_titles or [])
+    if row_titles and len(row_titles) != rows:
+        raise ValueError(f"row_titles has {len(row_titles)} entries; expected {rows}")
+
+    gap, left = 0.05, 0.3 if row_titles else 0.0
+    height = width * max(array.shape[0] / array.shape[1] for array in arrays)
+    lines = 1 + max((str(title).count("\n") for title in titles), default=0)
+    titled = [bool(titles) and (row == 0 or len(titles) > columns) for row in range(rows)]
+    top = [0.1 + 0.15 * lines if titled[row] else 0.0 for row in range(rows)]
+    figure = Sheet(left + columns * (width + gap) + gap, sum(top) + rows * (height + gap) + gap)
+    for index, array in enumerate(arrays):
+        row, column = divmod(index, columns)
+        x, y = left + gap + column * (width + gap), sum(top[: row + 1]) + gap + row * (height + gap)
+        axes = figure.panel(x, y, width, height)
+        axes.imshow(array, interpolation="bicubic")
+        axes.axis("off")
+        if index < len(titles) and titled[row]:
+            axes.set_title(titles[index], fontsize=8, pad=3)
+        if column == 0 and row_titles:
+            where = {"va": "center", "ha": "right", "transform": axes.transAxes}
+            axes.text(-0.03, 0.5, row_titles[row], fontsize=8, rotation=90, **where)
+    if path is not None:
+        save_figure(figure, path)
+    return figure
+
+
+def film_strip(rows, labels=None, frames=8, width=1.2):
+    """Steps from left to right, one row per kind of picture → figure.
+
+    `rows`: {"$x_t$": pictures, "predicted $x_0$": pictures, …}, equally many in each; `frames` of them are
+    shown, evenly spread, the first and the last included. `labels`: one per step, such as the timesteps.
+    """
+    if not rows:
+        raise ValueError("rows is empty; expected a dictionary from row title to pictures")
+    lengths = {title: len(pictures) for title, pictures in rows.items()}
+    total = next(iter(lengths.values()))
+    if len(set(lengths.values())) != 1 or total == 0:
+        raise ValueError(f"rows has {lengths} pictures per row; expected equally many, at least one")
+    if frames < 1:
+        raise ValueError(f"frames is {frames}; expected at least 1")
+    shown = np.unique(np.linspace(0, total - 1, min(frames, total)).round().astype(int))
+    labels = [f"step {index}" for index in range(total)] if labels is None else list(labels)
+    if len(labels) != total:
+        raise ValueError(f"labels has {len(labels)} entries; expected {total}, one per step")
+    pictures = [row[index] for row in rows.values() for index in shown]
+    titles = [labels[index] for index in shown]
+    return show_grid(pictures, titles, columns=len(shown), row_titles=list(rows), width=width)
+
+
+def overlay(image, heat, opacity=0.6, colormap="inferno", low=None, high=None):
+    """A heat map (h, w) over a picture → (1, 3, H, W) in [0, 1].
+
+    The map is resized to the picture and scaled from [low, high] (its own minimum and maximum by default) to
+    the colours; a constant map shows the lowest colour. Give `low` and `high` to compare several maps.
+    """
+    picture = _tensor(image)
+    heat = torch.as_tensor(np.asarray(heat), dtype=torch.float32)
+    if heat.ndim != 2 or not torch.isfinite(heat).all():
+        raise ValueError(f"heat has shape {tuple(heat.shape)}; expected finite values of shape (h, w)")
+    heat = F.interpolate(heat[None, None], picture.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+    low = float(heat.min()) if low is None else low
+    high = float(heat.max()) if high is None else high
+    heat = ((heat - low) / (high - low) if high > low else torch.zeros_like(heat)).clamp(0, 1)
+    colors = matplotlib.colormaps[colormap](heat.numpy())[..., :3]
+    colors = torch.from_numpy(colors).float().permute(2, 0, 1)[None]
+    return (1 - opacity) * picture + opacity * colors
+
+
+def color_weights(weights, image=None, opacity=0.6):
+    """Mask weights (N, H, W) as colours, one per style → (1, 3, H, W); over a picture where one is given."""
+    weights = _weights(weights)
+    palette = torch.tensor([matplotlib.colors.to_rgb(color) for color in STYLE_COLORS])
+    palette = palette[torch.arange(len(weights)) % len(palette)]
+    colors = torch.einsum("nhw,nc->chw", weights, palette)[None].clamp(0, 1)
+    if image is None:
+        return colors
+    picture = _tensor(image)
+    colors = F.interpolate(colors, picture.shape[-2:], mode="bilinear", align_corners=False)
+    return (1 - opacity) * picture + opacity * colors
+
+
+def show_mask(weights, image=None, labels=None, contours=(0.25, 0.5, 0.75), width=1.7):
+    """Mask weights (N, H, W) → figure: the styles as colours with contours, then each weight in grey."""
+    weights = _weights(weights)
+    labels = [f"style {i}" for i in range(len(weights))] if labels is None else list(labels)
+    if len(labels) != len(weights):
+        raise ValueError(f"labels has {len(labels)} entries; expected {len(weights)}, one per style")
+    pictures = [color_weights(weights, image), *(weight.clamp(0, 1) for weight in weights)]
+    figure = show_grid(pictures, ["all", *labels], columns=len(pictures), width=width)
+    axes = figure.axes[0]
+    height, across = to_array(pictures[0]).shape[:2]
+    y = (np.arange(weights.shape[1]) + 0.5) * height / weights.shape[1] - 0.5
+    x = (np.arange(weights.shape[2]) + 0.5) * across / weights.shape[2] - 0.5
+    for index, weight in enumerate(weights[:1] if len(weights) == 2 else weights):
+        levels = [level for level in contours if float(weight.min()) < level < float(weight.max())]
+        if levels and min(weight.shape) > 1:
+            color = "white" if len(weights) == 2 else STYLE_COLORS[index % len(STYLE_COLORS)]
+            axes.contour(x, y, weight.numpy(), levels=levels, linewidths=0.8, colors=color)
+    return figure
+
+
+def figures_folder():
+    """The repository's `figures/`, wherever the notebook runs; the variable DSNB_FIGURES overrides it."""
+    chosen = os.environ.get("DSNB_FIGURES")
+    if chosen:
+        return Path(chosen).expanduser().resolve()
+    here = Path.cwd().resolve()
+    for folder in (Path(__file__).resolve().parents[1], here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder / "figures"
+    return here / "figures"
+
+
+def save_figure(picture, name, parameters=None, sidecar=False):
+    """Save a picture as figures/NAME.png, under 500 kB → path; a `name` with a folder is taken as it stands.
+
+    `parameters` go into the PNG's text chunk; with `sidecar` into NAME.json too. Files appear whole or not
+    at all. OSError names the folder where it cannot be written.
+    """
+    path = Path(name)
+    path = path if path.name != str(name) else figures_folder() / path
+    path = path if path.suffix.lower() == ".png" else path.with_name(path.name + ".png")
+    files = {path: png_bytes(picture, parameters, LARGEST_FILE)}
+    if sidecar:
+        note = {"picture": path.name, "parameters": parameters or {}}
+        files[path.with_suffix(".json")] = (json.dumps(note, indent=2, ensure_ascii=False) + "\n").encode()
+    _write_whole(files)
+    return path
+
+
+def read_parameters(path):
+    """The parameters that `save_figure` put into a PNG → dictionary; ValueError where there are none."""
+    with Image.open(path) as picture:
+        note = getattr(picture, "text", {}).get("parameters")
+    if note is None:
+        raise ValueError(f"path is {str(path)!r}, which has no parameters; expected a PNG saved from a panel")
+    return json.loads(note)
+
+
+def _write_whole(files):
+    folder = next(iter(files)).parent
+    written = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, data in files.items():
+            handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=folder)
+            written[temporary] = path
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o644)
+        for temporary, path in written.items():
+            os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"cannot write into the folder {folder} ({error.strerror or error}); make it writable, "
+            "or name another one in the environment variable DSNB_FIGURES"
+        ) from error
+    finally:
+        for temporary in written:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _tensor(image):
+    return torch.from_numpy(to_array(image, "image").copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def _weights(weights):
+    weights = torch.as_tensor(np.asarray(weights), dtype=torch.float32)
+    if weights.ndim != 3 or not torch.isfinite(weights).all():
+        shape = tuple(weights.shape)
+        raise ValueError(f"weights has shape {shape}; expected finite values of shape (N, H, W)")
+    return weights

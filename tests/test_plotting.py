@@ -1,0 +1,164 @@
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsnb import plotting
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSNB_FIGURES", str(tmp_path / "figures"))
+    return tmp_path / "figures"
+
+
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (3, 5, 7), (5, 7)])
+def test_tensors_become_rgb_bytes(shape):
+    array = plotting.to_array(torch.full(shape, 0.5))
+    assert array.shape == (5, 7, 3) and array.dtype == np.uint8 and np.all(array == 128)
+
+
+@pytest.mark.parametrize(
+    "picture, says",
+    [
+        (torch.zeros(2, 3, 4, 4), "shape"),
+        (torch.full((3, 4, 4), 255.0), r"\[0, 1\]"),
+        (torch.full((3, 4, 4), float("nan")), r"\[0, 1\]"),
+        (torch.full((3, 4, 4), -1.0), r"\[0, 1\]"),
+        (np.zeros((4, 4, 5), np.float32), "shape"),
+    ],
+)
+def test_what_is_no_picture_is_refused(picture, says):
+    with pytest.raises(ValueError, match=says):
+        plotting.to_array(picture)
+
+
+def test_grid_places_every_picture_with_its_title():
+    figure = plotting.show_grid(noise(5, 3, 8, 12), ["a", "b", "c"], columns=3, row_titles=["one", "two"])
+    assert len(figure.axes) == 5
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", "", ""]
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert boxes[0].x0 < boxes[1].x0 < boxes[2].x0 and boxes[3].y1 < boxes[0].y0
+    assert all(0 <= box.x0 and box.x1 <= 1 and 0 <= box.y0 and box.y1 <= 1 for box in boxes)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_grid_refuses_titles_that_do_not_fit():
+    with pytest.raises(ValueError, match="titles has 2 entries; expected 3"):
+        plotting.show_grid(noise(3, 3, 4, 4), ["a", "b"])
+    with pytest.raises(ValueError, match="images is empty"):
+        plotting.show_grid([])
+
+
+def test_film_strip_shows_first_and_last_step():
+    shades = [torch.full((3, 4, 4), value / 10) for value in range(11)]
+    figure = plotting.film_strip(
+        {"$x_t$": shades, "$x_0$": shades[::-1]}, labels=range(100, -1, -10), frames=4
+    )
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["100", "70", "30", "0"]
+    first, last = figure.axes[0].images[0].get_array(), figure.axes[3].images[0].get_array()
+    assert np.all(first == 0) and np.all(last == 255)
+    with pytest.raises(ValueError, match="equally many"):
+        plotting.film_strip({"a": shades, "b": shades[:3]})
+
+
+def test_overlay_puts_the_hottest_colour_where_the_map_is_highest():
+    heat = torch.zeros(2, 2)
+    heat[0, 1] = 1
+    result = plotting.overlay(torch.zeros(1, 3, 8, 8), heat, opacity=1.0)
+    assert result.shape == (1, 3, 8, 8) and 0 <= result.min() and result.max() <= 1
+    brightness = result.sum(1)[0]
+    assert brightness[0, 7] == brightness.max() > brightness[7, 0]
+    assert torch.allclose(
+        plotting.overlay(torch.ones(1, 3, 8, 8), torch.ones(2, 2), opacity=0.0), torch.ones(1)
+    )
+    with pytest.raises(ValueError, match="heat"):
+        plotting.overlay(torch.zeros(1, 3, 8, 8), torch.full((2, 2), float("nan")))
+
+
+def test_overlay_with_given_limits_does_not_stretch_the_map():
+    image, heat = torch.zeros(1, 3, 4, 4), torch.eye(4) * 0.5
+    assert not torch.equal(plotting.overlay(image, heat), plotting.overlay(image, heat, low=0.0, high=1.0))
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_weights_are_coloured_and_drawn(n):
+    weights = torch.softmax(noise(n, 6, 9) * 5, 0)
+    assert plotting.color_weights(weights).shape == (1, 3, 6, 9)
+    assert plotting.color_weights(weights, torch.zeros(1, 3, 12, 18)).shape == (1, 3, 12, 18)
+    figure = plotting.show_mask(weights, torch.zeros(1, 3, 12, 18))
+    assert len(figure.axes) == n + 1 and len(figure.axes[0].collections) > 0
+
+
+def test_pure_weights_have_the_pure_colour():
+    weights = torch.zeros(2, 3, 3)
+    weights[1] = 1
+    blue = plotting.color_weights(weights)[0, :, 0, 0]
+    assert torch.allclose(blue, torch.tensor([0xE8, 0x74, 0x3B]) / 255)
+
+
+def test_saved_picture_carries_its_parameters(folder):
+    picture, parameters = noise(1, 3, 16, 16), {"angle": 30.0, "style": "vangogh", "name": "Ω"}
+    path = plotting.save_figure(picture, "00_test", parameters, sidecar=True)
+    assert path == folder / "00_test.png"
+    assert plotting.read_parameters(path) == parameters
+    assert json.loads(path.with_suffix(".json").read_text()) == {
+        "picture": "00_test.png",
+        "parameters": parameters,
+    }
+    assert np.array_equal(np.asarray(Image.open(path)), plotting.to_array(picture))
+    assert sorted(file.name for file in folder.iterdir()) == ["00_test.json", "00_test.png"]
+    with pytest.raises(ValueError, match="has no parameters"):
+        plotting.read_parameters(plotting.save_figure(picture, "plain"))
+
+
+def test_same_picture_same_bytes(folder):
+    paths = [plotting.save_figure(plotting.show_grid(noise(2, 3, 8, 8), ["a", "b"]), name) for name in "ab"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_large_pictures_are_reduced_below_the_limit(folder):
+    path = plotting.save_figure(noise(1, 3, 700, 900), "large", {"seed": 0})
+    assert path.stat().st_size <= plotting.LARGEST_FILE
+    assert Image.open(path).size[0] > 300 and plotting.read_parameters(path) == {"seed": 0}
+
+
+def test_folder_does_not_depend_on_where_the_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.delenv("DSNB_FIGURES", raising=False)
+    before = plotting.figures_folder()
+    monkeypatch.chdir(tmp_path)
+    assert plotting.figures_folder() == before and before.name == "figures"
+
+
+def test_unwritable_folder_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("a file, not a folder")
+    monkeypatch.setenv("DSNB_FIGURES", str(tmp_path / "taken"))
+    with pytest.raises(OSError, match="cannot write into the folder .*taken.*DSNB_FIGURES"):
+        plotting.save_figure(noise(1, 3, 4, 4), "x")
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scraps(folder, monkeypatch):
+    path = plotting.save_figure(noise(1, 3, 4, 4), "x")
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        plotting.save_figure(noise(1, 3, 4, 4, seed=1), "x", sidecar=True)
+    assert path.read_bytes() == before and [file.name for file in folder.iterdir()] == ["x.png"]
+
+
+def test_a_name_with_a_folder_is_taken_as_it_stands(folder, tmp_path):
+    assert plotting.save_figure(noise(1, 3, 4, 4), tmp_path / "mine" / "a.png") == tmp_path / "mine" / "a.png"
+    assert Image.open(io.BytesIO((tmp_path / "mine" / "a.png").read_bytes())).size == (4, 4)
