@@ -1,0 +1,26 @@
+"""Guidance, and the masked blend of N guided noise predictions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def blend_eps(eps_uncond: Tensor, eps_cond: Tensor, weights: Tensor, guidance: Tensor) -> Tensor:
+    """eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0)): classifier-free guidance per style, merged by the mask.
+
+    eps_uncond (B, C, h, w), eps_cond (N, B, C, h, w), weights (N, h, w) summing to 1, guidance (N,) -> (B, C, h, w).
+    Guidance: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance".
+    """
+    pull = (weights * guidance[:, None, None])[:, None, None] * (eps_cond - eps_uncond)
+    return eps_uncond + pull.sum(0)
+
+
+def guidance_per_style(guidance: float | Sequence[float], n: int, device: torch.device) -> Tensor:
+    """One guidance for all styles, or one each -> (n,). Raises ValueError for another number of them."""
+    values = torch.as_tensor(guidance, dtype=torch.float32, device=device).flatten()
+    if len(values) not in (1, n):
+        raise ValueError(f"guidance needs one number, or one for each of the {n} prompts; got {len(values)}")
+    if not torch.isfinite(values).all():
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    return values.expand(n)

@@ -1,0 +1,179 @@
+"""The three operations worth a kernel, and the choice of who computes them.
+
+On CUDA with a supported shape the fused Triton kernels run, anywhere else the plain torch reference, which is
+the specification of both. One switch forces the choice: the environment variable DSNB_KERNELS=torch|triton,
+read at import, or `force("torch" | "triton" | None)`, which also works as a context manager. Chosen
+automatically, a kernel that fails to compile is replaced by the reference from then on, with one warning that
+says why; forced, it raises.
+"""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsnb.kernels import reference
+from dsnb.kernels.reference import Plan, make_plan
+
+__all__ = ["Plan", "attention_with_maps", "backend", "blend_attention", "blend_step", "force", "make_plan"]
+
+CHOICES = ("torch", "triton", None)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_forced: str | None = None
+_broken: set[str] = set()
+
+
+class force:  # noqa: N801 - a function to its callers, and a context manager where the old choice shall return
+    """Force who computes: "torch", "triton", or None, the automatic choice. ValueError for anything else."""
+
+    def __init__(self, choice: str | None):
+        global _forced
+        if choice not in CHOICES:
+            raise ValueError(f"kernels.force: choice must be 'torch', 'triton' or None, got {choice!r}")
+        if choice == "triton" and not _HAS_TRITON:
+            raise ValueError("kernels.force: triton is not installed; pip install 'dsnb[triton]', or use 'torch'")
+        self.before, _forced = _forced, choice
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        global _forced
+        _forced = self.before
+
+
+def backend(device: torch.device | str = "cpu") -> str:
+    """Who computes on this device: "torch" or "triton" (which still leaves shapes it lacks to torch)."""
+    if _forced:
+        return _forced
+    on_gpu = torch.device(device).type == "cuda" and torch.version.cuda is not None
+    return "triton" if on_gpu and _HAS_TRITON else "torch"
+
+
+def blend_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Tensor,
+    roles: Tensor | Sequence[int] | None = None,
+    plan: Plan | None = None,
+) -> Tensor:
+    """O = Σ_i M_i softmax(Q K_iᵀ / √d) V_i: attention to P prompts at once, mixed per query token.
+
+    q (B, heads, T, d); k, v (P, heads, L, d); weights (R, P, T), or (P, T) for a single role, float32;
+    roles (B,) the role of each row of q (default: all rows role 0; several images per role are fine). An
+    unconditional row is a role whose weight is 1 on the empty prompt and exactly 0 elsewhere: it costs one
+    plain attention. plan: `make_plan(weights, roles)`, made once per step and resolution by a caller that
+    cares for speed or compiles; without it the plan is made here on a CPU, and on a GPU the torch path skips
+    nothing (to look at the weights would stall it).
+    Returns (B, heads, T, d) in q's dtype, laid out so that `.transpose(1, 2).flatten(2)` is free.
+    ValueError where the shapes do not fit.
+    """
+    if weights.ndim == 2:
+        weights = weights[None]
+    batch, heads, n_queries, dim = q.shape
+    if k.shape != v.shape or k.ndim != 4 or k.shape[1] != heads or k.shape[3] != dim:
+        raise ValueError(f"k and v must be (P, {heads}, L, {dim}), got {tuple(k.shape)} and {tuple(v.shape)}")
+    if weights.ndim != 3 or weights.shape[1] != k.shape[0] or weights.shape[2] != n_queries:
+        raise ValueError(f"weights must be (R, {k.shape[0]}, {n_queries}), got {tuple(weights.shape)}")
+    if roles is not None and len(roles) != batch:
+        raise ValueError(f"roles must name one role per row of q ({batch}), got {len(roles)}")
+    if roles is None and plan is None and weights.shape[0] != 1:
+        raise ValueError(f"roles must be given where weights hold {weights.shape[0]} roles")
+    chosen = backend(q.device)
+    if chosen == "triton":
+        out = _fused("blend_attention", q, k, v, weights, roles)
+        if out is not None:
+            return out
+    if plan is None:
+        look = q.device.type == "cpu" and not torch.compiler.is_compiling()
+        plan = make_plan(weights, [0] * batch if roles is None else roles, skip=look)
+    return reference.blend_attention(q, k, v, weights, plan)
+
+
+def attention_with_maps(
+    q: Tensor, k: Tensor, v: Tensor, tokens: Tensor | Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Plain attention that also tells how much each query looks at the chosen tokens, averaged over heads.
+
+    q (B, heads, T, d); k, v (B, heads, L, d); tokens (n,) indices into L.
+    Returns (B, heads, T, d) in q's dtype and float32 (B, T, n) in [0, 1]. ValueError for shapes that do not fit.
+    """
+    if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
+        raise ValueError(f"k and v must be (B, heads, L, d) as q {tuple(q.shape)}, got {tuple(k.shape)}")
+    if not isinstance(tokens, Tensor):
+        tokens = torch.tensor(tokens, dtype=torch.long)
+    tokens = tokens.to(q.device)
+    if backend(q.device) == "triton":
+        both = _fused("attention_with_maps", q, k, v, tokens)
+        if both is not None:
+            return both
+    return reference.attention_with_maps(q, k, v, tokens)
+
+
+def blend_step(
+    eps_uncond: Tensor | None,
+    eps_cond: Tensor,
+    weights: Tensor,
+    guidance: Tensor | Sequence[float] | float,
+    x_t: Tensor,
+    noise: Tensor | None,
+    alpha: float,
+    alpha_prev: float,
+    sigma: float,
+    return_x0: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Guidance, the masked blend of N predictions and one DDIM step, in one pass over memory.
+
+    eps_uncond (B, C, h, w), or None for the blend without guidance; eps_cond (N, B, C, h, w); weights (N, h, w);
+    guidance one number or one per style; x_t (B, C, h, w); noise the same or None where sigma is 0;
+    alpha, alpha_prev: cumulative ᾱ in (0, 1]; sigma ≥ 0. The equations: `reference.blend_step`.
+    Returns x_{t−1}, or (x_{t−1}, x_0) when asked; float32. ValueError where shapes or numbers do not fit.
+    """
+    n = eps_cond.shape[0]
+    if eps_cond.shape[1:] != x_t.shape or weights.shape != (n, *x_t.shape[-2:]):
+        raise ValueError(
+            f"eps_cond must be (N, *x_t.shape) and weights (N, h, w): x_t {tuple(x_t.shape)}, "
+            f"eps_cond {tuple(eps_cond.shape)}, weights {tuple(weights.shape)}"
+        )
+    alpha, alpha_prev, sigma = float(alpha), float(alpha_prev), float(sigma)
+    if not (0 < alpha <= 1 and 0 < alpha_prev <= 1):
+        raise ValueError(f"alpha and alpha_prev must be in (0, 1], got {alpha} and {alpha_prev}")
+    if noise is None and sigma != 0:
+        raise ValueError(f"noise must be given where sigma is not 0, got sigma {sigma}")
+    if not isinstance(guidance, Tensor):
+        guidance = torch.tensor(guidance, dtype=torch.float32)
+    guidance = guidance.to(x_t.device).expand(n)
+    args = (eps_uncond, eps_cond, weights, guidance, x_t, noise if sigma else None, alpha, alpha_prev, sigma)
+    both = _fused("blend_step", *args, return_x0) if backend(x_t.device) == "triton" else None
+    x_prev, x_0 = reference.blend_step(*args) if both is None else both
+    return (x_prev, x_0) if return_x0 else x_prev
+
+
+def _fused(name: str, *args):
+    """The fused kernel's result; None where the reference must do it: a shape it lacks, a kernel that broke."""
+    if name in _broken and _forced != "triton":
+        return None
+    try:
+        from dsnb.kernels import fused
+
+        reason = fused.unsupported(name, *args)
+        if reason is None:
+            return getattr(fused, name)(*args)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if _forced == "triton":
+            raise
+        _broken.add(name)
+        warnings.warn(f"the fused {name} does not work here, plain torch takes over: {error}", stacklevel=3)
+        return None
+    if _forced == "triton":
+        raise ValueError(f"the fused {name} does not support this call: {reason}")
+    return None
+
+
+force(os.environ.get("DSNB_KERNELS") or None)

@@ -1,0 +1,124 @@
+"""The three kernels in plain torch: short, readable, and the specification the fused ones are tested against.
+
+On a CPU this is also the fast path: prompts whose weights are exactly zero are not computed at all.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Plan(NamedTuple):
+    """Who attends to what: prompt `first[b]` for row b, then term by term (start, stop, role, prompt).
+
+    A term whose prompt is its rows' first one only multiplies by the weights; any other adds an attention.
+    """
+
+    first: tuple[int, ...]
+    terms: tuple[tuple[int, int, int, int], ...]
+
+
+def make_plan(weights: Tensor, roles: Tensor | Sequence[int], skip: bool = True) -> Plan:
+    """Which rows attend to which prompts, so that exact zeros cost nothing. Once per step, not per layer.
+
+    weights (R, P, T), roles (B,) into R. A role with a single prompt of weight exactly one takes the path of
+    plain attention, bit for bit. With `skip` off every prompt is computed and the weights are not looked at.
+    """
+    roles = roles.tolist() if isinstance(roles, Tensor) else list(roles)
+    n_roles, n_prompts = weights.shape[:2]
+    if skip:
+        used = (weights != 0).any(-1).tolist()
+        active = [[p for p in range(n_prompts) if row[p]] or [0] for row in used]
+        plain = [len(a) == 1 and bool((weights[r, a[0]] == 1).all()) for r, a in enumerate(active)]
+    else:
+        active, plain = [list(range(n_prompts))] * n_roles, [False] * n_roles
+    terms, start = [], 0
+    while start < len(roles):
+        role, stop = roles[start], start + 1
+        while stop < len(roles) and roles[stop] == role:
+            stop += 1
+        if not plain[role]:
+            terms += [(start, stop, role, p) for p in active[role]]
+        start = stop
+    return Plan(tuple(active[r][0] for r in roles), tuple(terms))
+
+
+def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, plan: Plan) -> Tensor:
+    """O = Σ_i M_i softmax(Q K_iᵀ / √d) V_i, the attention interpolation of a mask M over N prompts.
+
+    q (B, heads, T, d), k and v (P, heads, L, d), weights (R, P, T), plan from `make_plan`.
+    Returns (B, heads, T, d) in q's dtype; the sum over the prompts is taken in float32.
+    """
+    out = F.scaled_dot_product_attention(q, _prompts(k, plan.first), _prompts(v, plan.first))
+    if not plan.terms:
+        return out
+    if out.dtype in (torch.float16, torch.bfloat16):
+        out = out.float()
+    elif out.requires_grad:
+        out = out.clone()  # what follows works in place
+    weights = weights.to(out.dtype)
+    for start, stop, role, p in plan.terms:
+        rows, weight = out[start:stop], weights[role, p].unsqueeze(-1)
+        if p == plan.first[start]:
+            rows.mul_(weight)
+        else:
+            keys, values = _prompts(k, (p,) * (stop - start)), _prompts(v, (p,) * (stop - start))
+            attended = F.scaled_dot_product_attention(q[start:stop], keys, values)
+            rows.addcmul_(attended.to(out.dtype), weight)
+    return out.to(q.dtype)
+
+
+def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention, and how much each query looks at the chosen tokens, averaged over the heads.
+
+    q (B, heads, T, d), k and v (B, heads, L, d), tokens (n,) long into L.
+    Returns the output (B, heads, T, d) in q's dtype and float32 maps (B, T, n), each in [0, 1].
+    """
+    probs = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
+    probs = probs.softmax(-1)
+    maps = probs.index_select(-1, tokens).mean(1)
+    return probs.to(v.dtype) @ v, maps.float()
+
+
+def blend_step(
+    eps_uncond: Tensor | None,
+    eps_cond: Tensor,
+    weights: Tensor,
+    guidance: Tensor,
+    x_t: Tensor,
+    noise: Tensor | None,
+    alpha: float,
+    alpha_prev: float,
+    sigma: float,
+) -> tuple[Tensor, Tensor]:
+    """Guidance, the masked blend of N predictions, and one DDIM step.
+
+    ε = ε_∅ + Σ_i M_i g_i (ε_i − ε_∅); without ε_∅ (guidance off) ε = Σ_i M_i ε_i.
+    x_0 = (x_t − √(1−ᾱ) ε) / √ᾱ and x_{t−1} = √ᾱ' x_0 + √(1−ᾱ'−σ²) ε + σ z: DDIM, arXiv 2010.02502, eq. 12.
+    eps_uncond, x_t, noise (B, C, h, w), eps_cond (N, B, C, h, w), weights (N, h, w), guidance (N,).
+    Returns x_prev and x_0, computed in float32 (float64 where x_t is).
+    """
+    dtype = torch.promote_types(x_t.dtype, torch.float32)
+    eps_cond, x_t, weights = eps_cond.to(dtype), x_t.to(dtype), weights.to(dtype)
+    if eps_uncond is None:
+        eps = (weights[:, None, None] * eps_cond).sum(0)
+    else:
+        eps_uncond = eps_uncond.to(dtype)
+        scale = weights * guidance.to(dtype)[:, None, None]
+        eps = eps_uncond + (scale[:, None, None] * (eps_cond - eps_uncond)).sum(0)
+    x_0 = (x_t - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+    x_prev = alpha_prev**0.5 * x_0 + max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
+    return (x_prev if noise is None else x_prev + sigma * noise.to(dtype)), x_0
+
+
+def _prompts(x: Tensor, index: tuple[int, ...]) -> Tensor:
+    """One entry of x (P, …) per row: a view where the index is constant or counts up, a copy otherwise."""
+    first, n = index[0], len(index)
+    if index.count(first) == n:
+        return x[first : first + 1].expand(n, -1, -1, -1)
+    if index == tuple(range(first, first + n)):
+        return x[first : first + n]
+    return torch.stack([x[p] for p in index])

@@ -1,0 +1,101 @@
+"""The one denoising loop: DDIM with recorded noise, around any noise prediction eps(x_t, t, progress).
+
+Symbols as in Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models": alpha_bar_t is the share of signal left
+at time t, sigma_t the noise that a step puts back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+Eps = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps that are run, from noise to picture; all of shape (T,)."""
+
+    timesteps: Tensor  # integers, falling
+    alpha: Tensor  # alpha_bar at each timestep
+    alpha_prev: Tensor  # alpha_bar at the next, cleaner, one
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def sigma(self, eta: float) -> Tensor:
+        """sigma_t = eta sqrt((1 - a_prev) / (1 - a)) sqrt(1 - a / a_prev), shape (T,) (DDIM, equation 16)."""
+        a, p = self.alpha, self.alpha_prev
+        return eta * ((1 - p) / (1 - a)).sqrt() * (1 - a / p).sqrt()
+
+    def to(self, device: torch.device) -> "Schedule":
+        return Schedule(self.timesteps.to(device), self.alpha.to(device), self.alpha_prev.to(device))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees of one step: x_t and eps went in, x_prev and the predicted x_0 came out."""
+
+    index: int
+    total: int
+    timestep: int
+    x_t: Tensor
+    eps: Tensor
+    x_0: Tensor
+    x_prev: Tensor
+
+
+def make_schedule(scheduler, steps: int, skip: int = 0) -> Schedule:
+    """The times of `steps` steps without the `skip` noisiest; spacing and alpha_bar as the scheduler's config says.
+
+    Raises ValueError unless 0 <= skip < steps <= the number of training steps.
+    """
+    trained = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= trained:
+        raise ValueError(f"steps must be between 1 and {trained}, got {steps}")
+    if not 0 <= skip < steps:
+        raise ValueError(f"skip must be at least 0 and below steps ({steps}), got {skip}")
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim.set_timesteps(steps)
+    alpha = ddim.alphas_cumprod[ddim.timesteps]
+    alpha_prev = torch.cat([alpha[1:], ddim.final_alpha_cumprod.reshape(1)])
+    return Schedule(ddim.timesteps[skip:], alpha[skip:].float(), alpha_prev[skip:].float())
+
+
+def ddim_mean(x_t: Tensor, eps: Tensor, alpha: Tensor, alpha_prev: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of x_{t-1} and the predicted x_0 (DDIM, equations 9 and 12); shapes as x_t."""
+    x_0 = (x_t - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+    return alpha_prev.sqrt() * x_0 + (1 - alpha_prev - sigma**2).sqrt() * eps, x_0
+
+
+def denoise(
+    eps: Eps,
+    x_T: Tensor,
+    schedule: Schedule,
+    *,
+    eta: float = 0.0,
+    noises: Tensor | None = None,
+    callback: Callable[[Step], None] | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Runs the schedule from x_T (B, C, h, w) to x_0, adding sigma_t noises[t] at each step.
+
+    eps(x_t, t, progress) predicts the noise; progress goes from 0 to below 1. noises: (T, B, C, h, w), needed
+    where eta > 0. callback: called with a `Step` after each step. progress: show a bar.
+    """
+    if eta > 0 and noises is None:
+        raise ValueError(f"eta is {eta}, so the noise of every step is needed: pass noises, or eta=0")
+    schedule = schedule.to(x_T.device)
+    sigma, total = schedule.sigma(eta), len(schedule)
+    x_t = x_T
+    for i, t in enumerate(tqdm(schedule.timesteps, desc="decoding", disable=not progress, leave=False)):
+        predicted = eps(x_t, t, i / total)
+        mean, x_0 = ddim_mean(x_t, predicted, schedule.alpha[i], schedule.alpha_prev[i], sigma[i])
+        x_prev = mean + sigma[i] * noises[i] if eta > 0 else mean
+        if callback is not None:
+            callback(Step(i, total, int(t), x_t, predicted, x_0, x_prev))
+        x_t = x_prev
+    return x_t
