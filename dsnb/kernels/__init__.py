@@ -34,7 +34,7 @@ class force:  # noqa: N801 - a function to its callers, and a context manager wh
         if choice not in CHOICES:
             raise ValueError(f"kernels.force: choice must be 'torch', 'triton' or None, got {choice!r}")
         if choice == "triton" and not _HAS_TRITON:
-            raise ValueError("kernels.force: triton is not installed; pip install 'dsnb[triton]', or use 'torch'")
+            raise ValueError("kernels.force: triton is not installed: pip install 'dsnb[triton]'")
         self.before, _forced = _forced, choice
 
     def __enter__(self):
@@ -100,7 +100,8 @@ def attention_with_maps(
     """Plain attention that also tells how much each query looks at the chosen tokens, averaged over heads.
 
     q (B, heads, T, d); k, v (B, heads, L, d); tokens (n,) indices into L.
-    Returns (B, heads, T, d) in q's dtype and float32 (B, T, n) in [0, 1]. ValueError for shapes that do not fit.
+    Returns (B, heads, T, d) in q's dtype and float32 (B, T, n) in [0, 1].
+    ValueError where the shapes do not fit.
     """
     if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
         raise ValueError(f"k and v must be (B, heads, L, d) as q {tuple(q.shape)}, got {tuple(k.shape)}")
@@ -128,8 +129,9 @@ def blend_step(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Guidance, the masked blend of N predictions and one DDIM step, in one pass over memory.
 
-    eps_uncond (B, C, h, w), or None for the blend without guidance; eps_cond (N, B, C, h, w); weights (N, h, w);
-    guidance one number or one per style; x_t (B, C, h, w); noise the same or None where sigma is 0;
+    eps_uncond (B, C, h, w), or None for the blend without guidance; eps_cond (N, B, C, h, w);
+    weights (N, h, w); guidance one number or one per style; x_t (B, C, h, w); noise alike,
+    or None where sigma is 0;
     alpha, alpha_prev: cumulative ᾱ in (0, 1]; sigma ≥ 0. The equations: `reference.blend_step`.
     Returns x_{t−1}, or (x_{t−1}, x_0) when asked; float32. ValueError where shapes or numbers do not fit.
     """
@@ -154,7 +156,7 @@ def blend_step(
 
 
 def _fused(name: str, *args):
-    """The fused kernel's result; None where the reference must do it: a shape it lacks, a kernel that broke."""
+    """The fused kernel's result; None where the reference must do it: a shape it lacks, a broken kernel."""
     if name in _broken and _forced != "triton":
         return None
     try:
