@@ -8,57 +8,13 @@ measures take features that `dsnb.perceptual` (or anything else) computed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 from skimage.metrics import structural_similarity
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What a column of a results table means: `better` is "higher", "lower" or "one" (best at exactly 1)."""
-
-    title: str
-    better: str
-    unit: str = ""
-
-    @property
-    def arrow(self) -> str:
-        return {"higher": "↑", "lower": "↓", "one": "→1"}[self.better]
-
-
-# One entry per column that the comparison writes, so that tables and plots never guess a direction.
-MEASURES = {
-    "l2": Measure("L2", "lower"),
-    "psnr": Measure("PSNR", "higher", "dB"),
-    "ssim": Measure("SSIM", "higher"),
-    "lpips": Measure("LPIPS", "lower"),
-    "smoothness": Measure("TV, central strip", "lower"),
-    "smoothness_per_pixel": Measure("TV per pixel", "lower"),
-    "seam": Measure("seam, strip / rest", "one"),
-    "seam_single": Measure("seam, strip / single styles", "one"),
-    "structure": Measure("structure lost", "lower"),
-    "gram_left": Measure("Gram left", "lower"),
-    "gram_right": Measure("Gram right", "lower"),
-    "style_left": Measure("style shown, left", "higher"),
-    "style_right": Measure("style shown, right", "higher"),
-    "both": Measure("both sides right", "higher"),
-    "balance": Measure("balance", "higher"),
-    "monotonicity": Measure("monotonicity", "higher"),
-    "clip": Measure("CLIP, total prompt", "higher"),
-    "clip_left": Measure("CLIP, left side", "higher"),
-    "clip_right": Measure("CLIP, right side", "higher"),
-    "direction": Measure("directional CLIP, total", "higher"),
-    "direction_left": Measure("directional CLIP, left side", "higher"),
-    "direction_right": Measure("directional CLIP, right side", "higher"),
-    "direction_whole_left": Measure("directional CLIP, whole picture, left prompt", "higher"),
-    "direction_whole_right": Measure("directional CLIP, whole picture, right prompt", "higher"),
-}
 
 
 def check_images(images: Tensor, name: str = "images") -> Tensor:
@@ -86,7 +42,9 @@ def check_weights(weights: Tensor, size: Sequence[int] | None = None) -> Tensor:
     if weights.ndim != 3 or len(weights) < 2:
         raise ValueError(f"weights is {tuple(weights.shape)}, expected (N, H, W) with N ≥ 2 styles")
     if size is not None and tuple(weights.shape[1:]) != tuple(size):
-        raise ValueError(f"weights is {tuple(weights.shape[1:])} pixels, expected {tuple(size)} like the image")
+        raise ValueError(
+            f"weights is {tuple(weights.shape[1:])} pixels, expected {tuple(size)} like the image"
+        )
     if not (weights.min() >= -1e-6 and (weights.sum(0) - 1).abs().max() < 1e-3):
         raise ValueError("weights must be non-negative and sum to 1 over the styles at every pixel")
     return weights
@@ -121,11 +79,17 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f"images is {tuple(images.shape[2:])} pixels, SSIM needs at least 11 on each side")
     values = [
         structural_similarity(
-            a * 255.0, b * 255.0, data_range=255.0, channel_axis=0, win_size=11, gaussian_weights=True, sigma=1.5,
+            a * 255.0,
+            b * 255.0,
+            data_range=255.0,
+            channel_axis=0,
+            win_size=11,
+            gaussian_weights=True,
+            sigma=1.5,
             use_sample_covariance=False,
         )
         for a, b in zip(images.double().cpu().numpy(), targets.double().cpu().numpy(), strict=True)
-    ]  # fmt: skip
+    ]
     return torch.tensor(values, dtype=torch.float32)
 
 
@@ -133,11 +97,11 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> Tensor:
-    """Total variation of the central vertical strip, `width` of the picture wide. Range ≥ 0; lower is smoother.
+    """Total variation of the central strip, `width` of the picture wide. Range ≥ 0; lower is smoother.
 
     Sum of sqrt(d² + 1e-6) over the horizontal and vertical neighbour differences of the columns
-    int(W/2 − width·W/2) … int(W/2 + width·W/2). `per_pixel` divides by the strip's pixels and channels, so that
-    pictures of different sizes compare. Smooth is not the same as good: a blurred strip is the smoothest.
+    int(W/2 − width·W/2) … int(W/2 + width·W/2). `per_pixel` divides by the strip's pixels and channels, so
+    that pictures of different sizes compare. Smooth is not good by itself: a blurred strip is the smoothest.
     """
     images = check_images(images)
     if not 0 < width <= 1:
@@ -189,14 +153,13 @@ def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | 
     strip = transition_strip(weights, width)
     if singles is None:
         if strip.all():
-            raise ValueError(f"width is {width}: the strip is the whole picture and leaves no rest to compare with")
+            raise ValueError(f"width is {width}: the strip is the whole picture and leaves no rest")
         expected = energy[:, ~strip].mean(1)
     else:
         singles = singles if singles.ndim == 5 else singles[None].expand(len(images), *singles.shape)
         if singles.shape[:2] != (len(images), len(weights)) or singles.shape[2:] != images.shape[1:]:
-            raise ValueError(
-                f"singles is {tuple(singles.shape)}, expected {(len(images), len(weights), *images.shape[1:])}"
-            )
+            expected = (len(images), len(weights), *images.shape[1:])
+            raise ValueError(f"singles is {tuple(singles.shape)}, expected {expected}")
         each = gradient_energy(singles.flatten(0, 1)).unflatten(0, singles.shape[:2])
         expected = (each * weights).sum(1)[:, strip].mean(1)
     return energy[:, strip].mean(1) / expected.clamp_min(1e-12)
@@ -223,8 +186,8 @@ def side_weights(weights: Tensor) -> Tensor:
 def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Tensor:
     """Cut the picture into `count` strips of equal area from deep in style `first` to deep in style `last`.
 
-    Returns (count, H, W) of 0 and 1 with sum 1 over the strips, ordered by signed distance to the border; pixels
-    led by a third style belong to no strip.
+    Returns (count, H, W) of 0 and 1 with sum 1 over the strips, ordered by signed distance to the border;
+    pixels led by a third style belong to no strip.
     """
     weights = check_weights(weights)
     lead = weights.argmax(0)
@@ -238,7 +201,7 @@ def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Te
 
 
 def balance(scores: Tensor) -> Tensor:
-    """Weaker side over stronger side of scores (B, N), negative ones counted as 0. Range [0, 1]; 1 is balanced.
+    """Weaker over stronger side of scores (B, N), negative ones counted as 0. Range [0, 1]; higher is better.
 
     All scores 0 give 0: two absent styles are not balance.
     """
@@ -250,7 +213,7 @@ def balance(scores: Tensor) -> Tensor:
 def monotonicity(values: Tensor) -> Tensor:
     """Net rise over total movement of a score along the mask, (B, K) → (B,). Range [-1, 1]; higher is better.
 
-    1: the score only rises from the first strip to the last; −1: it only falls; 0: no net change, or none at all.
+    1: the score only rises from the first strip to the last; −1: it only falls; 0: no net change.
     """
     values = torch.as_tensor(values).float()
     if values.shape[-1] < 2:
@@ -282,17 +245,19 @@ def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def gram_reference(features: Sequence[Tensor], least: int = 32) -> list[Tensor]:
-    """Mean Gram matrix per layer of reference pictures, features a list of (R, C, h, w); R ≥ `least` or ValueError."""
+    """Mean Gram matrix per layer of R ≥ `least` reference pictures, from a list of features (R, C, h, w)."""
     if len(features[0]) < least:
         raise ValueError(f"features holds {len(features[0])} references, expected at least {least}")
     return [gram(layer).mean(0) for layer in features]
 
 
-def gram_distance(features: Sequence[Tensor], reference: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
-    """‖G − G_ref‖ / ‖G_ref‖ (Frobenius), mean over layers. Range [0, inf), 0 for the reference; lower is nearer.
+def gram_distance(
+    features: Sequence[Tensor], reference: Sequence[Tensor], weights: Tensor | None = None
+) -> Tensor:
+    """‖G − G_ref‖ / ‖G_ref‖ (Frobenius), mean over layers. Range [0, inf), 0 is best; lower is nearer.
 
-    Features of the picture and of the references must come from the same network at the same size, with the same
-    normalisation, or the number says nothing about style. `weights` (H, W) measures one side only.
+    Features of the picture and of the references must come from the same network at the same size, with the
+    same normalisation, or the number says nothing about style. `weights` (H, W) measures one side only.
     """
     if len(features) != len(reference):
         raise ValueError(f"features has {len(features)} layers, reference {len(reference)}")
@@ -301,12 +266,3 @@ def gram_distance(features: Sequence[Tensor], reference: Sequence[Tensor], weigh
         for layer, mean in zip(features, reference, strict=True)
     ]
     return torch.stack(distances).mean(0)
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error s/√n (n − 1 in s; NaN for one value), leaving out missing values."""
-    kept = [v for v in values if v is not None and not math.isnan(v)]
-    if not kept:
-        return math.nan, math.nan
-    spread = float(np.std(kept, ddof=1)) / math.sqrt(len(kept)) if len(kept) > 1 else math.nan
-    return float(np.mean(kept)), spread
