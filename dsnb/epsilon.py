@@ -9,7 +9,8 @@ from torch import Tensor
 def blend_eps(eps_uncond: Tensor, eps_cond: Tensor, weights: Tensor, guidance: Tensor) -> Tensor:
     """eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0)): classifier-free guidance per style, merged by the mask.
 
-    eps_uncond (B, C, h, w), eps_cond (N, B, C, h, w), weights (N, h, w) summing to 1, guidance (N,) -> (B, C, h, w).
+    eps_uncond (B, C, h, w), eps_cond (N, B, C, h, w), or (1, B, C, h, w) where all styles share one prediction, weights
+    (N, h, w) summing to 1, guidance (N,) -> (B, C, h, w).
     Guidance: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance".
     """
     pull = (weights * guidance[:, None, None])[:, None, None] * (eps_cond - eps_uncond)

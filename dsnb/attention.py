@@ -1,0 +1,150 @@
+"""Cross-attention interpolation: in every cross-attention, sum_i M_i softmax(Q K_i^T / sqrt(d)) V_i.
+
+`blend_cross_attention` puts processors into a diffusers UNet and takes them out again. Self-attention is left alone:
+cutting it along the mask would give two unrelated pictures.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+
+from .kernels import Plan, blend_attention, make_plan
+from .masks import Mask
+
+
+class Blend:
+    """What the processors of one block share: the mask's pyramid, and which row of the batch gets which mix.
+
+    Prompt 0 is the unconditional one. A role is a weight map over all prompts: role 0 is prompt 0 alone, role 1 the
+    mask's mix of prompts 1..N, role 1 + i prompt i alone.
+    """
+
+    def __init__(self, mask: Mask, size: tuple[int, int], sampling: str, device: torch.device):
+        self._mask, self._sampling, self._device = mask, sampling, device
+        self._sizes = token_sizes(*size)
+        self._progress = 0.0
+        self._rows: tuple[int, ...] = ()
+        self._mixes: dict[tuple, tuple[Tensor, Tensor, Plan]] = {}
+
+    def at(self, progress: float, rows: Sequence[int]) -> None:
+        """Called before each UNet call: the progress in [0, 1) of the denoising, and the role of each row."""
+        if self._mask.timed and progress != self._progress:
+            self._mixes.clear()
+        self._progress, self._rows = progress, tuple(rows)
+
+    def mix(self, batch: int, tokens: int) -> tuple[Tensor, Tensor, Plan]:
+        """Weights (roles, prompts, tokens), the role of each row (batch,), and the kernels' plan for both."""
+        if len(self._rows) != batch:
+            raise ValueError(f"the UNet was called with {batch} rows, but the roles {self._rows} were announced")
+        key = (self._rows, tokens)
+        if key not in self._mixes:
+            weights, roles = self._weights(tokens), torch.tensor(self._rows)
+            self._mixes[key] = weights.to(self._device), roles.to(self._device), make_plan(weights, roles)
+        return self._mixes[key]
+
+    def _weights(self, tokens: int) -> Tensor:
+        if tokens not in self._sizes:
+            raise ValueError(
+                f"a cross-attention with {tokens} tokens does not fit latents halved as {list(self._sizes.values())}; "
+                "pass `size` as the height and width of the latents that the UNet is called with"
+            )
+        mask = self._mask.weights(*self._sizes[tokens], self._progress, self._sampling).flatten(1)
+        weights = torch.zeros(len(mask) + 2, len(mask) + 1, tokens)
+        weights[0, 0] = 1
+        weights[1, 1:] = mask
+        for i in range(1, len(mask) + 1):
+            weights[1 + i, i] = 1
+        return weights
+
+
+class BlendProcessor:
+    """Stands in for one cross-attention's processor; the text keys and values are projected once, here."""
+
+    def __init__(self, attn: nn.Module, contexts: Tensor, blend: Blend):
+        heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).contiguous()
+        with torch.no_grad():
+            self.keys, self.values = heads(attn.to_k(contexts)), heads(attn.to_v(contexts))
+        self.blend = blend
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        batch, tokens, _ = hidden_states.shape
+        query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        mixed = blend_attention(query, self.keys, self.values, *self.blend.mix(batch, tokens))
+        out = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out / attn.rescale_output_factor
+
+
+@contextmanager
+def blend_cross_attention(
+    unet: nn.Module,
+    contexts: Tensor,
+    mask: Mask,
+    size: tuple[int, int],
+    *,
+    layers: Callable[[str], bool] | None = None,
+    sampling: str = "area",
+) -> Iterator[Blend]:
+    """While the block runs, the UNet's cross-attentions mix the prompts of `contexts` by the mask.
+
+    contexts: (1 + N, L, D) text embeddings, the unconditional one first. size: height and width of the latents.
+    layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`; the others keep the
+    `encoder_hidden_states` of their row. Before each UNet call, `blend.at(progress, rows)` says what each row is.
+    The processors are restored whatever happens. Raises RuntimeError when the UNet is hooked already, ValueError for
+    prompts that do not match the mask, NotImplementedError for attention that cannot be blended.
+    """
+    if len(contexts) != mask.n + 1:
+        raise ValueError(f"the mask has {mask.n} styles, so {mask.n + 1} contexts are needed; got {len(contexts)}")
+    before = dict(unet.attn_processors)
+    names = [n for n in cross_attention_layers(unet) if layers is None or layers(n)]
+    if not names:
+        raise ValueError("layers chooses no cross-attention of this UNet")
+    check_hookable(unet, names)
+    blend = Blend(mask, size, sampling, contexts.device)
+    ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend) for name in names}
+    try:
+        unet.set_attn_processor({**before, **{f"{name}.processor": p for name, p in ours.items()}})
+        yield blend
+    finally:
+        unet.set_attn_processor(before)
+
+
+def cross_attention_layers(unet: nn.Module) -> list[str]:
+    """Names of the UNet's cross-attention modules, in the order they run: down, middle, up."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    names = [name for name in names if unet.get_submodule(name).is_cross_attention]
+    order = ("down_blocks", "mid_block", "up_blocks")
+    return sorted(names, key=lambda name: order.index(name.split(".")[0]))
+
+
+def check_hookable(unet: nn.Module, names: Sequence[str]) -> None:
+    """Raises unless the named attentions have diffusers' plain processors, which ours stand in for."""
+    if getattr(unet, "encoder_hid_proj", None) is not None:
+        raise NotImplementedError(
+            "the UNet carries an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
+        )
+    for name in names:
+        attn = unet.get_submodule(name)
+        if type(attn.processor).__module__.startswith("dsnb."):
+            raise RuntimeError(f"{name} is hooked already; leave the first block before entering another")
+        if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
+            raise NotImplementedError(
+                f"{name} has a {type(attn.processor).__name__}; only diffusers' plain attention can be hooked: undo "
+                "attention slicing or the custom processor first (unet.set_default_attn_processor())"
+            )
+        norms = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
+        if any(norm is not None for norm in norms):
+            raise NotImplementedError(f"{name} normalises inside its attention, as no Stable Diffusion 1.x/2.x/XL does")
+
+
+def token_sizes(height: int, width: int) -> dict[int, tuple[int, int]]:
+    """Token count -> (height, width) of each resolution a UNet halves these latents to, rounding up."""
+    sizes = {height * width: (height, width)}
+    while height > 1 or width > 1:
+        height, width = (height + 1) // 2, (width + 1) // 2
+        sizes[height * width] = (height, width)
+    return sizes

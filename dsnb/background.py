@@ -1,0 +1,120 @@
+"""One thread that draws for every panel of a notebook, and stands back while a cell runs.
+
+Two pictures must not be drawn at once: they would share the model, and its attention hooks. So all panels queue
+here, a running cell comes first, and what the thread was drawing then begins again after the cell.
+"""
+
+import threading
+import time
+from contextlib import contextmanager
+
+
+class Superseded(BaseException):
+    """Raised out of `report` when the picture being drawn is no longer wanted; not an error."""
+
+
+class Worker(threading.Thread):
+    """Runs `task.work(what)` whenever `task.due()` → (when, what) says so; `when` is a time.monotonic()."""
+
+    def __init__(self):
+        super().__init__(name="dsnb-panels", daemon=True)
+        self.condition = threading.Condition()
+        self.held = False  # a cell is running: end the present picture at its next step, begin no other
+        self._busy, self._tasks, self._shell = False, [], None
+        self.start()
+
+    def wake(self, task):
+        """Have a look at what `task` wants done."""
+        with self.condition:
+            if task not in self._tasks:
+                self._tasks.append(task)
+            self.condition.notify_all()
+
+    def wait_for(self, predicate, timeout):
+        """Wait until predicate() holds, letting the thread work even though the calling cell runs → bool."""
+        with self.condition:
+            held, self.held = self.held, False
+            self.condition.notify_all()
+            try:
+                return self.condition.wait_for(predicate, timeout)
+            finally:
+                if held:
+                    self._hold()
+
+    @contextmanager
+    def paused(self):
+        """Nothing is drawn inside this block."""
+        with self.condition:
+            held = self.held
+            self._hold()
+        try:
+            yield
+        finally:
+            with self.condition:
+                self.held = held
+                self.condition.notify_all()
+
+    def watch_cells(self):
+        """Pause before each cell of this notebook and go on after it."""
+        try:
+            from IPython import get_ipython
+        except ImportError:
+            return
+        shell = get_ipython()
+        if shell is not None and self._shell is not shell:
+            self._shell = shell
+            shell.events.register("pre_run_cell", self._cell_begins)
+            shell.events.register("post_run_cell", self._cell_ends)
+            self._cell_begins()  # the one that calls this
+
+    def run(self):
+        while True:
+            with self.condition:
+                task, what = self._next()
+                self._busy = True
+            try:
+                task.work(what)
+            finally:
+                with self.condition:
+                    self._busy = False
+                    self.condition.notify_all()
+
+    def _next(self):
+        while True:
+            due = [(task.due(), task) for task in self._tasks]
+            due = [(plan, task) for plan, task in due if plan is not None]
+            self._tasks = [task for _, task in due]
+            if not due or self.held:
+                self.condition.wait()
+                continue
+            (when, what), task = min(due, key=lambda pair: pair[0][0])
+            left = when - time.monotonic()
+            if left <= 0:
+                return task, what
+            self.condition.wait(left)
+
+    def _hold(self):
+        self.held = True
+        self.condition.wait_for(lambda: not self._busy)
+
+    def _cell_begins(self, *_):
+        with self.condition:
+            self._hold()
+
+    def _cell_ends(self, *_):
+        with self.condition:
+            self.held = False
+            self.condition.notify_all()
+
+
+_worker = None
+_making = threading.Lock()
+
+
+def worker():
+    """The process's one worker, started when first asked for."""
+    global _worker
+    with _making:
+        if _worker is None:
+            _worker = Worker()
+        return _worker

@@ -1,0 +1,63 @@
+"""Controls from plain Python values, and whether there is anybody to move them."""
+
+import os
+from numbers import Number
+
+import ipywidgets
+
+
+def is_interactive():
+    """Whether somebody can move a slider: the front end takes answers, or DSNB_INTERACTIVE (0 or 1) says so."""
+    said = os.environ.get("DSNB_INTERACTIVE", "")
+    if said:
+        return said.lower() not in ("0", "false", "no")
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    # Jupyter's front ends execute cells with allow_stdin; papermill and nbconvert without.
+    return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
+
+
+def read_control(name, given, default):
+    """One control as (widget class or the object given, options with the start `value`)."""
+    if hasattr(given, "observe") and hasattr(given, "value"):
+        return given, {"value": given.value}
+    if isinstance(given, bool):
+        return ipywidgets.Checkbox, {"value": given}
+    if isinstance(given, str):
+        return ipywidgets.Text, {"value": given, "continuous_update": False}
+    if isinstance(given, Number):
+        kind = ipywidgets.IntText if isinstance(given, int) else ipywidgets.FloatText
+        return kind, {"value": given}
+    if isinstance(given, tuple) and 2 <= len(given) <= 4 and all(isinstance(part, Number) for part in given):
+        whole = all(isinstance(part, int) for part in given)
+        low, high = given[:2]
+        step = given[2] if len(given) > 2 else (1 if whole else (high - low) / 100)
+        start = given[3] if len(given) > 3 else default if isinstance(default, Number) else None
+        if start is None:
+            start = (low + high) // 2 if whole else (low + high) / 2
+        if not (low < high and step > 0 and low <= start <= high):
+            raise ValueError(
+                f"{name} is {given} with start {start}; expected (low, high, step, start) with "
+                "low <= start <= high and step > 0"
+            )
+        kind = ipywidgets.IntSlider if whole and isinstance(start, int) else ipywidgets.FloatSlider
+        return kind, {"min": low, "max": high, "step": step, "value": start}
+    if isinstance(given, (list, dict)) and given:
+        options = list(given.items()) if isinstance(given, dict) else list(given)
+        values = list(given.values()) if isinstance(given, dict) else options
+        return ipywidgets.Dropdown, {"options": options, "value": default if default in values else values[0]}
+    raise ValueError(
+        f"{name} is {given!r}; expected (low, high, step, start), a list or dictionary of choices, "
+        "True/False, a number, a text or a widget"
+    )
+
+
+def make_control(kind, options, text):
+    """The widget for what `read_control` found; an object given by the caller stays as it is."""
+    return (
+        kind(description=text, style={"description_width": "90px"}, **options)
+        if isinstance(kind, type)
+        else kind
+    )

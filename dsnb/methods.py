@@ -1,0 +1,196 @@
+"""The methods under one signature: a trajectory, N prompts and a mask go in, one picture comes out.
+
+Each method is a noise prediction eps(x_t, t, progress) for the one denoising loop.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from .attention import blend_cross_attention
+from .epsilon import blend_eps, guidance_per_style
+from .inversion import Trajectory, guided_eps
+from .masks import Mask
+from .models import Model, decode_latents, encode_prompts, unet_eps
+from .sampling import Eps, Step, denoise, make_schedule
+
+UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
+
+
+def blend(
+    model: Model,
+    trajectory: Trajectory,
+    prompts: Sequence[str],
+    mask: Mask,
+    *,
+    method: str = "epsilon",
+    guidance: float | Sequence[float] | None = None,
+    one_prompt: str | None = None,
+    switch: float = 0.5,
+    callback: Callable[[Step], None] | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """The trajectory's picture with N >= 2 prompts laid out by the mask -> (B, 3, H, W) in [0, 1], float32, CPU.
+
+    method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, blended as pictures),
+    "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "combined" (epsilon while the
+    progress is below `switch`, attention after). guidance: one number or one per prompt, default
+    `model.settings.guidance`. one_prompt: the text of method "prompt", default the prompts with their places.
+    callback: called with a `sampling.Step` after each step. Raises ValueError naming what is wrong.
+    """
+    prompts = list(prompts)
+    if method not in METHODS:
+        near = get_close_matches(str(method), METHODS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}{hint}")
+    if len(prompts) != mask.n:
+        raise ValueError(f"the mask has {mask.n} styles, so {mask.n} prompts are needed; got {len(prompts)}")
+    guidance = model.settings.guidance if guidance is None else guidance
+    guidance = guidance_per_style(guidance, mask.n, model.device)
+    job = Job(model, trajectory, prompts, mask, guidance, one_prompt, switch, callback, progress)
+    return METHODS[method](job)
+
+
+def decode(
+    model: Model,
+    trajectory: Trajectory,
+    prompt: str,
+    *,
+    guidance: float | None = None,
+    callback: Callable[[Step], None] | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """The trajectory's picture with another prompt, no mask -> (B, 3, H, W) in [0, 1].
+
+    With the trajectory's own caption and guidance it is the source picture again, as the autoencoder draws it.
+    """
+    guidance = model.settings.guidance if guidance is None else float(guidance)
+    eps = guided_eps(model, prompt, guidance)
+    return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
+
+
+def decode_trajectory(
+    model: Model, trajectory: Trajectory, eps: Eps, callback: Callable | None = None, progress: bool = True
+) -> Tensor:
+    """Runs any eps(x_t, t, progress) over the trajectory's steps and noise -> the clean latents (B, C, h, w)."""
+    return denoise(
+        eps,
+        trajectory.x_T.to(model.device),
+        make_schedule(model.scheduler, trajectory.steps, trajectory.skip),
+        eta=trajectory.eta,
+        noises=trajectory.noises.to(model.device),
+        callback=callback,
+        progress=progress,
+    )
+
+
+def blend_pixels(images: Tensor, mask: Mask) -> Tensor:
+    """Finished pictures (N, B, 3, H, W) -> their masked sum (B, 3, H, W)."""
+    weights = mask.weights(*images.shape[-2:]).to(images)
+    return (weights[:, None, None] * images).sum(0)
+
+
+def name_places(prompts: Sequence[str]) -> str:
+    """One prompt that names every style and its place."""
+    if len(prompts) == 2:
+        return f"{prompts[0]} on the left and {prompts[1]} on the right"
+    return "From left to right: " + "; ".join(prompts)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of `blend`, checked; guidance is (N,)."""
+
+    model: Model
+    trajectory: Trajectory
+    prompts: list[str]
+    mask: Mask
+    guidance: Tensor
+    one_prompt: str | None
+    switch: float
+    callback: Callable[[Step], None] | None
+    progress: bool
+
+    def decode(self, prompt: str, guidance: Tensor) -> Tensor:
+        options = {"guidance": guidance, "callback": self.callback, "progress": self.progress}
+        return decode(self.model, self.trajectory, prompt, **options)
+
+    def run(self, eps: Eps) -> Tensor:
+        latents = decode_trajectory(self.model, self.trajectory, eps, self.callback, self.progress)
+        return decode_latents(self.model, latents)
+
+    def contexts(self) -> Tensor:
+        """Text embeddings (1 + N, L, D), the unconditional one first."""
+        return encode_prompts(self.model, ["", *self.prompts])
+
+    def size(self) -> tuple[int, int]:
+        return tuple(self.trajectory.x_T.shape[-2:])
+
+    def latent_weights(self) -> Callable[[float], Tensor]:
+        """progress -> weights (N, h, w) of the latents; worked out once unless the mask is timed."""
+        weights = lambda progress: self.mask.weights(*self.size(), progress).to(self.model.device)
+        if self.mask.timed:
+            return weights
+        fixed = weights(0.0)
+        return lambda progress: fixed
+
+
+def _prompt(job: Job) -> Tensor:
+    return job.decode(job.one_prompt or name_places(job.prompts), job.guidance.mean())
+
+
+def _pixel(job: Job) -> Tensor:
+    each = [job.decode(prompt, s) for prompt, s in zip(job.prompts, job.guidance, strict=True)]
+    return blend_pixels(torch.stack(each), job.mask)
+
+
+def _epsilon(job: Job) -> Tensor:
+    """One UNet call of N + 1 samples per step: eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0))."""
+    contexts, weights = job.contexts(), job.latent_weights()
+
+    def eps(x_t, t, progress):
+        batch = len(x_t)
+        rows = contexts.repeat_interleave(batch, 0)
+        uncond, *styles = unet_eps(job.model, x_t.repeat(len(contexts), 1, 1, 1), t, rows).split(batch)
+        return blend_eps(uncond, torch.stack(styles), weights(progress), job.guidance)
+
+    return job.run(eps)
+
+
+def _attention(job: Job) -> Tensor:
+    """One UNet call of 2 samples per step; the conditional one mixes the prompts in every cross-attention."""
+    return _hooked(job, switch=0.0)
+
+
+def _combined(job: Job) -> Tensor:
+    """The epsilon mask while progress < switch, then attention interpolation, under the same hooks."""
+    if not 0 <= job.switch <= 1:
+        raise ValueError(f"switch must be between 0 and 1, got {job.switch}")
+    return _hooked(job, job.switch)
+
+
+def _hooked(job: Job, switch: float) -> Tensor:
+    contexts, weights = job.contexts(), job.latent_weights()
+    styles = [ALONE + i for i in range(job.mask.n)]
+    with blend_cross_attention(job.model.unet, contexts, job.mask, job.size()) as hook:
+
+        def eps(x_t, t, progress):
+            batch, roles = len(x_t), [UNCONDITIONAL, *(styles if progress < switch else [MIXED])]
+            hook.at(progress, [role for role in roles for _ in range(batch)])
+            rows = contexts[: len(roles)].repeat_interleave(batch, 0)
+            uncond, *preds = unet_eps(job.model, x_t.repeat(len(roles), 1, 1, 1), t, rows).split(batch)
+            return blend_eps(uncond, torch.stack(preds), weights(progress), job.guidance)
+
+        return job.run(eps)
+
+
+METHODS = {
+    "prompt": _prompt,
+    "pixel": _pixel,
+    "epsilon": _epsilon,
+    "attention": _attention,
+    "combined": _combined,
+}

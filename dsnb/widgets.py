@@ -1,0 +1,283 @@
+"""A panel of sliders around a callable: coarse preview while a slider moves, the full picture when it rests.
+
+    panel = explore(draw, preview=coarse, play="angle", save_as="00_mine", angle=(0, 360, 15, 0), seed=0)
+
+`draw(**values)` returns a picture (see `plotting`). It runs in the background, one picture at a time for all
+panels of a notebook. Without a front end that can answer (papermill, nbconvert, plain Python) the panel is the
+static picture of its start position, drawn by the same callable. An error at the start position is raised.
+"""
+
+import base64
+import html
+import inspect
+import json
+import threading
+import time
+import traceback
+
+import ipywidgets
+from tqdm.auto import tqdm
+
+from . import plotting
+from .background import Superseded, worker
+from .controls import is_interactive, make_control, read_control
+
+PATIENCE = 2.0  # seconds; a wait that will be longer gets a progress bar
+FRAME = 0.1  # seconds; the shortest time between two pictures of a sweep
+FRAMES = 24  # at most, in a sweep
+
+
+def explore(
+    draw,
+    *,
+    preview=None,
+    rest=0.4,
+    play=None,
+    save_as=None,
+    settings=None,
+    labels=None,
+    width=400,
+    interactive=None,
+    **controls,
+):
+    """Panel of controls around `draw(**values)` → `Panel`; make it the last line of a cell to see it.
+
+    controls: name=(low, high[, step[, start]]) slider · [choices] or {label: choice} menu · True/False box ·
+        number or text field · any object with `value` and `observe`: a widget, or a `painting.paint(…)`.
+        A start that is not given is `draw`'s default for that name, else the first choice or the middle.
+    preview(**values): a quick stand-in for `draw` while a control moves.
+    Both may take `report`: call `report(done, total)`, or pass it on as the `callback` of a denoising loop.
+        It moves the progress bar, and ends a picture that a newer position has superseded.
+    rest: seconds without a change before `draw` runs. play: name of the slider that the play button sweeps.
+    save_as: stem of the files that the save button writes into figures/; settings: what they note besides.
+    labels: {name: text beside the control}. width: of the picture, in CSS pixels.
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(draw).parameters.items()}
+    specs = {name: read_control(name, given, defaults.get(name)) for name, given in controls.items()}
+    sliders = [name for name, (_, options) in specs.items() if "step" in options]
+    if play is not None and play not in sliders:
+        raise ValueError(f"play is {play!r}; expected the name of a slider, one of {sliders}")
+    panel = Panel(draw, preview, rest, save_as, settings)
+    panel._draw_first({name: options["value"] for name, (_, options) in specs.items()})
+    if is_interactive() if interactive is None else interactive:
+        texts = {name: name.replace("_", " ") for name in specs} | (labels or {})
+        panel._build({name: make_control(*spec, texts[name]) for name, spec in specs.items()}, play, width)
+    return panel
+
+
+class Panel:
+    """What `explore` returns: `values()`, `picture`, `error`, `set(…)`, `settle()`, `save()`, `play()`."""
+
+    def __init__(self, draw, preview, rest, save_as, settings):
+        self.draw, self.preview, self.rest = draw, preview, rest
+        self.save_as, self.settings = save_as, dict(settings or {})
+        self.picture = self.error = self.box = None
+        self.controls, self._start = {}, {}
+        self._sweep = self._frames = self._play = self._save = None
+        self._position = self._previewed = self._drawn = 0  # counts of changes, and which of them was drawn
+        self._changed = self._shown = 0.0
+        self._working = False
+
+    # For notebooks and tests
+
+    def values(self):
+        """The present position: {name: value}."""
+        return self._start | {name: control.value for name, control in self.controls.items()}
+
+    def parameters(self):
+        """Settings and position as plain JSON values, enough to make the picture again."""
+        told = {name: c.describe() for name, c in self.controls.items() if hasattr(c, "describe")}
+        return json.loads(json.dumps(self.settings | self.values() | told, default=str))
+
+    def set(self, **values):
+        """Move controls, as a hand would."""
+        for name, value in values.items():
+            if name not in self.controls:
+                raise ValueError(
+                    f"{name!r} is no control of this panel; expected one of {list(self.controls)}"
+                )
+            self.controls[name].value = value
+
+    def settle(self, timeout=60.0):
+        """Wait until the full picture of the present position is there → picture; raises what it raised."""
+        if self.box is not None and not worker().wait_for(self._is_settled, timeout):
+            raise TimeoutError(f"the picture was not finished within timeout = {timeout} seconds")
+        if self.error is not None:
+            raise self.error
+        return self.picture
+
+    def save(self):
+        """Save the present picture and its parameters as figures/SAVE_AS_NN.png and .json → path."""
+        if not self._is_settled() or self.error is not None:
+            raise RuntimeError("there is no finished picture of the present position to save; wait for it")
+        stem, number = self.save_as or "picture", 1
+        while (plotting.figures_folder() / f"{stem}_{number:02d}.png").exists():
+            number += 1
+        return plotting.save_figure(self.picture, f"{stem}_{number:02d}", self.parameters(), sidecar=True)
+
+    def play(self, on=True):
+        """Start or stop the sweep: once through the slider's range, and back to where it was."""
+        if self._play is None:
+            raise ValueError("play needs a slider and a front end; name one in explore(play=…)")
+        self._play.value = on
+
+    def _repr_mimebundle_(self, include=None, exclude=None, **_):
+        bundle = {"text/plain": f"Panel({self.parameters()})"}
+        bundle["image/png"] = base64.b64encode(plotting.png_bytes(self.picture)).decode()
+        return bundle if self.box is None else bundle | self.box._repr_mimebundle_()
+
+    # The parts
+
+    def _build(self, controls, play, width):
+        self.controls, self._sweep = controls, play
+        across = {"width": f"{width}px"}
+        self._image = ipywidgets.Image(format="png", layout=across | {"object_fit": "contain"})
+        self._bar = ipywidgets.IntProgress(layout=across | {"visibility": "hidden"})
+        self._status = ipywidgets.HTML(layout=across)
+        buttons = []
+        if play is not None:
+            self._play = ipywidgets.ToggleButton(description=f"▶ {play.replace('_', ' ')}")
+            self._play.observe(self._toggled_play, names="value")
+            buttons.append(self._play)
+        if self.save_as is not None:
+            self._save = ipywidgets.Button(description="save", icon="save")
+            self._save.on_click(self._clicked_save)
+            buttons.append(self._save)
+        column = [c if isinstance(c, ipywidgets.Widget) else c.box for c in controls.values()]
+        left = ipywidgets.VBox([*column, ipywidgets.HBox(buttons)])
+        self.box = ipywidgets.HBox([left, ipywidgets.VBox([self._image, self._bar, self._status])])
+        for part, name in ((self.box, "panel"), (self._image, "picture"), (self._status, "status")):
+            part.add_class(f"dsnb-{name}")
+        self._show(self.picture, "")
+        for control in controls.values():
+            control.observe(self._moved, names="value")
+        worker().watch_cells()
+
+    def _show(self, picture, note):
+        self._image.value = plotting.png_bytes(picture)
+        self._status.value = note
+        self._shown = time.monotonic()
+
+    def _tell(self, error):
+        lines = html.escape("".join(traceback.format_exception(error)))
+        self._status.value = (
+            f"<div class='dsnb-error' style='color:#b00020'>{html.escape(f'{type(error).__name__}: {error}')}"
+            f"<details><summary>traceback</summary><pre>{lines}</pre></details></div>"
+        )
+
+    def _clicked_save(self, _):
+        try:
+            path = self.save()
+        except Exception as error:  # a button has nobody to raise to
+            self._tell(error)
+        else:
+            self._status.value = html.escape(f"saved as {path.parent.name}/{path.name}")
+
+    # The work
+
+    def _moved(self, _):
+        with worker().condition:
+            self._position += 1
+            self._changed = time.monotonic()
+            if self._save is not None:
+                self._save.disabled = True
+        worker().wake(self)
+
+    def _is_settled(self):
+        return self._drawn == self._position and self._frames is None
+
+    def due(self):
+        """(when, what) is to be done next, or None; the worker asks, with its lock held."""
+        next_frame = self._shown + FRAME
+        if self.preview is not None and self._previewed < self._position:
+            return (next_frame if self._frames else 0.0), "preview"
+        if self._drawn < self._position:
+            return (next_frame if self._frames else self._changed + self.rest), "full"
+        return None
+
+    def _toggled_play(self, change):
+        with worker().condition:
+            if change["new"] and self._frames is None:
+                slider = self.controls[self._sweep]
+                span = slider.max - slider.min
+                stride = slider.step * max(1, -(-span // (slider.step * FRAMES)))
+                frames = [slider.min + stride * i for i in range(int(span / stride + 1e-6) + 1)]
+                self._frames = iter([*(frame for frame in frames if frame != slider.value), slider.value])
+                self._next_frame()
+            elif not change["new"]:
+                self._frames = None
+        worker().wake(self)
+
+    def _next_frame(self):
+        value = next(self._frames, None)
+        if value is None:
+            self._frames, self._play.value = None, False
+        else:
+            self.controls[self._sweep].value = value
+
+    def _draw_first(self, values):
+        with worker().paused(), tqdm(desc="drawing", delay=PATIENCE, leave=False) as bar:
+
+            def report(done, total=None):
+                done, bar.total = _progress(done, total)
+                bar.update(done - bar.n)
+
+            self._start = values
+            self.picture = _call(self.draw, values, report)
+        plotting.to_array(self.picture, "what draw returned")
+
+    def work(self, what):
+        """Draw the preview or the full picture of the present position, in the worker's thread."""
+        position, started = self._position, time.monotonic()
+
+        def report(done, total=None):
+            # A preview is short and is finished, otherwise a hand that keeps moving would never see one.
+            if worker().held or (what == "full" and self._position != position):
+                raise Superseded
+            done, total = _progress(done, total)
+            spent = time.monotonic() - started
+            if spent > 0.3 and spent * total > PATIENCE * done:
+                self._bar.max, self._bar.value, self._bar.layout.visibility = total, done, "visible"
+
+        self._working = True
+        alarm = threading.Timer(PATIENCE, self._still_working)  # for callables that report nothing
+        alarm.start()
+        error = None
+        try:
+            picture = _call(self.preview if what == "preview" else self.draw, self.values(), report)
+            if what == "preview" or self._position == position:
+                self._show(picture, "preview" if what == "preview" else "")
+        except Superseded:
+            return
+        except BaseException as caught:  # whatever it is belongs into the panel, and must not end the thread
+            error = caught
+            self._tell(error)
+        finally:
+            self._working = False
+            alarm.cancel()
+            self._bar.layout.visibility = "hidden"
+        with worker().condition:
+            self.error, self._previewed = error, position
+            if what == "full" or error is not None:
+                self._drawn = position
+            if what == "full" and error is None and self._position == position:
+                self.picture = picture
+                if self._save is not None:
+                    self._save.disabled = False
+            if self._frames is not None:
+                self._next_frame() if error is None else self.play(False)
+
+    def _still_working(self):
+        if self._working:
+            self._bar.layout.visibility = "visible"
+
+
+def _call(function, values, report):
+    takes = inspect.signature(function).parameters
+    reports = "report" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    return function(**values, **({"report": report} if reports else {}))
+
+
+def _progress(done, total):
+    """(done, total) from `report(done, total)`, or from `report(step)` of a denoising loop."""
+    return (done.index + 1, done.total) if total is None else (done, total)
