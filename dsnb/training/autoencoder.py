@@ -1,0 +1,101 @@
+"""The autoencoder: diffusers' AutoencoderTiny, 128 x 128 pixels to 16 x 16 latents, trained on crops."""
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import nn
+
+from .loop import Plan, autocast, fit
+from .styles import STYLES, draw
+from .world import SIZE, random_pictures
+
+LATENT_CHANNELS = 12
+CROP = 64  # pixels; a crop teaches as much per picture and costs a quarter
+
+
+def build(latent_channels: int = LATENT_CHANNELS, width: int = 64) -> AutoencoderTiny:
+    """A new autoencoder of factor 8; most of its blocks work at the coarse resolutions, where they are cheap."""
+    widths = (width,) * 4
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=(0, 1, 3, 3),
+        num_decoder_blocks=(3, 3, 2, 0),
+    ).to(memory_format=torch.channels_last)
+
+
+def training_crops(count: int, generator: torch.Generator, device, size: int = SIZE) -> torch.Tensor:
+    """Crops of fresh pictures in all styles, four of each picture, in [0, 1]: (count,3,CROP,CROP)."""
+    pictures = random_pictures(max(1, count // 4), generator).to(device)
+    styles = torch.randint(len(STYLES), (len(pictures),), generator=generator).to(device)
+    images = draw(pictures, styles)
+    corners = torch.randint(size - CROP + 1, (4, 2), generator=generator).tolist()
+    crops = [images[:, :, y : y + CROP, x : x + CROP] for y, x in corners]
+    return torch.cat(crops)[:count].contiguous(memory_format=torch.channels_last)
+
+
+def reconstruction_loss(autoencoder: nn.Module, images: torch.Tensor, generator: torch.Generator):
+    """|x̂ - x| + 2 (x̂ - x)² + |∇x̂ - ∇x| + a pull of the latents to mean 0 and deviation 1.
+
+    The decoder sees latents with a little noise, as a sampler will hand it. Images (B,3,H,W) in [0, 1].
+    """
+    with autocast(images.device):
+        latents = autoencoder.encode(images * 2 - 1).latents.float()
+        jitter = torch.randn(latents.shape, generator=generator).to(latents.device)
+        decoded = autoencoder.decode(latents + 0.05 * jitter).sample.float() / 2 + 0.5
+    error = decoded - images
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    spread = mean.square().mean() + (deviation - 1).square().mean()
+    square = error.square().mean()
+    loss = error.abs().mean() + 2 * square + 0.5 * edges + 0.01 * spread
+    return loss, {"psnr": -10 * torch.log10(square.detach()), "spread": spread.detach()}
+
+
+def train(plan: Plan, folder: Path, device, **sizes) -> AutoencoderTiny:
+    """Train within the plan's budget, from the last checkpoint where there is one; the averaged network."""
+    torch.manual_seed(plan.seed)
+    network = build(**sizes).to(device)
+    average = copy.deepcopy(network).requires_grad_(False).eval()
+
+    def loss(network, step, generator):
+        return reconstruction_loss(network, training_crops(plan.batch, generator, device), generator)
+
+    fit("autoencoder", network, average, loss, plan, folder, device)
+    return average
+
+
+@torch.no_grad()
+def encode(autoencoder: AutoencoderTiny, images: torch.Tensor) -> torch.Tensor:
+    """Latents (B,C,SIZE/8,SIZE/8) of images in [0, 1], already times the scaling factor, float32."""
+    with autocast(images.device):
+        pixels = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+        return autoencoder.encode(pixels).latents.float() * autoencoder.config.scaling_factor
+
+
+@torch.no_grad()
+def measure_scale(autoencoder: AutoencoderTiny, device, count: int = 512) -> float:
+    """Set and return the factor that gives the latents of the world deviation 1."""
+    generator = torch.Generator().manual_seed(5)
+    autoencoder.register_to_config(scaling_factor=1.0)
+    parts = []
+    for _ in range(count // 32):
+        pictures = random_pictures(32, generator).to(device)
+        styles = torch.randint(len(STYLES), (32,), generator=generator).to(device)
+        parts.append(encode(autoencoder, draw(pictures, styles)))
+    scale = 1 / torch.cat(parts).std().item()
+    autoencoder.register_to_config(scaling_factor=scale)
+    return scale
+
+
+@torch.no_grad()
+def psnr(autoencoder: AutoencoderTiny, images: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each rebuilt picture in dB, after clipping to [0, 1]: (B,)."""
+    with autocast(images.device):
+        latents = autoencoder.encode(images * 2 - 1).latents
+        rebuilt = autoencoder.decode(latents).sample.float() / 2 + 0.5
+    return -10 * torch.log10(F.mse_loss(rebuilt.clamp(0, 1), images, reduction="none").mean((1, 2, 3)))

@@ -1,0 +1,145 @@
+"""One training loop for all networks: resumable, within a time budget, and the same on any device.
+
+What a step sees follows from (seed, stage, step) alone, so a run that was killed and resumed from its last
+checkpoint does exactly what an uninterrupted one does, and nothing about random states needs saving.
+"""
+
+import csv
+import os
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stage is trained. The learning rate rises over `warmup` steps and, where `cooldown` > 0, falls to
+    zero over that share of the time budget, so that each sitting ends with settled weights."""
+
+    batch: int
+    learning_rate: float
+    seconds: float = float("inf")  # time budget of this sitting
+    steps: int = 10**9  # total number of steps, over all sittings
+    warmup: int = 200
+    cooldown: float = 0.2
+    decay: float = 0.999  # of the moving average of the weights
+    weight_decay: float = 0.01
+    save_every: float = 300.0  # seconds between checkpoints
+    log_every: int = 25
+    seed: int = 0
+
+
+def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
+    """The random generator (on the CPU) of one step of one stage."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + zlib.crc32(stage.encode())) * 4_000_037 % 2**31 + step)
+
+
+def autocast(device: torch.device):
+    """bfloat16 where a matrix product gains from it; weights and optimiser stay float32."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write `state` beside `path` first and rename, so that a kill never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path, device="cpu") -> dict | None:
+    """The state saved at `path`, or None where there is none."""
+    return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Move `average` towards `network`; early steps count more, so the start is soon forgotten."""
+    keep = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
+    for mean, value in zip(average.buffers(), network.buffers(), strict=True):
+        mean.copy_(value)
+
+
+def log_row(path: Path, row: dict) -> None:
+    """Append one row to a CSV table, with a header where the table is new."""
+    new = not path.is_file()
+    with path.open("a", newline="") as table:
+        writer = csv.DictWriter(table, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def rate(plan: Plan, step: int, elapsed: float) -> float:
+    """The factor on the learning rate at a step, `elapsed` seconds into the sitting."""
+    warm = min(1.0, (step + 1) / plan.warmup)
+    if plan.cooldown <= 0 or plan.seconds == float("inf"):
+        return warm
+    return warm * min(1.0, max(0.0, 1 - elapsed / plan.seconds) / plan.cooldown)
+
+
+def fit(
+    stage: str,
+    network: nn.Module,
+    average: nn.Module,
+    loss: Callable[[nn.Module, int, torch.Generator], tuple[torch.Tensor, dict]],
+    plan: Plan,
+    folder: Path,
+    device: torch.device | str,
+) -> int:
+    """Train `network` in place until the time or the steps of `plan` are used up, and return the step reached.
+
+    `loss(network, step, generator)` gives the loss of a step and numbers to log. `average` receives the moving
+    average of the weights. The state lives in `folder/stage.pt`, the log in `folder/stage.csv`; both are picked
+    up where they were left. Raises FloatingPointError where the loss is not finite (the checkpoint is kept).
+    """
+    path, start, step = Path(folder) / f"{stage}.pt", time.monotonic(), 0
+    optimiser = torch.optim.AdamW(
+        network.parameters(), plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
+    )
+    state = load_checkpoint(path, device)
+    if state is not None:
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step = state["step"]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    saved = start
+
+    def save():
+        parts = {"network": network, "average": average, "optimiser": optimiser}
+        save_checkpoint(path, {"step": step, **{name: part.state_dict() for name, part in parts.items()}})
+
+    network.train()
+    bar = tqdm(initial=step, total=plan.steps if plan.steps < 10**9 else None, desc=stage, mininterval=5)
+    while step < plan.steps and (elapsed := time.monotonic() - start) < plan.seconds:
+        for group in optimiser.param_groups:
+            group["lr"] = plan.learning_rate * rate(plan, step, elapsed)
+        value, numbers = loss(network, step, step_generator(plan.seed, stage, step))
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        update_average(average, network, plan.decay, step)
+        if step % plan.log_every == 0 or step == plan.steps:
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"{stage}: the loss is {value.item()} at step {step}; resume from {path}")
+            row = {"step": step, "seconds": round(time.monotonic() - start, 1), "loss": round(value.item(), 5)}
+            log_row(path.with_suffix(".csv"), row | {key: round(float(x), 5) for key, x in numbers.items()})
+            bar.set_postfix(loss=f"{value.item():.4f}")
+        bar.update()
+        if time.monotonic() - saved > plan.save_every:
+            save()
+            saved = time.monotonic()
+    bar.close()
+    save()
+    network.eval()
+    return step
