@@ -1,7 +1,7 @@
 """One thread that draws for every panel of a notebook, and stands back while a cell runs.
 
-Two pictures must not be drawn at once: they would share the model, and its attention hooks. So all panels queue
-here, a running cell comes first, and what the thread was drawing then begins again after the cell.
+Two pictures must not be drawn at once: they would share the model, and its attention hooks. So all panels
+queue here, a running cell comes first, and what the thread was drawing then begins again after the cell.
 """
 
 import threading

@@ -7,7 +7,7 @@ import ipywidgets
 
 
 def is_interactive():
-    """Whether somebody can move a slider: the front end takes answers, or DSNB_INTERACTIVE (0 or 1) says so."""
+    """Whether somebody can move a slider: the front end takes answers; DSNB_INTERACTIVE=0 or 1 overrides."""
     said = os.environ.get("DSNB_INTERACTIVE", "")
     if said:
         return said.lower() not in ("0", "false", "no")

@@ -3,8 +3,8 @@
     panel = explore(draw, preview=coarse, play="angle", save_as="00_mine", angle=(0, 360, 15, 0), seed=0)
 
 `draw(**values)` returns a picture (see `plotting`). It runs in the background, one picture at a time for all
-panels of a notebook. Without a front end that can answer (papermill, nbconvert, plain Python) the panel is the
-static picture of its start position, drawn by the same callable. An error at the start position is raised.
+panels of a notebook. Without a front end that can answer (papermill, nbconvert, plain Python) the panel is
+the static picture of its start position, drawn by the same callable. An error at the start is raised.
 """
 
 import base64
@@ -21,6 +21,9 @@ from tqdm.auto import tqdm
 from . import plotting
 from .background import Superseded, worker
 from .controls import is_interactive, make_control, read_control
+from .painting import paint
+
+__all__ = ["Panel", "Superseded", "explore", "paint"]
 
 PATIENCE = 2.0  # seconds; a wait that will be longer gets a progress bar
 FRAME = 0.1  # seconds; the shortest time between two pictures of a sweep
@@ -87,7 +90,7 @@ class Panel:
     def parameters(self):
         """Settings and position as plain JSON values, enough to make the picture again."""
         told = {name: c.describe() for name, c in self.controls.items() if hasattr(c, "describe")}
-        return json.loads(json.dumps(self.settings | self.values() | told, default=str))
+        return json.loads(json.dumps(self.settings | self.values() | told, default=_plain))
 
     def set(self, **values):
         """Move controls, as a hand would."""
@@ -276,6 +279,10 @@ def _call(function, values, report):
     takes = inspect.signature(function).parameters
     reports = "report" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
     return function(**values, **({"report": report} if reports else {}))
+
+
+def _plain(value):
+    return value.item() if getattr(value, "ndim", None) == 0 else str(value)
 
 
 def _progress(done, total):

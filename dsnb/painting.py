@@ -1,0 +1,219 @@
+"""A mask painted with the mouse on the picture → weights (N, H, W).
+
+    mask = paint(image, n=2)      # last line of a cell; paint with the mouse
+    masks.from_weights(mask.value)
+
+What is kept are the strokes, in units of the picture, so a painted mask has every resolution, can be undone,
+and can be written down: `paint(image, strokes=mask.strokes)` is the same again. The canvas is ipycanvas's.
+"""
+
+import base64
+from dataclasses import asdict, dataclass, replace
+
+import ipywidgets
+import numpy as np
+import torch
+import torch.nn.functional as F
+import traitlets
+from ipycanvas import Canvas, hold_canvas
+from PIL import Image, ImageDraw, ImageFilter
+
+from . import plotting
+from .controls import is_interactive
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """One stroke of the brush: `points` (x, y) in [0, 1], from the upper left corner.
+
+    radius: of the brush, in widths of the picture. softness: 0 a sharp edge, 1 one as wide as the brush.
+    """
+
+    style: int
+    points: tuple = ()
+    radius: float = 0.1
+    softness: float = 0.3
+
+
+def weights_of(strokes, height, width, n=2, base=0):
+    """Strokes over a ground of style `base` → float32 weights (n, height, width) that sum to 1.
+
+    A stroke covers what was there before: w <- (1 - a) w + a e_style, with a its softened trace in [0, 1].
+    """
+    weights = np.zeros((n, height, width), np.float32)
+    weights[base] = 1
+    for stroke in strokes:
+        trace = _trace(stroke, height, width)
+        weights *= 1 - trace
+        weights[stroke.style] += trace
+    return weights / weights.sum(0)
+
+
+def _trace(stroke, height, width):
+    fine = 4 if max(height, width) <= 256 else 2
+    size = (width * fine, height * fine)
+    radius = max(stroke.radius * size[0], 0.5)
+    points = [(x * size[0], y * size[1]) for x, y in stroke.points]
+    picture = Image.new("L", size)
+    pen = ImageDraw.Draw(picture)
+    if len(points) > 1:
+        pen.line(points, fill=255, width=max(1, round(2 * radius)), joint="curve")
+    for x, y in (points[0], points[-1]) if points else ():
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    if stroke.softness > 0:
+        picture = picture.filter(ImageFilter.GaussianBlur(stroke.softness * radius / 2))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX), np.float32) / 255
+
+
+def paint(image, n=2, *, strokes=None, labels=None, brush=0.12, softness=0.3, width=400, interactive=None):
+    """A picture to paint a mask of `n` styles on → `Painter`, whose `value` are the weights (n, H, W).
+
+    strokes: what is painted already (`Stroke`s, or dictionaries as `Painter.strokes` gives them). Without a
+    front end it is, unless given, one fixed stroke of style 1 across the middle: a notebook runs headless.
+    labels: names of the styles. brush: radius in widths of the picture. width: of the canvas, in CSS pixels.
+    """
+    if n < 2:
+        raise ValueError(f"n is {n}; expected at least 2 styles")
+    interactive = is_interactive() if interactive is None else interactive
+    if strokes is None:
+        line = tuple((0.25 + 0.5 * i / 16, 0.5 + 0.12 * np.sin(i / 16 * 2 * np.pi)) for i in range(17))
+        strokes = [] if interactive else [Stroke(1, line, brush, softness)]
+    strokes = [_checked(stroke, n) for stroke in strokes]
+    labels = [f"style {i}" for i in range(n)] if labels is None else list(labels)
+    if len(labels) != n:
+        raise ValueError(f"labels has {len(labels)} entries; expected {n}, one per style")
+    painter = Painter(image, n, strokes)
+    if interactive:
+        painter.build(labels, brush, softness, width)
+    return painter
+
+
+def _checked(stroke, n):
+    stroke = stroke if isinstance(stroke, Stroke) else Stroke(**stroke)
+    points = np.asarray(stroke.points, float).reshape(-1, 2)
+    if not (0 <= stroke.style < n and len(points) and np.isfinite(points).all() and stroke.radius > 0):
+        raise ValueError(
+            f"strokes holds {stroke}; expected a style below {n}, a radius above 0 and finite points"
+        )
+    return replace(stroke, points=tuple((float(x), float(y)) for x, y in points))
+
+
+class Painter(traitlets.HasTraits):
+    """What `paint` returns: `value`, the weights (n, H, W), can be observed; `strokes`, `undo`, `clear`."""
+
+    value = traitlets.Any()
+
+    def __init__(self, image, n, strokes):
+        super().__init__()
+        self._picture = plotting.to_array(image, "image")
+        self.n, self.box, self._strokes, self._open = n, None, strokes, None
+        self._refresh()
+
+    @property
+    def strokes(self):
+        """What was painted, as plain dictionaries that `paint(strokes=…)` takes."""
+        return [asdict(stroke) for stroke in self._strokes]
+
+    def describe(self):
+        """The value as a panel notes it beside a saved picture."""
+        return {"n": self.n, "strokes": self.strokes}
+
+    def add(self, stroke):
+        """Paint one more stroke."""
+        self._strokes = [*self._strokes, _checked(stroke, self.n)]
+        self._refresh()
+
+    def undo(self):
+        """Take the last stroke away."""
+        self._strokes = self._strokes[:-1]
+        self._refresh()
+
+    def clear(self):
+        """Take all strokes away."""
+        self._strokes = []
+        self._refresh()
+
+    def weights(self, height=None, width=None):
+        """The mask at any resolution → (n, height, width), the picture's own by default."""
+        own = self._picture.shape
+        return weights_of(self._strokes, height or own[0], width or own[1], self.n)
+
+    def _refresh(self):
+        if self.box is not None:
+            self._redraw()
+        self.value = self.weights()
+
+    def _repr_mimebundle_(self, include=None, exclude=None, **_):
+        seen = plotting.color_weights(self.weights(), self._picture, 0.45)
+        bundle = {"text/plain": f"Painter(n={self.n}, {len(self._strokes)} strokes)"}
+        bundle["image/png"] = base64.b64encode(plotting.png_bytes(seen)).decode()
+        return bundle if self.box is None else bundle | self.box._repr_mimebundle_()
+
+    # The canvas
+
+    def build(self, labels, brush, softness, width):
+        """Make the canvas and its buttons; they are in `box`."""
+        height, across = self._picture.shape[:2]
+        self._canvas = Canvas(width=width, height=max(1, round(width * height / across)))
+        self._canvas.layout.width = f"{width}px"
+        self._canvas.add_class("dsnb-canvas")
+        narrow = {"style": {"description_width": "60px"}, "layout": {"width": "220px"}}
+        options = list(zip(labels, range(self.n), strict=True))
+        self._style = ipywidgets.Dropdown(description="paint", options=options, value=1, **narrow)
+        self._brush = ipywidgets.FloatSlider(
+            description="brush", min=0.01, max=0.4, step=0.01, value=brush, readout_format=".2f", **narrow
+        )
+        self._soft = ipywidgets.FloatSlider(
+            description="soft edge", min=0, max=1, step=0.05, value=softness, readout_format=".2f", **narrow
+        )
+        undo = ipywidgets.Button(description="undo", icon="undo", layout={"width": "100px"})
+        clear = ipywidgets.Button(description="clear", icon="trash", layout={"width": "100px"})
+        undo.on_click(lambda _: self.undo())
+        clear.on_click(lambda _: self.clear())
+        tools = ipywidgets.VBox([self._style, self._brush, self._soft, ipywidgets.HBox([undo, clear])])
+        self.box = ipywidgets.HBox([tools, self._canvas])
+        self.box.add_class("dsnb-painter")
+        for event, does in (("mouse_down", self.begin), ("mouse_move", self.move), ("mouse_up", self.end)):
+            getattr(self._canvas, f"on_{event}")(does)
+        self._canvas.on_mouse_out(self.end)
+        self._canvas.on_touch_start(lambda touches: self.begin(*touches[0]))
+        self._canvas.on_touch_move(lambda touches: self.move(*touches[0]))
+        self._canvas.on_touch_end(lambda _: self.end())
+        self._canvas.on_client_ready(self._redraw)
+        self._redraw()
+
+    def begin(self, x, y):
+        """The mouse goes down at (x, y), in pixels of the canvas."""
+        self._open = Stroke(self._style.value, (self._place(x, y),), self._brush.value, self._soft.value)
+
+    def move(self, x, y):
+        """The mouse moves; paints while a stroke is open."""
+        if self._open is None:
+            return
+        here, last = self._place(x, y), self._open.points[-1]
+        self._open = replace(self._open, points=(*self._open.points, here))
+        canvas = self._canvas
+        with hold_canvas():
+            canvas.global_alpha, canvas.line_cap = 0.35, "round"
+            canvas.stroke_style = plotting.STYLE_COLORS[self._open.style % len(plotting.STYLE_COLORS)]
+            canvas.line_width = 2 * self._open.radius * canvas.width
+            canvas.stroke_line(*(last[0] * canvas.width, last[1] * canvas.height, x, y))
+            canvas.global_alpha = 1
+
+    def end(self, x=0, y=0):
+        """The mouse goes up or leaves: the open stroke becomes part of the mask."""
+        stroke, self._open = self._open, None
+        if stroke is not None:
+            self.add(stroke)
+
+    def _place(self, x, y):
+        return x / self._canvas.width, y / self._canvas.height
+
+    def _redraw(self):
+        size = (self._canvas.height, self._canvas.width)
+        picture = torch.from_numpy(self._picture.copy()).permute(2, 0, 1)[None].float() / 255
+        picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
+        seen = plotting.color_weights(
+            self.weights(*size), picture.clamp(0, 1), 0.45 if self._strokes else 0.2
+        )
+        self._canvas.put_image_data(plotting.to_array(seen), 0, 0)
