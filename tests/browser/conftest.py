@@ -1,0 +1,208 @@
+"""A real JupyterLab in a real browser. Needs chromium and playwright; tests are skipped where these lack."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # keeps cells out of sight in the page
+}
+
+
+def find_browser():
+    """Path of a chromium; the environment variable DSNB_BROWSER overrides the search."""
+    named = os.environ.get("DSNB_BROWSER")
+    names = [named] if named else ["chromium", "chromium-browser", "google-chrome", "chrome"]
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
+    path = find_browser()
+    if path is None:
+        pytest.skip("no chromium: apt-get install -y --no-install-recommends chromium fonts-dejavu-core")
+    quiet = [
+        "--no-sandbox",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*quiet, "--no-first-run"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """A JupyterLab of its own, with its own settings → (address, folder it serves)."""
+    folder, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
+    for name, values in SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "DSNB_FIGURES": str(folder / "figures"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    environment.pop("DSNB_INTERACTIVE", None)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command += [
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.disable_check_xsrf=True",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    log = (home / "lab.log").open("wb")
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            if server.poll() is not None:
+                break
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=1).read()
+                yield address, folder
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        pytest.fail(f"JupyterLab did not start:\n{(home / 'lab.log').read_text()[-2000:]}")
+    finally:
+        server.terminate()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
+        log.close()
+
+
+@pytest.fixture
+def notebook(lab, browser, request):
+    """`open_it(path or list of cells)` → `Page` of a notebook whose cells have all run."""
+    address, folder = lab
+    opened = []
+
+    def open_it(source, seconds=180):
+        name = f"{request.node.name.split('[')[0]}.ipynb"
+        if isinstance(source, Path):
+            shutil.copy(source, folder / name)
+        else:
+            import nbformat
+
+            book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in source])
+            book.metadata["kernelspec"] = {
+                "name": "python3",
+                "display_name": "Python 3",
+                "language": "python",
+            }
+            nbformat.write(book, folder / name)
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        opened.append(page)
+        page.goto(f"{address}/lab/tree/{name}?reset")
+        return Page(page, folder).run_all(seconds)
+
+    yield open_it
+    for page in opened:
+        if os.environ.get("DSNB_SCREENSHOTS"):
+            shots = Path(os.environ["DSNB_SCREENSHOTS"])
+            shots.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=shots / f"{request.node.name}.png")
+        page.close()
+    # A shut kernel frees its memory before the next test.
+    for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels")):
+        urllib.request.urlopen(
+            urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE")
+        )
+
+
+class Page:
+    """A notebook in the browser, as a reader handles it."""
+
+    def __init__(self, page, folder):
+        self.page, self.folder = page, folder
+
+    def run_all(self, seconds):
+        self.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        self.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+        for _ in range(5):  # a kernel that is not quite there drops the request without a word
+            self.page.get_by_role("menuitem", name="Run", exact=True).click()
+            self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            self.page.wait_for_timeout(3000)
+            if self.page.evaluate(STARTED):
+                break
+        self.page.wait_for_function(FINISHED, timeout=seconds * 1000)
+        self.assert_no_error()
+        return self
+
+    def assert_no_error(self):
+        failed = ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']"
+        found = self.page.locator(f"{failed}, .dsnb-error, .jupyter-widgets-error-widget")
+        assert found.count() == 0, found.all_inner_texts()
+
+    def picture(self, panel=0):
+        """What the panel shows, as a data address that changes with its pixels."""
+        return self.page.evaluate(PIXELS, self.page.locator(".dsnb-picture").nth(panel).element_handle())
+
+    def canvas(self, painter=0):
+        return self.page.evaluate(
+            PIXELS, self.page.locator(".dsnb-painter canvas").nth(painter).element_handle()
+        )
+
+    def wait_for_change(self, look, before, seconds=60):
+        """Wait until `look()` differs from `before` and has come to rest → the new look."""
+        end, last = time.monotonic() + seconds, before
+        while time.monotonic() < end:
+            self.page.wait_for_timeout(500)
+            now = look()
+            if now != before and now == last:
+                return now
+            last = now
+        raise AssertionError(f"the picture did not change within {seconds} seconds")
+
+    def press(self, panel, label, key, times=1):
+        """Keys on the slider called `label`."""
+        row = self.page.locator(".dsnb-panel").nth(panel).locator(".jupyter-widgets", has_text=label)
+        handle = row.locator(".noUi-handle").first
+        handle.scroll_into_view_if_needed()
+        handle.focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+
+STARTED = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
+    .some(prompt => /[*\\d]/.test(prompt.innerText))"""
+FINISHED = """() => {
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.innerText);
+    return prompts.length > 0 && prompts.every(text => /^\\[\\d+\\]:$/.test(text));
+}"""
+PIXELS = """element => {
+    const canvas = document.createElement('canvas');
+    canvas.width = element.naturalWidth || element.width;
+    canvas.height = element.naturalHeight || element.height;
+    canvas.getContext('2d').drawImage(element, 0, 0);
+    return canvas.toDataURL();
+}"""

@@ -1,0 +1,62 @@
+"""Panels in JupyterLab: a slider moved with the keyboard, a stroke painted with the mouse."""
+
+SETUP = """
+import torch, time
+from dsnb.widgets import explore, paint
+
+def draw(angle, report):
+    for step in range(5):
+        time.sleep(0.02)
+        report(step + 1, 5)
+    return torch.full((1, 3, 32, 32), angle / 90)
+
+def coarse(angle):
+    return torch.full((1, 3, 8, 8), angle / 90)
+"""
+
+
+def test_slider_moves_the_picture(notebook):
+    book = notebook(
+        [SETUP, "explore(draw, preview=coarse, play='angle', save_as='toy', angle=(0, 90, 5, 0))"]
+    )
+    before = book.picture()
+    book.press(0, "angle", "ArrowRight", 3)
+    after = book.wait_for_change(book.picture, before)
+    book.page.locator(".dsnb-panel button", has_text="save").click()
+    book.page.get_by_text("saved as figures/toy_01.png").wait_for()
+    assert (book.folder / "figures" / "toy_01.json").is_file()
+    book.press(0, "angle", "Home")
+    assert book.wait_for_change(book.picture, after) == before
+    book.assert_no_error()
+
+
+def test_an_error_is_seen_in_the_panel(notebook):
+    broken = "explore(lambda x: torch.full((1, 3, 8, 8), x / 2), x=(0, 10, 1, 0))"
+    book = notebook([SETUP, broken])
+    book.press(0, "x", "ArrowRight", 5)
+    shown = book.page.locator(".dsnb-error")
+    shown.wait_for()
+    assert "ValueError: picture has values from" in shown.inner_text()
+    book.press(0, "x", "Home")
+    shown.wait_for(state="detached")
+
+
+def test_a_painted_stroke_changes_mask_and_picture(notebook):
+    book = notebook([SETUP, "mask = paint(torch.rand(1, 3, 64, 64), width=300)",
+                     "explore(lambda mask: torch.from_numpy(mask[1]), mask=mask)"])  # fmt: skip
+    picture, canvas = book.picture(), book.canvas()
+    box = book.page.locator(".dsnb-painter canvas")
+    box.scroll_into_view_if_needed()
+    place = box.bounding_box()
+    mouse = book.page.mouse
+    mouse.move(place["x"] + 80, place["y"] + 100)
+    mouse.down()
+    for step in range(12):
+        mouse.move(place["x"] + 80 + step * 10, place["y"] + 100 + step * 4)
+        book.page.wait_for_timeout(20)
+    mouse.up()
+    painted = book.wait_for_change(book.picture, picture)
+    assert book.canvas() != canvas
+    book.page.locator(".dsnb-painter button", has_text="undo").click()
+    assert book.wait_for_change(book.picture, painted) == picture
+    book.assert_no_error()
