@@ -1,0 +1,99 @@
+"""What the pictures of the training world are called: captions, and the tokenizer trained on them."""
+
+import json
+import re
+from collections import Counter
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex as Pattern
+from transformers import CLIPTokenizer
+
+from .. import styles as prompts
+from .icons import OBJECTS
+from .scenery import SCENES
+from .styles import STYLES
+from .world import COLOURS, Pictures, random_pictures
+
+LENGTH = 64  # tokens of a caption, padding included; the longest template takes about 50
+
+# Beside the workbook's own template of a style, which comes first; {} is the caption without a style.
+PARAPHRASES = {
+    "plain": ("{}", "a picture of {}", "a photo of {}"),
+    "minecraft": ("a minecraft rendering of {}", "minecraft blocks, {}", "{} in minecraft style"),
+    "vangogh": ("a van gogh painting of {}", "{} painted by van gogh", "{} in the style of starry night"),
+    "mosaic": ("a mosaic of {}", "{} as a mosaic of tiles", "{} in mosaic style"),
+    "warhol": ("an andy warhol print of {}", "pop art of {}", "{} as warhol pop art"),
+    "sketch": ("a pencil sketch of {}", "a hatched drawing of {}", "{} as a pencil drawing"),
+    "watercolor": ("a watercolor of {}", "{} in watercolor", "a watercolor painting of {}"),
+    "stained": ("a stained glass window of {}", "{} in stained glass", "{} as a stained glass window"),
+    "neon": ("a neon sign of {}", "{} in neon lights", "a glowing neon picture of {}"),
+}
+
+
+def templates(style: str) -> tuple[str, ...]:
+    """All templates of a style, the workbook's own first; {} stands for the caption."""
+    own = (prompts.prompt(style, "{}"),) if style in prompts.names() else ()
+    return own + PARAPHRASES[style]
+
+
+def phrase(pictures: Pictures, index: int, wording: int = 0) -> str:
+    """The caption of one picture without its style, e.g. "a red car on a street"."""
+    colour = int(pictures.colour[index])
+    words = ([list(COLOURS)[colour]] if colour >= 0 else []) + [OBJECTS[pictures.object[index]]]
+    article = "an" if words[0][0] in "aeiou" and not words[0].startswith("uni") else "a"
+    place = list(SCENES.values())[pictures.scene[index]].phrases[wording]
+    return f"{article} {' '.join(words)} {place}"
+
+
+def captions(pictures: Pictures, styles: torch.Tensor, generator: torch.Generator) -> list[str]:
+    """A caption for each picture and style (B,): half of them the first wording and template, half any other."""
+    lots = torch.rand(len(pictures), 4, generator=generator).tolist()
+    names, result = list(STYLES), []
+    for index, (usual_place, usual, which, place) in enumerate(lots):
+        choices = templates(names[styles[index]])
+        choice = choices[0] if usual < 0.5 else choices[int(which * len(choices))]
+        wording = 0 if usual_place < 0.5 else int(place * 2)
+        result.append(choice.format(phrase(pictures, index, wording)))
+    return result
+
+
+def caption(pictures: Pictures, index: int, style: str = "plain") -> str:
+    """The one caption that counts as a picture's own: first wording, first template."""
+    return templates(style)[0].format(phrase(pictures, index))
+
+
+def train_tokenizer(entries: int = 2000) -> CLIPTokenizer:
+    """Learn byte pairs on the world's captions; the same ones every time. Any text can be encoded.
+
+    CLIP's rules: lower case, words end in </w>, a caption is padded with its end token to LENGTH.
+    """
+    generator = torch.Generator().manual_seed(17)
+    pictures = random_pictures(4000, generator)
+    styles = torch.randint(len(STYLES), (len(pictures),), generator=generator)
+    corpus = captions(pictures, styles, generator)
+    corpus += [prompts.one_prompt(pair, "a picture") for pair in prompts.pairs()] * 50
+    counts = Counter(word for text in corpus for word in re.findall(r"[a-z]+", text.lower()))
+    corpus += [word for word, count in counts.items() if count < 50] * 50  # rare words become whole tokens too
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = normalizers.Lowercase()
+    words = Pattern(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=entries, min_frequency=10, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+    )
+    learner.train_from_iterator(corpus, trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    pieces = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
+    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """Token numbers (B, LENGTH), padded and cut to LENGTH."""
+    kept = dict(padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    return tokenizer(texts, **kept).input_ids
