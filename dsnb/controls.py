@@ -20,7 +20,12 @@ def is_interactive():
 
 
 def read_control(name, given, default):
-    """One control as (widget class or the object given, options with the start `value`)."""
+    """One control as (widget class or the object given, options with the start `value`).
+
+    default: the start where `given` has none, or None.
+
+    ValueError, with the control's name, for what makes no control and for a start outside it.
+    """
     if hasattr(given, "observe") and hasattr(given, "value"):
         return given, {"value": given.value}
     if isinstance(given, bool):
@@ -47,7 +52,9 @@ def read_control(name, given, default):
     if isinstance(given, (list, dict)) and given:
         options = list(given.items()) if isinstance(given, dict) else list(given)
         values = list(given.values()) if isinstance(given, dict) else options
-        return ipywidgets.Dropdown, {"options": options, "value": default if default in values else values[0]}
+        if default is not None and default not in values:
+            raise ValueError(f"{name} starts at {default!r}; expected one of {values}")
+        return ipywidgets.Dropdown, {"options": options, "value": values[0] if default is None else default}
     raise ValueError(
         f"{name} is {given!r}; expected (low, high, step, start), a list or dictionary of choices, "
         "True/False, a number, a text or a widget"

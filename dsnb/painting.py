@@ -157,7 +157,7 @@ class Painter(traitlets.HasTraits):
         self._canvas = Canvas(width=width, height=max(1, round(width * height / across)))
         self._canvas.layout.width = f"{width}px"
         self._canvas.add_class("dsnb-canvas")
-        narrow = {"style": {"description_width": "60px"}, "layout": {"width": "220px"}}
+        narrow = {"style": {"description_width": "70px"}, "layout": {"width": "270px"}}
         options = list(zip(labels, range(self.n), strict=True))
         self._style = ipywidgets.Dropdown(description="paint", options=options, value=1, **narrow)
         self._brush = ipywidgets.FloatSlider(
@@ -170,8 +170,8 @@ class Painter(traitlets.HasTraits):
         clear = ipywidgets.Button(description="clear", icon="trash", layout={"width": "100px"})
         undo.on_click(lambda _: self.undo())
         clear.on_click(lambda _: self.clear())
-        tools = ipywidgets.VBox([self._style, self._brush, self._soft, ipywidgets.HBox([undo, clear])])
-        self.box = ipywidgets.HBox([tools, self._canvas])
+        buttons = ipywidgets.HBox([undo, clear])
+        self.box = ipywidgets.VBox([self._style, self._brush, self._soft, buttons, self._canvas])
         self.box.add_class("dsnb-painter")
         for event, does in (("mouse_down", self.begin), ("mouse_move", self.move), ("mouse_up", self.end)):
             getattr(self._canvas, f"on_{event}")(does)

@@ -56,6 +56,7 @@ def explore(
     labels: {name: text beside the control}. width: of the picture, in CSS pixels.
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(draw).parameters.items()}
+    defaults = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
     specs = {name: read_control(name, given, defaults.get(name)) for name, given in controls.items()}
     sliders = [name for name, (_, options) in specs.items() if "step" in options]
     if play is not None and play not in sliders:

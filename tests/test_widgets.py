@@ -68,6 +68,14 @@ def test_a_control_that_makes_no_sense_is_refused_by_name(given):
         explore(lambda sharpness: shade(0), sharpness=given)
 
 
+def test_a_start_outside_the_choices_is_refused():
+    def draw(style="minecaft"):
+        return shade(0)
+
+    with pytest.raises(ValueError, match="style starts at 'minecaft'; expected one of .*'minecraft'"):
+        explore(draw, style=["minecraft", "mosaic"])
+
+
 def test_play_needs_a_slider():
     with pytest.raises(ValueError, match=r"play is 'style'; expected .*\['angle'\]"):
         explore(lambda angle, style: shade(0), play="style", angle=(0, 1), style=["a"])
