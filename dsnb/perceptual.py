@@ -73,19 +73,19 @@ class Lpips(nn.Module):
         super().__init__()
         self.name = f"{'ST-' if tolerant else ''}LPIPS ({trunk})"
         self.slices = nn.ModuleList(_slices(trunk, tolerant))
-        widths = [part[-2].out_channels for part in self.slices]
+        widths = [[m for m in part if isinstance(m, nn.Conv2d)][-1].out_channels for part in self.slices]
         self.heads = nn.ParameterList(nn.Parameter(torch.ones(1, width, 1, 1)) for width in widths)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
 
     @torch.no_grad()
-    def features(self, images: Tensor, size: int | None = None) -> list[Tensor]:
-        """Five feature maps (B, C, h, w) of images in [0, 1], first resized to size × size if given."""
+    def features(self, images: Tensor, size: int | None = None, layers: int = 5) -> list[Tensor]:
+        """The first `layers` of five maps (B, C, h, w) of images in [0, 1], first resized if `size` is given."""
         x = check_images(images).to(self.shift)
         x = x if size is None else resize(x, size)
         x = (2 * x - 1 - self.shift) / self.scale
         maps = []
-        for part in self.slices:
+        for part in self.slices[:layers]:
             x = part(x)
             maps.append(x)
         return maps

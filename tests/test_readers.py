@@ -1,0 +1,114 @@
+"""The style readers: on textures with known labels, on the drawn world's true pictures, and by hand."""
+
+import pytest
+import torch
+
+from dsnb import readers
+from dsnb.masks import linear, logistic
+from dsnb.perceptual import load_lpips
+from dsnb.training.styles import draw_mix
+from dsnb.training.world import random_pictures
+
+PAIRS = [("minecraft", "vangogh"), ("mosaic", "warhol")]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return load_lpips("st-alex")
+
+
+def textures(count, seed):
+    """Horizontal stripes, vertical stripes and noise, with random colours."""
+    generator = torch.Generator().manual_seed(seed)
+    stripes = ((torch.arange(64) // 4) % 2).float()
+    pictures, labels = [], []
+    for index in range(count):
+        pattern = [
+            stripes[:, None].expand(64, 64),
+            stripes.expand(64, 64),
+            torch.rand(64, 64, generator=generator),
+        ]
+        low, high = torch.rand(2, 3, 1, 1, generator=generator).sort(0).values
+        pictures.append(low * 0.5 + (0.5 + 0.5 * high - low * 0.5) * pattern[index % 3])
+        labels.append(index % 3)
+    return torch.stack(pictures), torch.tensor(labels)
+
+
+@pytest.fixture(scope="module")
+def probe(network):
+    return readers.fit_probe(network, *textures(30, 0), styles=("across", "down", "noise"), steps=30)
+
+
+def test_probe_reads_held_out_textures_whole_and_by_side(probe):
+    images, labels = textures(12, 1)
+    shown = probe(images, torch.ones(1, 64, 64))[:, 0]
+    assert torch.allclose(shown.sum(1), torch.ones(12)) and (shown.argmax(1) == labels).all()
+    weights = logistic(50).weights(64, 64)
+    mix = images[0::3] * weights[0] + images[1::3] * weights[1]
+    right = readers.style_shown(probe, mix, weights, ("across", "down"))
+    wrong = readers.style_shown(probe, mix, weights, ("down", "across"))
+    assert right["side"].shape == (4, 2) and right["side"].min() > 0.8 > 0.2 > wrong["side"].max()
+    assert right["both"].tolist() == [1] * 4 and wrong["both"].tolist() == [0] * 4
+    assert right["monotonicity"].min() > 0.8 and wrong["monotonicity"].max() < -0.8
+    assert right["balance"].min() > 0.8
+
+
+def test_balance_falls_when_one_style_takes_the_whole_picture(probe):
+    images, _ = textures(3, 2)
+    shown = readers.style_shown(probe, images[:1], linear().weights(64, 64), ("across", "down"))
+    assert shown["balance"].item() < 0.2 and shown["both"].item() == 0
+
+
+def test_probe_is_deterministic_and_survives_the_disk(probe, network, tmp_path):
+    again = readers.fit_probe(network, *textures(30, 0), styles=("across", "down", "noise"), steps=30)
+    assert torch.equal(again.weight, probe.weight)
+    path = readers.save_probe(probe, tmp_path / "deep" / "probe.safetensors")
+    loaded = readers.load_probe(path, network)
+    assert loaded.styles == probe.styles and torch.equal(loaded.weight, probe.weight)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    with pytest.raises(FileNotFoundError, match="no style probe"):
+        readers.load_probe(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_shipped_probe_reads_true_two_style_pictures_and_not_their_mirrors(pair, network):
+    """A true left/right picture scores better than its mirror, for both masks of the paper."""
+    probe = readers.load_probe(network=network)
+    pictures = random_pictures(4, torch.Generator().manual_seed(77))
+    for mask in (linear(), logistic(20)):
+        weights = mask.weights(128, 128)
+        mix = draw_mix(pictures, pair, weights)
+        right = readers.style_shown(probe, mix, weights, pair)
+        wrong = readers.style_shown(probe, mix.flip(3), weights, pair)
+        assert (right["side"] > wrong["side"]).all() and wrong["both"].sum() == 0
+        assert right["both"].mean() >= 0.75 and right["side"].mean() > 0.7
+        assert right["monotonicity"].min() > 0 > wrong["monotonicity"].max()
+
+
+def test_clip_reader_by_hand():
+    class Clip:
+        ground, scale = (0.5, 0.5, 0.5), 10.0
+
+        def image_features(self, images):
+            return torch.nn.functional.normalize(images.mean((2, 3)) - 0.499, dim=-1)
+
+        def text_features(self, texts):
+            return torch.tensor([[1.0, 0, 0] if text == "red" else [0, 0, 1.0] for text in texts])
+
+    weights = logistic(20).weights(16, 16)
+    red, blue = (torch.tensor(c).view(1, 3, 1, 1) for c in ((1.0, 0.5, 0.5), (0.5, 0.5, 1.0)))
+    reader = readers.ClipReader(Clip(), ("r", "b"), ("red", "blue"))
+    shown = readers.style_shown(reader, red * weights[0] + blue * weights[1], weights, ("r", "b"))
+    assert shown["side"].min() > 0.99 and shown["both"].item() == 1
+
+
+def test_refusals(probe, network):
+    images, labels = textures(6, 3)
+    with pytest.raises(ValueError, match="regions is"):
+        probe(images, torch.ones(1, 32, 32))
+    with pytest.raises(ValueError, match="none of them empty"):
+        probe(images, torch.zeros(1, 64, 64))
+    with pytest.raises(ValueError, match="none for \\['fourth'\\]"):
+        readers.fit_probe(network, images, labels, styles=("a", "b", "c", "fourth"))
+    with pytest.raises(ValueError, match="expected 2 of across"):
+        readers.style_shown(probe, images, linear().weights(64, 64), ("across", "oil"))
