@@ -45,10 +45,12 @@ class Trajectory:
         tensors = {"x_T": self.x_T.cpu().contiguous(), "noises": self.noises.cpu().contiguous()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata=settings)
-            os.replace(partial, path)
+            try:
+                save_file(tensors, partial, metadata=settings)
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise OSError(f"trajectory cannot be written to {str(path)!r}: {error}") from error
         return path
 

@@ -90,7 +90,7 @@ def decode_trajectory(
 def blend_pixels(images: Tensor, mask: Mask) -> Tensor:
     """Finished pictures (N, B, 3, H, W) -> their masked sum (B, 3, H, W)."""
     weights = mask.weights(*images.shape[-2:]).to(images)
-    return (weights[:, None, None] * images).sum(0)
+    return (weights[:, None, None] * images).sum(0).clamp(0, 1)
 
 
 def name_places(prompts: Sequence[str]) -> str:

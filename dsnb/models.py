@@ -67,7 +67,7 @@ def load(
     """
     device = choose_device(device)
     dtype = dtype or choose_dtype(device)
-    options = {"torch_dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
+    options = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     path = data_path("models", BUNDLED) if source is None else Path(source).expanduser()
     if path.is_dir():
         _check_folder(path)

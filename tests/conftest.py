@@ -9,6 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import dsnb
 
+torch.set_num_threads(1)  # the models below are so small that a second thread only waits
+
 
 @pytest.fixture(scope="session")
 def scheduler():
@@ -72,6 +74,7 @@ def make_pipeline(folder, version=1):
         latent_channels=4,
         norm_num_groups=8,
         sample_size=32,
+        scaling_factor=1.0,  # keeps the latents near unit variance, as a trained model's are
     )
     pipe = StableDiffusionPipeline(
         vae=vae,

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsnb import masks
+from dsnb.images import read_grey, read_image, to_pil
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(picture, name="picture.png", **options):
+        picture.save(tmp_path / name, **options)
+        return tmp_path / name
+
+    return save
+
+
+def test_round_trip(save):
+    image = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    again = read_image(save(to_pil(image)))
+    torch.testing.assert_close(again, image, atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+def test_resizes_and_crops_from_the_centre(save):
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (100, 0, 200, 100))
+    image = read_image(save(wide), size=64)
+    assert image.shape == (1, 3, 64, 64)
+    assert image[0, 2].min() > 0.9, "the middle third, which is blue, fills the square"
+    assert read_image(save(wide), size=(32, 64)).shape == (1, 3, 32, 64)
+
+
+def test_transparency_is_laid_on_white(save):
+    assert read_image(save(Image.new("RGBA", (16, 16), (255, 0, 0, 0)))).min() == 1
+
+
+def test_sixteen_bits_palettes_and_animations(save):
+    deep = Image.fromarray(np.full((9, 9), 32768, np.uint16))
+    assert abs(read_image(save(deep)).mean() - 0.5) < 0.01
+    assert read_image(save(Image.new("P", (9, 9)), "palette.png")).shape == (1, 3, 9, 9)
+    frames = [Image.new("RGB", (9, 9), c) for c in ("white", "black")]
+    path = save(frames[0], "film.gif", save_all=True, append_images=frames[1:])
+    assert read_image(path).min() == 1, "the first frame"
+
+
+def test_upright_by_exif(save):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    assert read_image(save(Image.new("RGB", (40, 20)), "photo.jpg", exif=exif)).shape == (1, 3, 40, 20)
+
+
+def test_bad_pictures_are_refused_with_a_sentence(tmp_path, save):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_image(tmp_path / "nothing.png")
+    broken = save(Image.new("RGB", (64, 64)))
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        read_image(broken)
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        read_image(tmp_path / "text.png")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_image(tmp_path)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        read_image(save(Image.new("RGB", (64, 64))), size=(60, 64))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16", "1", "F"])
+@pytest.mark.parametrize("size", [(1, 1), (13, 7)])
+def test_any_mode_and_size_can_be_a_mask(save, mode, size):
+    if mode == "I;16":
+        picture = Image.fromarray(np.full(size[::-1], 40000, np.uint16))
+    else:
+        picture = Image.new(mode, size, 0)
+    suffix = "picture.tiff" if mode == "F" else "picture.png"
+    weights = masks.image(save(picture, suffix)).weights(16, 16)
+    torch.testing.assert_close(weights.sum(0), torch.ones(16, 16))
+
+
+def test_a_mask_with_transparency_uses_its_alpha(save):
+    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 2, 4))
+    grey = read_grey(save(picture))
+    assert grey[:, :2].min() == 1 and grey[:, 2:].max() == 0

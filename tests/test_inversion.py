@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+import dsnb
+from dsnb import methods, models, sampling
+from dsnb.inversion import Trajectory, ddim_inversion, guided_eps
+
+
+def noise(shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def latents_again(model, trajectory):
+    eps = guided_eps(model, trajectory.caption, trajectory.guidance)
+    return methods.decode_trajectory(model, trajectory, eps, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "skip", "size"),
+    [(1, 0, (32, 32)), (2, 1, (32, 48)), (7, 0, (24, 40)), (12, 3, (32, 48)), (12, 11, (32, 32)), (99, 10, (32, 32))],
+)
+def test_decoding_with_the_encoders_prompt_gives_the_latent_back(tiny, size, steps, skip, generator):
+    image = noise((1, 3, *size))
+    x_0 = models.encode_image(tiny, image)
+    trajectory = dsnb.invert(
+        tiny, image, "a bear", steps=steps, skip=skip, generator=generator, progress=False
+    )
+    assert len(trajectory.noises) == steps - skip
+    assert (latents_again(tiny, trajectory) - x_0).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_also_with_guidance_and_for_a_batch(tiny, guidance, generator):
+    image = noise((2, 3, 32, 32))
+    x_0 = models.encode_image(tiny, image)
+    options = {"steps": 10, "skip": 2, "guidance": guidance, "generator": generator, "progress": False}
+    for method in ("dpm-encoder", "edit-friendly"):
+        trajectory = dsnb.invert(tiny, image, "a bear", method=method, **options)
+        assert (latents_again(tiny, trajectory) - x_0).abs().max() <= 1e-4
+
+
+def test_ddim_inversion_comes_back_approximately_and_better_with_more_steps(scheduler):
+    eps = lambda x, t, progress: torch.tanh(0.7 * x + 0.1)
+    x_0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for steps in (10, 100):
+        schedule = sampling.make_schedule(scheduler, steps)
+        x_T = ddim_inversion(eps, x_0, schedule)
+        errors.append((sampling.denoise(eps, x_T, schedule, progress=False) - x_0).abs().max().item())
+    assert errors[1] < 0.3 * errors[0] and errors[1] < 0.1, errors
+
+
+def test_ddim_inversion_records_no_noise(tiny):
+    trajectory = dsnb.invert(
+        tiny, noise((1, 3, 32, 32)), "a bear", method="ddim", steps=4, skip=0, progress=False
+    )
+    assert trajectory.eta == 0 and not trajectory.noises.any()
+
+
+def test_x_T_and_its_noise_follow_the_generator(tiny):
+    image = noise((1, 3, 32, 32))
+    draw = lambda seed: dsnb.invert(
+        tiny, image, "a bear", steps=4, skip=1, generator=torch.Generator().manual_seed(seed), progress=False
+    )
+    assert torch.equal(draw(1).noises, draw(1).noises)
+    assert not torch.equal(draw(1).x_T, draw(2).x_T)
+
+
+def test_saved_and_loaded(tiny, tmp_path, generator):
+    trajectory = dsnb.invert(
+        tiny, noise((1, 3, 32, 32)), "ein Bär", steps=5, skip=1, generator=generator, progress=False
+    )
+    again = Trajectory.load(trajectory.save(tmp_path / "new" / "bear.safetensors"))
+    for name, value in vars(trajectory).items():
+        loaded = getattr(again, name)
+        assert torch.equal(value, loaded) if isinstance(value, torch.Tensor) else value == loaded, name
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_bad_files_and_folders(tiny, tmp_path, generator):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Trajectory.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello, this is not a trajectory")
+    with pytest.raises(ValueError, match="not a saved trajectory"):
+        Trajectory.load(tmp_path / "text.safetensors")
+    trajectory = dsnb.invert(
+        tiny, noise((1, 3, 32, 32)), "a bear", steps=2, skip=0, generator=generator, progress=False
+    )
+    with pytest.raises(OSError, match="cannot be written"):
+        trajectory.save(tmp_path / "text.safetensors" / "below-a-file.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"eta": 0}, "eta must be above 0"),
+        ({"eta": 1.5}, "eta must be above 0 and at most 1"),
+        ({"method": "ddim", "eta": 0.5}, "eta must be 0"),
+        ({"method": "dpm"}, "method must be one of"),
+        ({"steps": 5, "skip": 5}, "skip must be at least 0 and below steps"),
+        ({"steps": 5, "skip": -1}, "skip must be"),
+        ({"steps": 0}, "steps must be between"),
+        ({"steps": 1001}, "steps must be between"),
+    ],
+)
+def test_bad_settings_are_refused(tiny, options, words):
+    with pytest.raises(ValueError, match=words):
+        dsnb.invert(tiny, noise((1, 3, 32, 32)), "a bear", **options)
+
+
+def test_bad_images_are_refused(tiny):
+    with pytest.raises(ValueError, match="multiples of 2"):
+        dsnb.invert(tiny, noise((1, 3, 33, 32)), "a bear")
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        dsnb.invert(tiny, 2 * noise((1, 3, 32, 32)), "a bear")
+    with pytest.raises(ValueError, match=r"shape \(B, 3, H, W\)"):
+        dsnb.invert(tiny, noise((3, 32, 32)), "a bear")
+
+
+def test_denoise_needs_noise_for_eta(scheduler):
+    schedule = sampling.make_schedule(scheduler, 5)
+    with pytest.raises(ValueError, match="pass noises"):
+        sampling.denoise(lambda x, t, p: x, torch.zeros(1, 4, 2, 2), schedule, eta=0.5)

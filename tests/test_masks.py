@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsnb import masks
+
+SIDES = st.integers(1, 67)
+MASKS = {
+    "linear": lambda n, angle: masks.linear(n, angle),
+    "logistic": lambda n, angle: masks.logistic(20, n, angle),
+    "radial": lambda n, angle: masks.radial(n),
+    "stripes": lambda n, angle: masks.stripes(2 * n + 1, n, angle=angle),
+    "sharpen": lambda n, angle: masks.sharpen(2, 200, n, angle),
+    "active": lambda n, angle: masks.linear(n, angle).active([0.0] * n, [1.0] * n),
+    "painted": lambda n, angle: masks.from_weights(np.random.default_rng(n).uniform(size=(n, 9, 5))),
+}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(sorted(MASKS)),
+    st.integers(2, 5),
+    st.floats(-360, 360),
+    SIDES,
+    SIDES,
+    st.floats(0, 1),
+    st.sampled_from(["area", "endpoints"]),
+)
+def test_weights_sum_to_one_at_every_resolution(name, n, angle, height, width, progress, sampling):
+    weights = MASKS[name](n, angle).weights(height, width, progress, sampling)
+    assert weights.shape == (n, height, width) and weights.dtype == torch.float32
+    assert weights.min() >= 0
+    torch.testing.assert_close(weights.sum(0), torch.ones(height, width), atol=1e-6, rtol=0)
+
+
+def test_endpoint_sampling_is_the_reference_definition():
+    x = torch.linspace(0, 1, 8)
+    weights = masks.logistic(30).weights(8, 8, sampling="endpoints")
+    torch.testing.assert_close(weights[1], torch.sigmoid(30 * (x - 0.5)).expand(8, 8))
+    linear = masks.linear().weights(3, 5, sampling="endpoints")
+    torch.testing.assert_close(linear[0], torch.linspace(1, 0, 5).expand(3, 5))
+
+
+def test_coarse_weights_are_the_means_of_fine_ones():
+    mask = masks.logistic(20, angle=30)
+    fine = mask.weights(64, 64).reshape(2, 16, 4, 16, 4).mean((2, 4))
+    torch.testing.assert_close(mask.weights(16, 16), fine, atol=2e-3, rtol=0)
+
+
+def test_angle_turns_the_ramp():
+    across, down = masks.linear(angle=0).weights(16, 16), masks.linear(angle=90).weights(16, 16)
+    torch.testing.assert_close(down, across.transpose(1, 2))
+    assert across[0, 0, 0] > 0.9 and across[0, 0, -1] < 0.1, "style 0 is on the left"
+    assert down[0, 0, 0] > 0.9 and down[0, -1, 0] < 0.1, "at 90 degrees style 0 is on top"
+
+
+def test_center_moves_the_transition():
+    weights = masks.logistic(100, center=(0.25, 0.5)).weights(4, 64)
+    assert weights[0, 0, 8] > 0.95 and weights[1, 0, 24] > 0.95
+
+
+def test_three_styles_follow_each_other():
+    weights = masks.logistic(200, n=3).weights(1, 30)[:, 0]
+    assert weights[:, [5, 15, 25]].argmax(0).tolist() == [0, 1, 2]
+
+
+def test_radial_puts_the_first_style_in_the_middle():
+    weights = masks.radial(3, sharpness=100, radius=0.2).weights(50, 50)[:, 25]
+    assert weights[:, [25, 10, 0]].argmax(0).tolist() == [0, 1, 2]
+
+
+def test_stripes_take_turns():
+    weights = masks.stripes(6, 3, sharpness=500).weights(1, 60)[:, 0]
+    assert weights[:, 5::10].argmax(0).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_flip_reverses_the_styles():
+    mask = masks.logistic(20, n=3, angle=10)
+    torch.testing.assert_close(mask.flip().weights(9, 7), mask.weights(9, 7).flip(0))
+
+
+def test_sharpen_changes_over_the_steps():
+    mask = masks.sharpen(2, 200)
+    torch.testing.assert_close(mask.weights(4, 32, 0.0), masks.logistic(2).weights(4, 32))
+    torch.testing.assert_close(mask.weights(4, 32, 1.0), masks.logistic(200).weights(4, 32))
+
+
+def test_a_style_acts_between_its_start_and_its_end():
+    mask = masks.linear().active([0.0, 0.5], [1.0, 1.0])
+    assert mask.timed
+    assert (mask.weights(4, 4, 0.2)[0] == 1).all(), "style 1 has not begun: style 0 fills in"
+    torch.testing.assert_close(mask.weights(4, 4, 0.7), masks.linear().weights(4, 4))
+
+
+def test_image_white_is_the_first_style():
+    grey = np.zeros((8, 8))
+    grey[:, :4] = 1
+    weights = masks.image(grey).weights(8, 8)
+    assert weights[0, 0, 0] == 1 and weights[1, 0, -1] == 1
+
+
+def test_formulas():
+    half = masks.formula("x < 0.5").weights(4, 8)
+    assert half[0, :, :4].min() == 1 and half[0, :, 4:].max() == 0
+    thirds = masks.formula(["x", "y", "0.1 if r < 0.5 else 1"]).weights(5, 6)
+    torch.testing.assert_close(thirds.sum(0), torch.ones(5, 6))
+    moving = masks.formula("sin(8*x + t) ** 2")
+    assert moving.timed and not torch.equal(moving.weights(4, 4, 0), moving.weights(4, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: masks.linear(1), "n, the number of styles"),
+        (lambda: masks.logistic(0), "sharpness must be a positive"),
+        (lambda: masks.logistic(float("nan")), "sharpness must be a positive"),
+        (lambda: masks.stripes(1, 2), "count must be at least"),
+        (lambda: masks.linear().weights(0, 4), "height and width"),
+        (lambda: masks.linear().weights(4, 4, sampling="nearest"), "sampling must be"),
+        (lambda: masks.linear().active([0], [1]), "2 numbers each"),
+        (lambda: masks.linear().active([0.2, 0.3], [1, 1]), "no style is active at 0"),
+        (lambda: masks.from_weights(np.full((2, 4, 4), np.nan)), "NaN"),
+        (lambda: masks.from_weights(-np.ones((2, 4, 4))), "not negative"),
+        (lambda: masks.from_weights(np.ones((4, 4))), "N >= 2, H, W"),
+        (lambda: masks.from_weights(np.zeros((2, 4, 4))).weights(4, 4), "all be 0"),
+        (lambda: masks.image(np.full((4, 4), 2.0)), r"\[0, 1\]"),
+        (lambda: masks.formula("__import__('os')"), "calls '__import__'"),
+        (lambda: masks.formula("x.real"), "not allowed"),
+        (lambda: masks.formula("z"), "uses 'z'"),
+        (lambda: masks.formula("x +"), "cannot be read"),
+        (lambda: masks.formula("0 / 0 * x"), "finite"),
+    ],
+)
+def test_bad_masks_are_refused_with_a_sentence(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

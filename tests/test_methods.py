@@ -1,0 +1,154 @@
+import pytest
+import torch
+
+import dsnb
+from dsnb import masks, models
+
+LEFT, RIGHT, MIDDLE = "a mosaic of a bear", "a sketch of a bear", "a bear in oil"
+
+
+@pytest.fixture(scope="module")
+def trajectory(tiny):
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(4)
+    return dsnb.invert(tiny, image, "a bear", steps=10, skip=6, generator=generator, progress=False)
+
+
+def run(tiny, trajectory, prompts=(LEFT, RIGHT), mask=None, method="epsilon", **options):
+    mask = masks.logistic(20) if mask is None else mask
+    return dsnb.blend(tiny, trajectory, prompts, mask, method=method, guidance=2, progress=False, **options)
+
+
+def single(tiny, trajectory, prompt):
+    return dsnb.decode(tiny, trajectory, prompt, guidance=2, progress=False)
+
+
+def only(style, n=2):
+    return masks.from_weights(torch.nn.functional.one_hot(torch.tensor([[style]]), n).permute(2, 0, 1).double())
+
+
+BLENDING = ["epsilon", "attention", "combined", "pixel"]
+
+
+@pytest.mark.parametrize("method", BLENDING)
+@pytest.mark.parametrize("style", [0, 1])
+def test_a_mask_of_one_style_is_that_style_alone(tiny, trajectory, method, style):
+    expected = single(tiny, trajectory, (LEFT, RIGHT)[style])
+    mixed = run(tiny, trajectory, mask=only(style), method=method)
+    torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", BLENDING)
+def test_equal_prompts_are_one_prompt_whatever_the_mask(tiny, trajectory, method):
+    mixed = run(tiny, trajectory, (LEFT,) * 3, masks.radial(3), method)
+    torch.testing.assert_close(mixed, single(tiny, trajectory, LEFT), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", BLENDING)
+def test_swapping_prompts_and_mask_changes_nothing(tiny, trajectory, method):
+    mask = masks.logistic(10, angle=20)
+    here = run(tiny, trajectory, (LEFT, RIGHT), mask, method)
+    there = run(tiny, trajectory, (RIGHT, LEFT), mask.flip(), method)
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+    assert not torch.allclose(here, run(tiny, trajectory, (RIGHT, LEFT), mask, method), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", BLENDING)
+def test_three_styles(tiny, trajectory, method):
+    image = run(tiny, trajectory, (LEFT, MIDDLE, RIGHT), masks.logistic(20, n=3), method)
+    assert image.shape == (1, 3, 32, 48) and image.dtype == torch.float32
+    assert 0 <= image.min() and image.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("method", "n", "samples", "calls"),
+    [("epsilon", 2, 3, 1), ("epsilon", 4, 5, 1), ("attention", 2, 2, 1), ("attention", 4, 2, 1), ("prompt", 2, 2, 1),
+     ("pixel", 2, 4, 2)],
+)  # fmt: skip
+def test_unet_samples_per_step(tiny, trajectory, method, n, samples, calls):
+    with models.count_unet_samples(tiny.unet) as count:
+        run(tiny, trajectory, (LEFT,) * n, masks.linear(n), method)
+    assert (count.samples, count.calls) == (samples * 4, calls * 4)
+
+
+def test_inversion_costs_one_sample_per_step(tiny):
+    with models.count_unet_samples(tiny.unet) as count:
+        dsnb.invert(tiny, torch.rand(1, 3, 32, 32), "a bear", steps=6, skip=2, progress=False)
+    assert (count.samples, count.calls) == (4, 4)
+
+
+def test_text_is_projected_once_per_prompt(tiny, trajectory):
+    seen = []
+    module = tiny.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    handle = module.to_k.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    run(tiny, trajectory, method="attention")
+    handle.remove()
+    assert seen == [3], "the empty prompt and both styles, in one call"
+
+
+@pytest.mark.parametrize("method", ["prompt", *BLENDING])
+def test_same_seed_same_bytes(tiny, trajectory, method):
+    assert torch.equal(run(tiny, trajectory, method=method), run(tiny, trajectory, method=method))
+
+
+def test_the_callback_sees_every_step(tiny, trajectory):
+    steps = []
+    image = run(tiny, trajectory, callback=steps.append)
+    assert [s.index for s in steps] == list(range(4)) and all(s.total == 4 for s in steps)
+    assert all(torch.equal(a.x_prev, b.x_t) for a, b in zip(steps, steps[1:], strict=False))
+    last = models.decode_latents(tiny, steps[-1].x_prev)
+    torch.testing.assert_close(last, image)
+    assert steps[-1].x_0.shape == steps[-1].x_t.shape == trajectory.x_T.shape
+
+
+def test_a_guidance_for_each_style(tiny, trajectory):
+    options = {"mask": only(0), "progress": False}
+    for method in ("epsilon", "attention"):
+        image = dsnb.blend(tiny, trajectory, [LEFT, RIGHT], method=method, guidance=[2, 9], **options)
+        torch.testing.assert_close(image, single(tiny, trajectory, LEFT), atol=1e-5, rtol=0)
+
+
+def test_combined_is_epsilon_at_one_end_and_attention_at_the_other(tiny, trajectory):
+    for switch, method in ((1.0, "epsilon"), (0.0, "attention")):
+        combined = run(tiny, trajectory, method="combined", switch=switch)
+        torch.testing.assert_close(combined, run(tiny, trajectory, method=method), atol=1e-5, rtol=0)
+
+
+def test_a_timed_mask_reaches_both_methods(tiny, trajectory):
+    late = masks.linear().active([0.0, 0.99], [1.0, 1.0])
+    for method in ("epsilon", "attention"):
+        image = run(tiny, trajectory, mask=late, method=method)
+        torch.testing.assert_close(image, single(tiny, trajectory, LEFT), atol=1e-5, rtol=0)
+
+
+def test_a_batch_of_pictures(tiny):
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    pair = dsnb.invert(tiny, image, "a bear", steps=8, skip=4, generator=torch.Generator().manual_seed(6))
+    for method in ("epsilon", "attention", "combined"):
+        both = run(tiny, pair, method=method)
+        first = type(pair)(**{**vars(pair), "x_T": pair.x_T[:1], "noises": pair.noises[:, :1]})
+        torch.testing.assert_close(both[:1], run(tiny, first, method=method), atol=1e-5, rtol=0)
+
+
+def test_the_one_prompt_baseline_takes_its_text(tiny, trajectory):
+    named = run(tiny, trajectory, method="prompt", one_prompt=LEFT)
+    torch.testing.assert_close(named, single(tiny, trajectory, LEFT))
+    assert not torch.allclose(named, run(tiny, trajectory, method="prompt"), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "epsilom"}, "did you mean 'epsilon'"),
+        ({"prompts": [LEFT]}, "2 prompts are needed; got 1"),
+        ({"prompts": [LEFT, RIGHT, LEFT]}, "2 prompts are needed; got 3"),
+        ({"method": "combined", "switch": 2}, "switch must be between"),
+    ],
+)
+def test_bad_calls_are_refused(tiny, trajectory, change, words):
+    with pytest.raises(ValueError, match=words):
+        run(tiny, trajectory, **change)
+    with pytest.raises(ValueError, match="one for each of the 2 prompts"):
+        dsnb.blend(tiny, trajectory, [LEFT, RIGHT], masks.linear(), guidance=[1, 2, 3])
+    with pytest.raises(ValueError, match="finite"):
+        dsnb.blend(tiny, trajectory, [LEFT, RIGHT], masks.linear(), guidance=float("nan"))
