@@ -81,17 +81,36 @@ def blend_attention(
         raise ValueError(f"weights must be (R, {k.shape[0]}, {n_queries}), got {tuple(weights.shape)}")
     if roles is not None and len(roles) != batch:
         raise ValueError(f"roles must name one role per row of q ({batch}), got {len(roles)}")
-    if roles is None and plan is None and weights.shape[0] != 1:
-        raise ValueError(f"roles must be given where weights hold {weights.shape[0]} roles")
-    chosen = backend(q.device)
-    if chosen == "triton":
+    if roles is None:
+        if plan is None and weights.shape[0] != 1:
+            raise ValueError(f"roles must be given where weights hold {weights.shape[0]} roles")
+        roles = (0,) * batch if plan is None else plan.roles
+    if backend(q.device) == "triton":
+        if torch.compiler.is_compiling():
+            roles = roles if isinstance(roles, Tensor) else torch.tensor(roles, device=q.device)
+            return _blend_attention_op(q, k, v, weights, roles)
         out = _fused("blend_attention", q, k, v, weights, roles)
         if out is not None:
             return out
     if plan is None:
         look = q.device.type == "cpu" and not torch.compiler.is_compiling()
-        plan = make_plan(weights, [0] * batch if roles is None else roles, skip=look)
+        plan = make_plan(weights, roles, skip=look)
     return reference.blend_attention(q, k, v, weights, plan)
+
+
+@torch.library.custom_op("dsnb::blend_attention", mutates_args=())
+def _blend_attention_op(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Tensor) -> Tensor:
+    """What `torch.compile` sees in place of the fused kernel: one node, no graph break."""
+    out = _fused("blend_attention", q, k, v, weights, roles)
+    if out is None:
+        out = reference.blend_attention(q, k, v, weights, make_plan(weights, roles))
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@_blend_attention_op.register_fake
+def _(q, k, v, weights, roles):
+    batch, heads, n_queries, dim = q.shape
+    return q.new_empty(batch, n_queries, heads, dim).transpose(1, 2)
 
 
 def attention_with_maps(
@@ -106,6 +125,8 @@ def attention_with_maps(
     if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
         raise ValueError(f"k and v must be (B, heads, L, d) as q {tuple(q.shape)}, got {tuple(k.shape)}")
     if not isinstance(tokens, Tensor):
+        if not all(0 <= t < k.shape[2] for t in tokens):
+            raise ValueError(f"tokens must be indices from 0 to {k.shape[2] - 1}, got {list(tokens)}")
         tokens = torch.tensor(tokens, dtype=torch.long)
     tokens = tokens.to(q.device)
     if backend(q.device) == "triton":

@@ -1,7 +1,7 @@
 """The three kernels in Triton. Imported by `dsnb.kernels` when it calls for them, never on `import dsnb`.
 
-Every kernel computes what `reference` computes, in one pass over memory: queries and predictions are read once,
-outputs written once, and the 77 keys and values of a prompt stay on the chip. Sums are float32 throughout.
+Every kernel computes what `reference` computes, in one pass over memory: queries and predictions are read
+once, outputs written once, and the 77 keys and values of a prompt stay on the chip. Sums are float32.
 """
 
 import functools
@@ -18,10 +18,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @triton.jit
-def _load(ptr, rows, n_rows, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, UP: tl.constexpr):
+def _load(ptr, rows, n_rows, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr,
+          UP: tl.constexpr):  # fmt: skip
     """A (rows, WIDTH) piece of a matrix from column FIRST on, zero outside of it."""
     cols = FIRST + tl.arange(0, WIDTH)
-    x = tl.load(ptr + rows[:, None] * stride + cols[None, :], (rows < n_rows)[:, None] & (cols < DIM)[None, :], 0.0)
+    mask = (rows < n_rows)[:, None] & (cols < DIM)[None, :]
+    x = tl.load(ptr + rows[:, None] * stride + cols[None, :], mask, 0.0)
     return x.to(tl.float32) if UP else x
 
 
@@ -34,7 +36,8 @@ def _store(ptr, x, rows, n_rows, stride, FIRST: tl.constexpr, WIDTH: tl.constexp
 
 @triton.jit
 def _scores(q0, q1, k, k_l, keys, n_keys, scale, DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-            UP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+            UP: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
     """Q Kᵀ in base-2 units against one piece of the keys; minus infinity past the last key."""
     s = tl.dot(q0, tl.trans(_load(k, keys, n_keys, k_l, 0, D0, DIM, UP)), input_precision=PRECISION)
     if D1 > 0:
@@ -44,8 +47,9 @@ def _scores(q0, q1, k, k_l, keys, n_keys, scale, DIM: tl.constexpr, D0: tl.const
 
 @triton.jit
 def _probabilities(q0, q1, k, k_l, n_keys, scale, DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-                   L0: tl.constexpr, L1: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Unnormalised probabilities for both pieces of the keys (the same piece twice where L1 is 0), and their sum."""
+                   L0: tl.constexpr, L1: tl.constexpr, UP: tl.constexpr,
+                   PRECISION: tl.constexpr):  # fmt: skip
+    """Probabilities, not yet normalised, for both pieces of the keys (one piece where L1 is 0); their sum."""
     p0 = _scores(q0, q1, k, k_l, tl.arange(0, L0), n_keys, scale, DIM, D0, D1, UP, PRECISION)
     if L1 > 0:
         p1 = _scores(q0, q1, k, k_l, L0 + tl.arange(0, L1), n_keys, scale, DIM, D0, D1, UP, PRECISION)
@@ -59,7 +63,8 @@ def _probabilities(q0, q1, k, k_l, n_keys, scale, DIM: tl.constexpr, D0: tl.cons
 
 @triton.jit
 def _add_values(acc, p0, p1, v, v_l, n_keys, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr,
-                L0: tl.constexpr, L1: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                L0: tl.constexpr, L1: tl.constexpr, UP: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
     """acc + P V for the columns of V from FIRST on."""
     v0 = _load(v, tl.arange(0, L0), n_keys, v_l, FIRST, WIDTH, DIM, UP)
     acc = tl.dot(p0.to(v0.dtype), v0, acc, input_precision=PRECISION)
@@ -73,9 +78,10 @@ def _add_values(acc, p0, p1, v, v_l, n_keys, FIRST: tl.constexpr, WIDTH: tl.cons
 def _blend_attention(q, k, v, out, weights, roles, n_queries, n_keys, n_prompts, heads, scale,
                      q_b, q_t, k_p, k_l, v_p, v_l, o_b, o_t, w_r, w_p,
                      Q_H: tl.constexpr, K_H: tl.constexpr, V_H: tl.constexpr, O_H: tl.constexpr,
-                     DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L0: tl.constexpr, L1: tl.constexpr,
-                     M: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One head of M queries: neighbouring programs are the heads of the same tokens, which share cache lines."""
+                     DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L0: tl.constexpr,
+                     L1: tl.constexpr, M: tl.constexpr, UP: tl.constexpr,
+                     PRECISION: tl.constexpr):  # fmt: skip
+    """One head of M queries; neighbouring programs are heads of the same tokens, which share cache lines."""
     head, row = tl.program_id(0) % heads, tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) // heads * M + tl.arange(0, M)
     q += row * q_b + head * Q_H
@@ -88,7 +94,8 @@ def _blend_attention(q, k, v, out, weights, roles, n_queries, n_keys, n_prompts,
         weight = tl.load(weights + prompt * w_p + tokens, tokens < n_queries, 0.0)
         if tl.max((weight != 0).to(tl.int32), 0) > 0:
             k_i, v_i = k + prompt * k_p + head * K_H, v + prompt * v_p + head * V_H
-            p0, p1, total = _probabilities(q0, q1, k_i, k_l, n_keys, scale, DIM, D0, D1, L0, L1, UP, PRECISION)
+            p0, p1, total = _probabilities(q0, q1, k_i, k_l, n_keys, scale, DIM, D0, D1, L0, L1, UP,
+                                           PRECISION)  # fmt: skip
             share = (weight / total)[:, None]
             p0, p1 = p0 * share, p1 * share
             out0 = _add_values(out0, p0, p1, v_i, v_l, n_keys, 0, D0, DIM, L0, L1, UP, PRECISION)
@@ -102,7 +109,7 @@ def _blend_attention(q, k, v, out, weights, roles, n_queries, n_keys, n_prompts,
 
 @triton.jit
 def _store_maps(maps, m, chosen, n_chosen, first, N: tl.constexpr, tokens, n_queries):
-    """Write the columns of m (the keys from `first` on) that are chosen, each into its place among the chosen."""
+    """Write the columns of m (keys from `first` on) that are chosen, each to its place among the chosen."""
     keys = first + tl.arange(0, N)
     slot = tl.full((N,), -1, tl.int32)
     for j in range(n_chosen):
@@ -116,9 +123,10 @@ def _store_maps(maps, m, chosen, n_chosen, first, N: tl.constexpr, tokens, n_que
 def _attention_with_maps(q, k, v, out, maps, chosen, n_queries, n_keys, n_chosen, heads, heads_per, scale,
                          q_b, q_t, k_b, k_l, v_b, v_l, o_b, o_t, m_g, m_b,
                          Q_H: tl.constexpr, K_H: tl.constexpr, V_H: tl.constexpr, O_H: tl.constexpr,
-                         DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L0: tl.constexpr, L1: tl.constexpr,
-                         M: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """A group of heads of M queries, one head after the other, so that the sum over heads needs no atomics."""
+                         DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L0: tl.constexpr,
+                         L1: tl.constexpr, M: tl.constexpr, UP: tl.constexpr,
+                         PRECISION: tl.constexpr):  # fmt: skip
+    """A group of heads of M queries, one after the other, so that the sum over heads needs no atomics."""
     group, row = tl.program_id(2), tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) * M + tl.arange(0, M)
     sum0 = tl.zeros((M, L0), tl.float32)
@@ -155,8 +163,8 @@ def _attention_with_maps(q, k, v, out, maps, chosen, n_queries, n_keys, n_chosen
 
 @triton.jit
 def _blend_step(eps_uncond, eps_cond, weights, guidance, x_t, noise, x_prev, x_0, n_styles, size, plane,
-                noise_level, signal_level, direction, level, sigma,
-                GUIDED: tl.constexpr, NOISY: tl.constexpr, KEEP_X0: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                noise_level, signal_level, direction, level, sigma, GUIDED: tl.constexpr, NOISY: tl.constexpr,
+                KEEP_X0: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """BLOCK pixels of one channel plane: everything is read once, x_prev and perhaps x_0 written once."""
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < plane
@@ -200,22 +208,20 @@ def unsupported(name: str, *args) -> str | None:
     return None
 
 
-def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Tensor | tuple | None) -> Tensor:
-    """`reference.blend_attention`; roles (B,) as indices on the device, or a tuple, or None for role 0 throughout."""
+def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Tensor | tuple) -> Tensor:
+    """`reference.blend_attention`; roles (B,) as a tensor of indices or a tuple."""
     batch, heads, n_queries, dim = q.shape
     q, k, v = (_rows(x) for x in (q, k, v))
     weights = weights.to(torch.float32).contiguous()
     if not isinstance(roles, Tensor):
-        roles = _roles(tuple(roles or (0,) * batch), q.device)
+        roles = _roles(tuple(roles), q.device)
     roles = roles.to(q.device, torch.int32)
     out = q.new_empty(batch, n_queries, heads, dim).transpose(1, 2)
-    shape = _shape(dim, k.shape[2], q.dtype)
-    tile = _tile(n_queries, dim)
+    tile = _tile(n_queries)
     _blend_attention[(triton.cdiv(n_queries, tile) * heads, batch)](
         q, k, v, out, weights, roles, n_queries, k.shape[2], k.shape[0], heads, LOG2_E * dim**-0.5,
-        q.stride(0), q.stride(2), k.stride(0), k.stride(2), v.stride(0), v.stride(2), out.stride(0), out.stride(2),
-        weights.stride(0), weights.stride(1),
-        Q_H=q.stride(1), K_H=k.stride(1), V_H=v.stride(1), O_H=dim, M=tile, num_warps=4, num_stages=2, **shape,
+        *_strides(q, k, v, out), weights.stride(0), weights.stride(1), M=tile, num_warps=4, num_stages=2,
+        **_constants(q, k, v),
     )  # fmt: skip
     return out
 
@@ -225,18 +231,16 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tupl
     batch, heads, n_queries, dim = q.shape
     q, k, v = (_rows(x) for x in (q, k, v))
     out = q.new_empty(batch, n_queries, heads, dim).transpose(1, 2)
-    tile = _tile(n_queries, dim)
+    tile = _tile(n_queries)
     tiles = triton.cdiv(n_queries, tile)
     groups = min(heads, triton.cdiv(2 * _processors(q.device), tiles * batch))
     per = triton.cdiv(heads, groups)
     groups = triton.cdiv(heads, per)
     maps = q.new_empty(groups, batch, n_queries, len(tokens), dtype=torch.float32)
     _attention_with_maps[(tiles, batch, groups)](
-        q, k, v, out, maps, tokens.contiguous(), n_queries, k.shape[2], len(tokens), heads, per, LOG2_E * dim**-0.5,
-        q.stride(0), q.stride(2), k.stride(0), k.stride(2), v.stride(0), v.stride(2), out.stride(0), out.stride(2),
-        maps.stride(0), maps.stride(1),
-        Q_H=q.stride(1), K_H=k.stride(1), V_H=v.stride(1), O_H=dim, M=tile, num_warps=4, num_stages=2,
-        **_shape(dim, k.shape[2], q.dtype),
+        q, k, v, out, maps, tokens.contiguous(), n_queries, k.shape[2], len(tokens), heads, per,
+        LOG2_E * dim**-0.5, *_strides(q, k, v, out), maps.stride(0), maps.stride(1), M=tile, num_warps=4,
+        num_stages=2, **_constants(q, k, v),
     )  # fmt: skip
     return out, maps.sum(0) if groups > 1 else maps[0]
 
@@ -262,7 +266,7 @@ def blend_step(
 
 
 def _split(n: int) -> tuple[int, int]:
-    """Two powers of two, the second perhaps 0, that cover n with little to spare: 77 is 64 + 16, 40 is 32 + 16."""
+    """Two powers of two, the second perhaps 0, that just cover n: 77 becomes 64 + 16, 40 becomes 32 + 16."""
     whole = max(16, triton.next_power_of_2(n))
     if n <= 16 or whole == n:
         return whole, 0
@@ -270,15 +274,22 @@ def _split(n: int) -> tuple[int, int]:
     return (whole // 2, rest) if rest < whole // 2 else (whole, 0)
 
 
-def _shape(dim: int, n_keys: int, dtype: torch.dtype) -> dict:
-    """Constants of the attention kernels. The interpreter's bfloat16 products are wrong, so it gets float32 ones."""
-    (d0, d1), (l0, l1) = _split(dim), _split(n_keys)
-    up = INTERPRETED and dtype == torch.bfloat16
-    exact = dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
-    return dict(DIM=dim, D0=d0, D1=d1, L0=l0, L1=l1, UP=up, PRECISION="ieee" if exact else "tf32")
+def _constants(q: Tensor, k: Tensor, v: Tensor) -> dict:
+    """Constants of the attention kernels. The interpreter's bfloat16 products are wrong: it gets float32."""
+    dim = q.shape[3]
+    (d0, d1), (l0, l1) = _split(dim), _split(k.shape[2])
+    heads = dict(Q_H=q.stride(1), K_H=k.stride(1), V_H=v.stride(1), O_H=dim)
+    up = INTERPRETED and q.dtype == torch.bfloat16
+    exact = q.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
+    return dict(DIM=dim, D0=d0, D1=d1, L0=l0, L1=l1, UP=up, PRECISION="ieee" if exact else "tf32", **heads)
 
 
-def _tile(n_queries: int, dim: int) -> int:
+def _strides(*tensors: Tensor) -> list[int]:
+    """Row and token strides of (B, heads, T, d) tensors. Head strides are constants, so that loads align."""
+    return [t.stride(axis) for t in tensors for axis in (0, 2)]
+
+
+def _tile(n_queries: int) -> int:
     """Queries per program."""
     return 64 if n_queries > 32 else 32 if n_queries > 16 else 16
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 
 class Plan(NamedTuple):
-    """Who attends to what: prompt `first[b]` for row b, then term by term (start, stop, role, prompt).
+    """Row b has role `roles[b]` and first meets prompt `first[b]`; then terms (start, stop, role, prompt).
 
     A term whose prompt is its rows' first one only multiplies by the weights; any other adds an attention.
     """
 
+    roles: tuple[int, ...]
     first: tuple[int, ...]
     terms: tuple[tuple[int, int, int, int], ...]
 
@@ -43,7 +44,7 @@ def make_plan(weights: Tensor, roles: Tensor | Sequence[int], skip: bool = True)
         if not plain[role]:
             terms += [(start, stop, role, p) for p in active[role]]
         start = stop
-    return Plan(tuple(active[r][0] for r in roles), tuple(terms))
+    return Plan(tuple(roles), tuple(active[r][0] for r in roles), tuple(terms))
 
 
 def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, plan: Plan) -> Tensor:

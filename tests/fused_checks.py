@@ -1,0 +1,237 @@
+"""The fused kernels against float64, on a GPU where there is one, else in Triton's interpreter.
+
+The interpreter has to be chosen before Triton is imported, so `test_kernels.py` runs this file in a
+process of its own. By hand: `TRITON_INTERPRET=1 python -m pytest tests/fused_checks.py`.
+"""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+import dsnb  # noqa: E402
+from dsnb import kernels, masks  # noqa: E402
+from dsnb.methods import blend  # noqa: E402
+
+HALF, BF, FULL = torch.float16, torch.bfloat16, torch.float32
+TOLERANCE = {HALF: 2e-3, BF: 1.5e-2, FULL: 5e-6}
+
+
+@pytest.fixture(autouse=True)
+def forced():
+    """The fused kernels or an error, and every fresh tensor full of NaN until it is written to."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3, device=DEVICE).isnan().all()
+    with kernels.force("triton"):
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+def randn(*shape, seed, dtype=FULL):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def qkv(batch, prompts, heads, tokens, dim, dtype, keys=77, seed=0):
+    """Queries, keys and values as attention layers make them: heads last in memory, transposed to the front."""
+    sizes = ((batch, tokens), (prompts, keys), (prompts, keys))
+    return [randn(n, t, heads * dim, seed=seed + i, dtype=dtype).unflatten(2, (heads, dim)).transpose(1, 2)
+            for i, (n, t) in enumerate(sizes)]  # fmt: skip
+
+
+def soft_weights(styles, tokens, seed=0):
+    """Two roles over an empty prompt and the styles: the empty prompt alone, and a random mix of the rest."""
+    weights = torch.zeros(2, 1 + styles, tokens)
+    weights[0, 0] = 1
+    mix = torch.rand(styles, tokens, generator=torch.Generator().manual_seed(seed))
+    weights[1, 1:] = mix / mix.sum(0)
+    return weights.to(DEVICE)
+
+
+def exact_attention(q, k):
+    """softmax(Q Kᵀ / √d) in float64: (B, P, heads, T, L)."""
+    q, k = q.double(), k.double()
+    return torch.einsum("bhtd,phld->bphtl", q, k).mul(q.shape[-1] ** -0.5).softmax(-1)
+
+
+def exact_blend(q, k, v, weights, roles):
+    weights = weights.double()[roles]
+    return torch.einsum("bpt,bphtl,phld->bhtd", weights, exact_attention(q, k), v.double())
+
+
+def assert_close(out, exact, dtype):
+    assert out.shape == exact.shape
+    assert torch.isfinite(out).all()
+    error = (out.double() - exact).norm() / exact.norm()
+    assert error < TOLERANCE[dtype], f"relative error {error:.2e}"
+
+
+BLENDS = [  # tokens, head size, heads, styles, dtype
+    (1, 40, 2, 2, FULL),
+    (1, 160, 2, 5, HALF),
+    (17, 40, 2, 1, HALF),
+    (17, 64, 2, 8, BF),
+    (77, 80, 2, 2, BF),
+    (77, 160, 1, 5, FULL),
+    (1000, 64, 1, 2, HALF),
+    (1000, 160, 1, 1, BF),
+    (4099, 40, 1, 2, FULL),
+    (4099, 40, 1, 5, HALF),
+]
+
+
+@pytest.mark.parametrize("tokens, dim, heads, styles, dtype", BLENDS)
+def test_blend_attention(tokens, dim, heads, styles, dtype):
+    q, k, v = qkv(2, 1 + styles, heads, tokens, dim, dtype)
+    weights, roles = soft_weights(styles, tokens), torch.tensor([0, 1], device=DEVICE)
+    out = kernels.blend_attention(q, k, v, weights, roles)
+    assert out.dtype == dtype
+    assert_close(out, exact_blend(q, k, v, weights, roles), dtype)
+
+
+@pytest.mark.parametrize("keys", [1, 16, 33, 100, 154])
+def test_blend_attention_with_other_numbers_of_keys(keys):
+    q, k, v = qkv(1, 2, 2, 50, 24, FULL, keys=keys)
+    weights, roles = soft_weights(1, 50), torch.tensor([1], device=DEVICE)
+    assert_close(kernels.blend_attention(q, k, v, weights, roles), exact_blend(q, k, v, weights, roles), FULL)
+
+
+def test_masks_of_exact_zeros_and_ones():
+    q, k, v = qkv(4, 4, 2, 200, 40, FULL)
+    weights = torch.zeros(3, 4, 200, device=DEVICE)
+    weights[0, 0] = 1
+    weights[1, 1, :90] = 1
+    weights[1, 2, 90:] = 1
+    weights[2, 3] = 1
+    roles = torch.tensor([1, 0, 2, 1], device=DEVICE)
+    out = kernels.blend_attention(q, k, v, weights, roles)
+    assert_close(out, exact_blend(q, k, v, weights, roles), FULL)
+    plan = kernels.make_plan(weights, roles)
+    assert_close(
+        kernels.blend_attention(q, k, v, weights, plan=plan), exact_blend(q, k, v, weights, roles), FULL
+    )
+
+
+def test_prompts_without_weight_are_skipped():
+    """Were they computed, the NaN of the empty prompt and of the second style's right half would spread."""
+    q, k, v = qkv(1, 3, 1, 256, 40, FULL)
+    k[0], v[0], v[2] = float("nan"), float("nan"), float("nan")
+    weights = soft_weights(2, 256)
+    weights[1, 1, :128], weights[1, 2, :128] = 1, 0
+    out = kernels.blend_attention(q, k, v, weights, torch.tensor([1], device=DEVICE))
+    assert torch.isfinite(out[:, :, :128]).all()
+    assert out[:, :, 128:].isnan().all()
+
+
+def test_blend_attention_of_strided_tensors():
+    wide, k, v = qkv(2, 6, 2, 77, 80, FULL)
+    q, k, v = wide[..., ::2], k[::2, ..., :40], v[1::2, ..., 40:]
+    weights, roles = soft_weights(2, 154)[..., ::2], torch.tensor([1, 0], device=DEVICE)
+    assert_close(kernels.blend_attention(q, k, v, weights, roles), exact_blend(q, k, v, weights, roles), FULL)
+    heads_first = [x.contiguous() for x in (q, k, v)]
+    assert_close(
+        kernels.blend_attention(*heads_first, weights, roles), exact_blend(q, k, v, weights, roles), FULL
+    )
+
+
+def test_what_the_kernel_lacks_is_said():
+    q, k, v = qkv(1, 2, 1, 16, 168, FULL)
+    with pytest.raises(ValueError, match="head size 168"):
+        kernels.blend_attention(q, k, v, soft_weights(1, 16), [1])
+    with kernels.force(None), torch.no_grad():
+        assert kernels.blend_attention(q, k, v, soft_weights(1, 16), [1]).shape == q.shape
+
+
+MAPS = [  # tokens, head size, heads, chosen, dtype
+    (1, 40, 3, [0], HALF),
+    (17, 64, 2, [5, 2, 76], BF),
+    (77, 160, 2, list(range(77)), HALF),
+    (300, 80, 3, [1, 70, 3], FULL),
+    (1000, 40, 2, [9, 9, 64, 9], FULL),
+]
+
+
+@pytest.mark.parametrize("tokens, dim, heads, chosen, dtype", MAPS)
+def test_attention_with_maps(tokens, dim, heads, chosen, dtype):
+    q, k, v = qkv(2, 2, heads, tokens, dim, dtype)
+    out, maps = kernels.attention_with_maps(q, k, v, chosen)
+    probs = exact_attention(q, k)[[0, 1], [0, 1]]
+    assert_close(out, probs @ v.double(), dtype)
+    assert maps.dtype == FULL
+    assert_close(maps, probs[..., chosen].mean(1), FULL)
+
+
+STEPS = [  # height, width, styles, dtype of the predictions
+    (1, 1, 1, FULL),
+    (17, 3, 2, HALF),
+    (8, 8, 5, BF),
+    (25, 41, 2, FULL),
+    (64, 64, 2, HALF),
+]
+
+
+@pytest.mark.parametrize("height, width, styles, dtype", STEPS)
+@pytest.mark.parametrize("guided, noisy", [(True, True), (False, False)])
+def test_blend_step(height, width, styles, dtype, guided, noisy):
+    shape = (2, 4, height, width)
+    x_t, noise = randn(*shape, seed=1), randn(*shape, seed=2) if noisy else None
+    uncond = randn(*shape, seed=3, dtype=dtype) if guided else None
+    cond = randn(styles, *shape, seed=4, dtype=dtype)
+    weights = randn(styles, height, width, seed=5).softmax(0)
+    guidance = torch.linspace(2, 9, styles, device=DEVICE)
+    numbers = (0.31, 0.42, 0.1 if noisy else 0.0)
+    x_prev, x_0 = kernels.blend_step(uncond, cond, weights, guidance, x_t, noise, *numbers, return_x0=True)
+    doubles = [None if t is None else t.double() for t in (uncond, cond, weights, guidance, x_t, noise)]
+    expected = exact_step(*doubles, *numbers)
+    assert_close(x_prev, expected[0], FULL)
+    assert_close(x_0, expected[1], FULL)
+    alone = kernels.blend_step(uncond, cond, weights, guidance, x_t, noise, *numbers)
+    assert torch.equal(alone, x_prev)
+
+
+def exact_step(uncond, cond, weights, guidance, x_t, noise, alpha, alpha_prev, sigma):
+    """The equations once more, written differently."""
+    if uncond is None:
+        eps = torch.einsum("nhw,nbchw->bchw", weights, cond)
+    else:
+        guided = uncond * (1 - guidance.view(-1, 1, 1, 1, 1)) + guidance.view(-1, 1, 1, 1, 1) * cond
+        rest = 1 - weights.sum(0)
+        eps = torch.einsum("nhw,nbchw->bchw", weights, guided) + rest * uncond
+    x_0 = x_t / alpha**0.5 - ((1 - alpha) / alpha) ** 0.5 * eps
+    x_prev = alpha_prev**0.5 * x_0 + (1 - alpha_prev - sigma**2) ** 0.5 * eps
+    return (x_prev if noise is None else x_prev + sigma * noise), x_0
+
+
+def test_blend_step_of_strided_predictions():
+    x_t, stacked = randn(3, 4, 9, 7, seed=0), randn(3, 3, 4, 9, 7, seed=1)
+    uncond, *_ = stacked.unbind(1)
+    cond, weights = stacked[:, 1:].transpose(0, 1), randn(7, 9, 2, seed=2).softmax(-1).permute(2, 1, 0)
+    x_prev = kernels.blend_step(uncond, cond, weights, 5.0, x_t, None, 0.5, 0.6, 0.0)
+    guidance = torch.full((2,), 5.0, device=DEVICE).double()
+    doubles = (uncond.double(), cond.double(), weights.double(), guidance, x_t.double(), None)
+    assert_close(x_prev, exact_step(*doubles, 0.5, 0.6, 0.0)[0], FULL)
+
+
+def test_compiled_call_is_one_node():
+    q, k, v = qkv(2, 3, 2, 64, 40, FULL)
+    weights, roles = soft_weights(2, 64), torch.tensor([0, 1], device=DEVICE)
+    call = lambda q, k, v: kernels.blend_attention(q, k, v, weights, roles).transpose(1, 2).flatten(2)
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(q, k, v), call(q, k, v))
+
+
+@pytest.mark.parametrize("tiny_folder", [1], indirect=True, ids=["sd1"])
+def test_pictures_are_the_same_with_and_without(tiny_folder):
+    model = dsnb.load(tiny_folder, device=DEVICE, dtype=FULL)
+    image = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    source = torch.Generator(DEVICE).manual_seed(1)
+    settings = {"steps": 3, "skip": 2, "eta": 0.5, "generator": source, "progress": False}
+    trajectory = dsnb.invert(model, image, "a", **settings)
+    options = {"method": "attention", "guidance": 3.0, "progress": False}
+    with_kernels = blend(model, trajectory, ["b", "c"], masks.linear(2), **options)
+    with kernels.force("torch"):
+        without = blend(model, trajectory, ["b", "c"], masks.linear(2), **options)
+    assert (with_kernels - without).abs().max() < 1e-4
