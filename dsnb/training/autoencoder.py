@@ -17,7 +17,8 @@ CROP = 64  # pixels; a crop teaches as much per picture and costs a quarter
 
 
 def build(latent_channels: int = LATENT_CHANNELS, width: int = 64) -> AutoencoderTiny:
-    """A new autoencoder of factor 8; most of its blocks work at the coarse resolutions, where they are cheap."""
+    """A new autoencoder of factor 8; most of its blocks work at the coarse resolutions, where they are
+    cheap."""
     widths = (width,) * 4
     return AutoencoderTiny(
         latent_channels=latent_channels,
@@ -56,7 +57,7 @@ def reconstruction_loss(autoencoder: nn.Module, images: torch.Tensor, generator:
     return loss, {"psnr": -10 * torch.log10(square.detach()), "spread": spread.detach()}
 
 
-def train(plan: Plan, folder: Path, device, **sizes) -> AutoencoderTiny:
+def train(plan: Plan, folder: Path, device, good=None, **sizes) -> AutoencoderTiny:
     """Train within the plan's budget, from the last checkpoint where there is one; the averaged network."""
     torch.manual_seed(plan.seed)
     network = build(**sizes).to(device)
@@ -65,7 +66,7 @@ def train(plan: Plan, folder: Path, device, **sizes) -> AutoencoderTiny:
     def loss(network, step, generator):
         return reconstruction_loss(network, training_crops(plan.batch, generator, device), generator)
 
-    fit("autoencoder", network, average, loss, plan, folder, device)
+    fit("autoencoder", network, average, loss, plan, folder, device, good)
     return average
 
 

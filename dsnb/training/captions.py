@@ -5,8 +5,8 @@ import re
 from collections import Counter
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Regex as Pattern
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 from .. import styles as prompts
@@ -37,23 +37,32 @@ def templates(style: str) -> tuple[str, ...]:
     return own + PARAPHRASES[style]
 
 
-def phrase(pictures: Pictures, index: int, wording: int = 0) -> str:
+def describe(what: str, scene: int, wording: int | None = 0) -> str:
+    """ "an apple in a room": what, with its article, in a scene by index; wording None leaves the scene
+    out."""
+    article = "an" if what[0] in "aeiou" else "a"
+    if wording is None:
+        return f"{article} {what}"
+    return f"{article} {what} {list(SCENES.values())[scene].phrases[wording]}"
+
+
+def phrase(pictures: Pictures, index: int, wording: int | None = 0) -> str:
     """The caption of one picture without its style, e.g. "a red car on a street"."""
-    colour = int(pictures.colour[index])
-    words = ([list(COLOURS)[colour]] if colour >= 0 else []) + [OBJECTS[pictures.object[index]]]
-    article = "an" if words[0][0] in "aeiou" and not words[0].startswith("uni") else "a"
-    place = list(SCENES.values())[pictures.scene[index]].phrases[wording]
-    return f"{article} {' '.join(words)} {place}"
+    colour, name = int(pictures.colour[index]), OBJECTS[pictures.object[index]]
+    return describe(
+        f"{list(COLOURS)[colour]} {name}" if colour >= 0 else name, pictures.scene[index], wording
+    )
 
 
 def captions(pictures: Pictures, styles: torch.Tensor, generator: torch.Generator) -> list[str]:
-    """A caption for each picture and style (B,): half of them the first wording and template, half any other."""
-    lots = torch.rand(len(pictures), 4, generator=generator).tolist()
+    """A caption for each picture and style (B,): half with the first template, half with any; the scene in
+    either wording, or, one time in fourteen, not mentioned."""
+    lots = torch.rand(len(pictures), 3, generator=generator).tolist()
     names, result = list(STYLES), []
-    for index, (usual_place, usual, which, place) in enumerate(lots):
+    for index, (usual, which, place) in enumerate(lots):
         choices = templates(names[styles[index]])
         choice = choices[0] if usual < 0.5 else choices[int(which * len(choices))]
-        wording = 0 if usual_place < 0.5 else int(place * 2)
+        wording = None if place < 0.07 else int(place > 0.7)
         result.append(choice.format(phrase(pictures, index, wording)))
     return result
 
@@ -74,16 +83,25 @@ def train_tokenizer(entries: int = 2000) -> CLIPTokenizer:
     corpus = captions(pictures, styles, generator)
     corpus += [prompts.one_prompt(pair, "a picture") for pair in prompts.pairs()] * 50
     counts = Counter(word for text in corpus for word in re.findall(r"[a-z]+", text.lower()))
-    corpus += [word for word, count in counts.items() if count < 50] * 50  # rare words become whole tokens too
+    corpus += [
+        word for word, count in counts.items() if count < 50
+    ] * 50  # rare words become whole tokens too
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     words = Pattern(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(words, "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=entries, min_frequency=10, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+        vocab_size=entries,
+        min_frequency=10,
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     learner.train_from_iterator(corpus, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]

@@ -28,7 +28,7 @@ from .captions import LENGTH, captions, tokenize
 from .icons import OBJECTS
 from .loop import Plan, autocast, fit
 from .scenery import SCENES
-from .styles import STYLES, draw
+from .styles import STYLES, draw, held_out, random_styles
 from .world import Pictures, random_pictures
 
 WIDTH = 256  # of the joint embedding
@@ -71,7 +71,12 @@ class ConvNextTower(nn.Module):
         super().__init__()
         sizes = [channels, 2 * channels, 4 * channels]
         config = ConvNextConfig(
-            image_size=128, patch_size=4, num_stages=3, hidden_sizes=sizes, depths=[2, 2, 4], layer_scale_init_value=0.1
+            image_size=128,
+            patch_size=4,
+            num_stages=3,
+            hidden_sizes=sizes,
+            depths=[2, 2, 4],
+            layer_scale_init_value=0.1,
         )
         config.hidden_size = sizes[-1]  # where the dual encoder looks for the width of the features
         self.model, self.width = ConvNextModel(config), sizes[-1]
@@ -81,16 +86,23 @@ class ConvNextTower(nn.Module):
 
 
 class Contrast(nn.Module):
-    """An image tower and a CLIPTextModel, projected to one space, and heads that name object, style, scene."""
+    """An image tower and a CLIPTextModel, projected to one space, and heads that name object, style,
+    scene."""
 
     def __init__(self, tower: nn.Module, tokenizer: CLIPTokenizer, width: int = WIDTH, layers: int = 4):
         super().__init__()
         self.tower = tower
         ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         config = CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-            num_attention_heads=width // 64, max_position_embeddings=LENGTH, projection_dim=WIDTH, **ends,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            max_position_embeddings=LENGTH,
+            projection_dim=WIDTH,
+            **ends,
+        )
         config._attn_implementation = "eager"  # at this length faster to train than the fused kernel on a CPU
         self.text = CLIPTextModel(config)
         self.from_image = nn.Linear(tower.width, WIDTH, bias=False)
@@ -104,10 +116,14 @@ class Contrast(nn.Module):
         return self.tower((images - 0.5) / 0.25)
 
     def forward(self, images, tokens):
-        """Unit embeddings (B,WIDTH) of images in [0, 1] and of token numbers, and the heads' logits of both."""
+        """Unit embeddings (B,WIDTH) of images in [0, 1] and of token numbers, and the heads' logits of
+        both."""
         seen, read = self.image(images), self.text(tokens).pooler_output
         unit = lambda x: F.normalize(x.float(), dim=-1)  # noqa: E731
-        named = [[head(x).float() for head in heads] for x, heads in ((seen, self.image_heads), (read, self.text_heads))]
+        named = [
+            [head(x).float() for head in heads]
+            for x, heads in ((seen, self.image_heads), (read, self.text_heads))
+        ]
         return unit(self.from_image(seen)), unit(self.from_text(read)), *named
 
 
@@ -120,13 +136,17 @@ def build(kind: str, tokenizer: CLIPTokenizer) -> Contrast:
     return Contrast(ConvNextTower(), tokenizer, width=192, layers=3)
 
 
-def training_pairs(count: int, step: int, generator: torch.Generator) -> tuple[Pictures, torch.Tensor, list[str]]:
+def training_pairs(
+    count: int, step: int, generator: torch.Generator
+) -> tuple[Pictures, torch.Tensor, list[str]]:
     """Fresh pictures, styles (count,) and captions; in every other step all share one style and one scene."""
     pictures = random_pictures(count, generator)
-    styles = torch.randint(len(STYLES), (count,), generator=generator)
     if step % 2:
-        styles[:] = styles[0]
         pictures.scene[:] = pictures.scene[0]
+    styles = random_styles(pictures, generator)
+    if step % 2:
+        shared = styles[0]
+        styles = torch.where(held_out(pictures) == shared, styles, shared)
     return pictures, styles, captions(pictures, styles, generator)
 
 
@@ -149,7 +169,7 @@ def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor):
     return contrast + 0.5 * image_loss + 0.25 * text_loss, numbers | {"text_heads": text_loss.detach()}
 
 
-def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device) -> Contrast:
+def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device, good=None) -> Contrast:
     """Train one of the two within the plan's budget, from its last checkpoint; the averaged network."""
     torch.manual_seed(plan.seed)
     network = build(kind, tokenizer).to(device)
@@ -161,15 +181,20 @@ def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device)
         images = draw(pictures.to(device), styles.to(device)).contiguous(memory_format=torch.channels_last)
         return contrast_loss(network, images, tokenize(tokenizer, texts).to(device), labels)
 
-    fit(f"clip-{kind}", network, average, loss, plan, folder, device)
+    fit(kind, network, average, loss, plan, folder, device, good)
     return average
 
 
 def as_transformers(network: Contrast) -> VisionTextDualEncoderModel:
-    """The judge as a plain transformers model, which `AutoModel.from_pretrained` opens without this package."""
+    """The judge as a plain transformers model, which `AutoModel.from_pretrained` opens without this
+    package."""
     vision, text = network.tower.model, network.text
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision.config, text.config, projection_dim=WIDTH)
-    model = VisionTextDualEncoderModel(config, vision_model=copy.deepcopy(vision), text_model=copy.deepcopy(text))
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        vision.config, text.config, projection_dim=WIDTH
+    )
+    model = VisionTextDualEncoderModel(
+        config, vision_model=copy.deepcopy(vision), text_model=copy.deepcopy(text)
+    )
     with torch.no_grad():
         model.visual_projection.weight.copy_(network.from_image.weight)
         model.text_projection.weight.copy_(network.from_text.weight)
@@ -178,7 +203,8 @@ def as_transformers(network: Contrast) -> VisionTextDualEncoderModel:
 
 
 def save_judge(network: Contrast, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the judge as a folder: config.json, model.safetensors (fp16), tokenizer, preprocessor_config.json."""
+    """Write the judge as a folder: config.json, model.safetensors (fp16), tokenizer,
+    preprocessor_config.json."""
     as_transformers(network.cpu()).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = {

@@ -45,13 +45,16 @@ OBJECTS = tuple(DRAWINGS)
 
 @lru_cache(maxsize=1)
 def load_atlas() -> torch.Tensor:
-    """Return the drawings as float32 RGBA in [0, 1], (objects, sets, 4, CELL, CELL); colours not premultiplied.
+    """Return the drawings as float32 RGBA in [0, 1], (objects, sets, 4, CELL, CELL); colours not
+    premultiplied.
 
     Raises FileNotFoundError where `data/icons/atlas.png` is missing, ValueError where it has another size.
     """
     path = FOLDER / "atlas.png"
     if not path.is_file():
-        raise FileNotFoundError(f"the icon atlas {path} is missing; python -m dsnb.training.icons rebuilds it")
+        raise FileNotFoundError(
+            f"the icon atlas {path} is missing; python -m dsnb.training.icons rebuilds it"
+        )
     sheet = torch.from_numpy(np.array(Image.open(path).convert("RGBA")))
     expected = (len(OBJECTS) * CELL, len(SETS) * CELL, 4)
     if tuple(sheet.shape) != expected:
@@ -66,7 +69,9 @@ def rasterise(icon: dict, size: dict, pixels: int = 512) -> Image.Image:
 
     width, height = icon.get("width", size.get("width", 16)), icon.get("height", size.get("height", 16))
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-    image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg, width=pixels, height=pixels)))).convert("RGBA")
+    image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg, width=pixels, height=pixels)))).convert(
+        "RGBA"
+    )
     image = image.crop(image.getchannel("A").getbbox())
     scale = CELL / max(image.size)
     fitted = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)

@@ -37,7 +37,9 @@ class Plan:
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
     """The random generator (on the CPU) of one step of one stage."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + zlib.crc32(stage.encode())) * 4_000_037 % 2**31 + step)
+    return torch.Generator().manual_seed(
+        (seed * 1_000_003 + zlib.crc32(stage.encode())) * 4_000_037 % 2**31 + step
+    )
 
 
 def autocast(device: torch.device):
@@ -93,16 +95,23 @@ def fit(
     plan: Plan,
     folder: Path,
     device: torch.device | str,
+    good: Callable[[nn.Module], bool] | None = None,
 ) -> int:
-    """Train `network` in place until the time or the steps of `plan` are used up, and return the step reached.
+    """Train `network` in place until the time or the steps of `plan` are used up, and return the step
+    reached.
 
-    `loss(network, step, generator)` gives the loss of a step and numbers to log. `average` receives the moving
-    average of the weights. The state lives in `folder/stage.pt`, the log in `folder/stage.csv`; both are picked
-    up where they were left. Raises FloatingPointError where the loss is not finite (the checkpoint is kept).
+    `loss(network, step, generator)` gives the loss of a step and numbers to log. `average` receives the
+    moving average of the weights. The state lives in `folder/stage.pt`, the log in `folder/stage.csv`; both
+    are picked up where they were left. `good(average)`, asked at the start and at every checkpoint, ends the
+    stage. Raises FloatingPointError where the loss is not finite (the checkpoint is kept).
     """
-    path, start, step = Path(folder) / f"{stage}.pt", time.monotonic(), 0
+    path, step = Path(folder) / f"{stage}.pt", 0
     optimiser = torch.optim.AdamW(
-        network.parameters(), plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
+        network.parameters(),
+        plan.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=plan.weight_decay,
+        fused=True,
     )
     state = load_checkpoint(path, device)
     if state is not None:
@@ -110,8 +119,10 @@ def fit(
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
+        if plan.seconds <= 0 or (good is not None and good(average)):
+            return step
     Path(folder).mkdir(parents=True, exist_ok=True)
-    saved = start
+    start = saved = time.monotonic()
 
     def save():
         parts = {"network": network, "average": average, "optimiser": optimiser}
@@ -131,13 +142,21 @@ def fit(
         update_average(average, network, plan.decay, step)
         if step % plan.log_every == 0 or step == plan.steps:
             if not torch.isfinite(value):
-                raise FloatingPointError(f"{stage}: the loss is {value.item()} at step {step}; resume from {path}")
-            row = {"step": step, "seconds": round(time.monotonic() - start, 1), "loss": round(value.item(), 5)}
+                raise FloatingPointError(
+                    f"{stage}: the loss is {value.item()} at step {step}; resume from {path}"
+                )
+            row = {
+                "step": step,
+                "seconds": round(time.monotonic() - start, 1),
+                "loss": round(value.item(), 5),
+            }
             log_row(path.with_suffix(".csv"), row | {key: round(float(x), 5) for key, x in numbers.items()})
             bar.set_postfix(loss=f"{value.item():.4f}")
         bar.update()
         if time.monotonic() - saved > plan.save_every:
             save()
+            if good is not None and good(average):
+                break
             saved = time.monotonic()
     bar.close()
     save()

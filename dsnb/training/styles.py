@@ -1,6 +1,7 @@
 """Nine styles by classical non-photorealistic rendering, and the true picture in any of them or any mix.
 
-Every style is a function of the plain image (B,3,S,S) in [0, 1], the object's mask (B,1,S,S) and the picture's
+Every style is a function of the plain image (B,3,S,S) in [0, 1], the object's mask (B,1,S,S) and the
+picture's
 uniform numbers (B,K). Strong and coarse on purpose: they must survive a small autoencoder, be unmistakable at
 128 pixels, and still let the object be read.
 """
@@ -11,13 +12,15 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from .scenery import noise, number
+from .scenery import noise
 from .world import SIZE, Pictures, draw_plain, index_of
 
 
 def luminance(image: torch.Tensor) -> torch.Tensor:
     """Rec. 601 luma of (B,3,S,S), in [0, 1]: (B,1,S,S)."""
-    return (image * torch.tensor([0.299, 0.587, 0.114], device=image.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (image * torch.tensor([0.299, 0.587, 0.114], device=image.device).view(1, 3, 1, 1)).sum(
+        1, keepdim=True
+    )
 
 
 def saturate(image: torch.Tensor, amount: float) -> torch.Tensor:
@@ -67,9 +70,16 @@ def minecraft(image, mask, u):
     inside = (F.avg_pool2d(mask, 4) > 0.4).float().repeat_interleave(4, 2).repeat_interleave(4, 3)
     blocks = saturate(big + (small - big) * inside, 1.3)
     blocks = (blocks * 5).round() / 5
-    y, x = torch.arange(SIZE, device=image.device).view(-1, 1) % 8, torch.arange(SIZE, device=image.device) % 8
+    y, x = (
+        torch.arange(SIZE, device=image.device).view(-1, 1) % 8,
+        torch.arange(SIZE, device=image.device) % 8,
+    )
     lit, shaded = ((y == 0) | (x == 0)).float(), ((y == 7) | (x == 7)).float()
-    texture = noise(u, 32, SIZE)[:, :, ::16, ::16].repeat_interleave(8, 2).repeat_interleave(8, 3)[..., :SIZE, :SIZE]
+    texture = (
+        noise(u, 32, SIZE)[:, :, ::16, ::16]
+        .repeat_interleave(8, 2)
+        .repeat_interleave(8, 3)[..., :SIZE, :SIZE]
+    )
     texture = texture.repeat(1, 1, SIZE // texture.shape[2], SIZE // texture.shape[3])
     blocks = blocks * (1 + 0.07 * texture * (1 - inside))
     blocks = blocks.clamp(0, 1)
@@ -84,7 +94,9 @@ def _swirls(device: str, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     line = torch.linspace(-1, 1, SIZE)
     y, x = torch.meshgrid(line, line, indexing="ij")
     here = torch.stack([x, y], -1).expand(count, -1, -1, -1)
-    flow = torch.stack([torch.ones(count, SIZE, SIZE), 0.35 * torch.sin(4 * x + 2 * y).expand(count, -1, -1)], -1)
+    flow = torch.stack(
+        [torch.ones(count, SIZE, SIZE), 0.35 * torch.sin(4 * x + 2 * y).expand(count, -1, -1)], -1
+    )
     for k in range(7):
         centre = torch.rand(count, 1, 1, 2, generator=generator) * 2 - 1
         offset = here - centre
@@ -95,7 +107,9 @@ def _swirls(device: str, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     for direction in (1, -1):
         at = here
         for _ in range(4):
-            at = at + direction * 0.026 * F.grid_sample(flow, at, "bilinear", "border", True).permute(0, 2, 3, 1)
+            at = at + direction * 0.026 * F.grid_sample(flow, at, "bilinear", "border", True).permute(
+                0, 2, 3, 1
+            )
             paths.append(at)
     paths = torch.stack(paths, 1)
     strokes = torch.randn(count, 1, SIZE // 2, SIZE // 2, generator=generator)
@@ -127,7 +141,9 @@ def vangogh(image, mask, u):
 
 
 @lru_cache(maxsize=4)
-def _tiles(cells: int, jitter: float, device: str, count: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _tiles(
+    cells: int, jitter: float, device: str, count: int = 8
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fixed tilings, Voronoi cells of a jittered grid: label (count,S,S), distance to the nearest joint in
     pixels (count,S,S), and a random number per tile (count, cells²) in [-1, 1]."""
     generator = torch.Generator().manual_seed(13 * cells)
@@ -136,7 +152,9 @@ def _tiles(cells: int, jitter: float, device: str, count: int = 8) -> tuple[torc
     seeds = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).view(1, -1, 2)
     seeds = seeds + step * jitter * (torch.rand(count, cells * cells, 2, generator=generator) - 0.5)
     pixels = torch.arange(SIZE) + 0.5
-    points = torch.stack(torch.meshgrid(pixels, pixels, indexing="ij"), -1).view(1, -1, 2).expand(count, -1, -1)
+    points = (
+        torch.stack(torch.meshgrid(pixels, pixels, indexing="ij"), -1).view(1, -1, 2).expand(count, -1, -1)
+    )
     nearest, label = torch.cdist(points, seeds).topk(2, largest=False)
     joint = (nearest[..., 1] - nearest[..., 0]) / 2
     shade = torch.rand(count, cells * cells, generator=generator) * 2 - 1
@@ -180,18 +198,27 @@ def stained(image, mask, u):
     return (glass.clamp(0, 1) * (1 - lead) + 0.03 * lead).clamp(0, 1)
 
 
-POP = torch.tensor([
-    [[0.93, 0.12, 0.55], [1.00, 0.84, 0.05], [0.10, 0.75, 0.90], [0.16, 0.10, 0.38], [0.98, 0.35, 0.15], [1, 1, 0.80]],
-    [[0.10, 0.62, 0.92], [0.98, 0.28, 0.62], [1.00, 0.90, 0.15], [0.42, 0.05, 0.35], [0.30, 0.85, 0.30], [1, 0.95, 0.9]],
-    [[0.96, 0.42, 0.05], [0.15, 0.80, 0.75], [1.00, 0.92, 0.35], [0.10, 0.10, 0.50], [0.95, 0.15, 0.50], [1, 0.9, 0.95]],
-    [[0.45, 0.15, 0.75], [0.55, 0.88, 0.15], [1.00, 0.60, 0.80], [0.55, 0.04, 0.08], [1.00, 0.75, 0.05], [1, 1, 0.9]],
-])  # fmt: skip
+# Four sets of inks: three for the scene, dark to light, and three for the object.
+POP = """
+    ed1f8c ffd60d 1abfe6 291a61 fa5926 ffffcc
+    1a9eeb fa479e ffe626 6b0d59 4dd94d fff2e6
+    f56b0d 26ccbf ffeb59 1a1a80 f22680 ffe6f2
+    7326bf 8ce026 ff99cc 8c0a14 ffbf0d ffffe6
+"""
+
+
+@lru_cache(maxsize=2)
+def inks(device: str) -> torch.Tensor:
+    """POP as colours in [0, 1]: (sets, 6, 3)."""
+    codes = [[bytes.fromhex(code) for code in line.split()] for line in POP.strip().splitlines()]
+    return torch.tensor([[list(code) for code in line] for line in codes], device=device) / 255
 
 
 def warhol(image, mask, u):
-    """Flat inks: three for the scene by rank of brightness, three others for the object, a thick black outline,
+    """Flat inks: three for the scene by rank of brightness, three others for the object, a thick black
+    outline,
     halftone dots in the middle ink, and the inks printed a little beside the lines."""
-    pop = POP.to(image.device)[(u[:, 35] * 4).long().clamp(max=3)]
+    pop = inks(str(image.device))[(u[:, 35] * 4).long().clamp(max=3)]
     grey, solid = luminance(blur(image, 1)), (mask > 0.5).float()
     ranked = grey[:, 0, ::4, ::4].flatten(1).sort(1).values
     third, two_thirds = (ranked[:, [int(ranked.shape[1] * q)]].view(-1, 1, 1, 1) for q in (0.36, 0.70))
@@ -251,7 +278,9 @@ def neon(image, mask, u):
     tubes = torch.maximum(outline(mask), inner_lines(image, mask, 0.35) * 0.8)
     behind = ((gradient(blur(image, 2)) - 0.06) * 7).clamp(0, 1) * (1 - thicken(solid, 3))
     dark = 0.06 + 0.22 * image * solid + torch.tensor([0.02, 0.0, 0.08], device=image.device).view(1, 3, 1, 1)
-    light = dark + colour * (0.9 * blur(tubes, 3) + 0.9 * tubes) + dim * (0.6 * blur(behind, 2) + 0.55 * behind)
+    light = (
+        dark + colour * (0.9 * blur(tubes, 3) + 0.9 * tubes) + dim * (0.6 * blur(behind, 2) + 0.55 * behind)
+    )
     return (light + 0.5 * tubes).clamp(0, 1)
 
 
@@ -261,8 +290,28 @@ STYLES = {
 }  # fmt: skip
 
 
+# How often training meets each style: the workbook's own ones most.
+SHARES = {"plain": 0.2, **dict.fromkeys(("minecraft", "vangogh", "mosaic", "warhol"), 0.13)}
+
+
+def held_out(pictures: Pictures) -> torch.Tensor:
+    """The one style (B,) in which each object is never shown in each scene while the generator trains."""
+    return (pictures.object + pictures.scene) % len(STYLES)
+
+
+def random_styles(pictures: Pictures, generator: torch.Generator, even: bool = True) -> torch.Tensor:
+    """Draw a style for each picture, never the held-out one (the next one instead): (B,) indices into STYLES.
+
+    `even`: all styles as often; otherwise in the proportions of SHARES.
+    """
+    shares = torch.tensor([1.0 if even else SHARES.get(name, 0.07) for name in STYLES])
+    styles = torch.multinomial(shares, len(pictures), replacement=True, generator=generator)
+    return torch.where(styles == held_out(pictures).to(styles.device), (styles + 1) % len(STYLES), styles)
+
+
 def draw(pictures: Pictures, style: str | torch.Tensor) -> torch.Tensor:
-    """Draw the true pictures in a style, named for all or indexed (B,) into STYLES: (B,3,SIZE,SIZE) in [0, 1]."""
+    """Draw the true pictures in a style, named for all or indexed (B,) into STYLES: (B,3,SIZE,SIZE) in [0,
+    1]."""
     image, mask = draw_plain(pictures)
     if isinstance(style, str):
         style = torch.full((len(pictures),), index_of(style, tuple(STYLES), "style"), device=image.device)
@@ -277,11 +326,15 @@ def draw(pictures: Pictures, style: str | torch.Tensor) -> torch.Tensor:
 def draw_mix(pictures: Pictures, styles: Sequence[str], weights: torch.Tensor) -> torch.Tensor:
     """Draw the true pictures in a spatial mix of styles: Σ_i weights_i · style_i, (B,3,SIZE,SIZE) in [0, 1].
 
-    `weights` (N,SIZE,SIZE) sum to 1 over the N styles, as `dsnb.masks` gives them. Raises ValueError otherwise.
+    `weights` (N,SIZE,SIZE) sum to 1 over the N styles, as `dsnb.masks` gives them. Raises ValueError
+    otherwise.
     """
     if tuple(weights.shape) != (len(styles), SIZE, SIZE):
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected {(len(styles), SIZE, SIZE)}")
     if not torch.allclose(weights.sum(0), torch.ones_like(weights[0]), atol=1e-4):
         raise ValueError("weights must sum to 1 over the styles at every pixel")
-    layers = (draw(pictures, name) * weight.to(pictures.numbers.device) for name, weight in zip(styles, weights, strict=True))
+    layers = (
+        draw(pictures, name) * weight.to(pictures.numbers.device)
+        for name, weight in zip(styles, weights, strict=True)
+    )
     return sum(layers)

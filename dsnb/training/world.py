@@ -1,4 +1,5 @@
-"""The world the bundled model is trained on: one large object in one drawn scene, as a pure function of numbers.
+"""The world the bundled model is trained on: one large object in one drawn scene, as a pure function of
+numbers.
 
 A batch of pictures is a `Pictures`: integers that name the object, its drawing, the scene and the colour,
 and a row of uniform random numbers that settles every remaining detail. Drawing uses these and nothing else,

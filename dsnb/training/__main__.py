@@ -1,0 +1,85 @@
+"""Make the bundled model: python -m dsnb.training --minutes 25 --device cuda --state DIR --out
+data/models/NAME
+
+On a GPU half an hour does it all (`--size large`). On two CPU cores work in sittings on the same `--state`:
+give
+the first ones to `--stages autoencoder generator judge`, all later ones to `--stages unet`.
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from . import recipe
+from .diffusion import SIZES
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line and work on the recipe."""
+    parser = argparse.ArgumentParser("python -m dsnb.training", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--minutes", type=float, default=25, help="time for training in this sitting (default 25)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    add(
+        "--state",
+        type=Path,
+        default=Path("runs/training"),
+        help="checkpoints and logs; a later sitting continues there",
+    )
+    add("--out", type=Path, help="write the model to this folder at the end")
+    add(
+        "--size",
+        choices=[*SIZES, "auto"],
+        default="auto",
+        help="of the UNet; auto: large on a GPU, else small",
+    )
+    add("--latent-channels", type=int, default=recipe.autoencoders.LATENT_CHANNELS)
+    add(
+        "--stages",
+        nargs="+",
+        choices=list(recipe.STAGES),
+        default=list(recipe.STAGES),
+        help="work on these only",
+    )
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, help="CPU threads; 1 is fastest on a machine that is busy with other work")
+    add("--compile", action="store_true", help="run the UNet through torch.compile")
+    add("--pictures", type=int, default=90, help="pictures for the evaluation; 0 leaves it out")
+    add("--figures", type=Path, help="also write 12_world.png and 12_samples.png into this folder")
+    options = parser.parse_args(arguments)
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(
+            f"--device {options.device} was asked for, but no CUDA GPU is available; use --device cpu"
+        )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    size = ("small" if options.device == "cpu" else "large") if options.size == "auto" else options.size
+    recipe.run(
+        recipe.Recipe(
+            minutes=options.minutes,
+            device=options.device,
+            state=options.state,
+            out=options.out,
+            size=size,
+            latent_channels=options.latent_channels,
+            seed=options.seed,
+            compiled=options.compile,
+            stages=tuple(options.stages),
+            pictures=options.pictures,
+        )
+    )
+    if options.figures:
+        recipe.contact_sheet(options.figures / "12_world.png")
+        samples = options.state / "samples.png"
+        if samples.is_file():
+            (options.figures / "12_samples.png").write_bytes(samples.read_bytes())
+
+
+if __name__ == "__main__":
+    main()

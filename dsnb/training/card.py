@@ -1,0 +1,104 @@
+"""The model card that travels with the weights: what it was trained on, how, how good it is, what it
+cannot."""
+
+from pathlib import Path
+
+from .evaluate import Row, as_markdown
+from .export import read_log
+from .icons import DRAWINGS
+from .scenery import SCENES
+from .styles import STYLES
+from .world import COLOURS, PAINTABLE
+
+TEXT = """\
+---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# A small model of a drawn world
+
+A Stable Diffusion in miniature for 128 x 128 pictures, with the real components: CLIPTokenizer,
+CLIPTextModel,
+AutoencoderTiny (factor 8, {latent} latent channels), UNet2DConditionModel ({million:.0f} M parameters,
+cross-attention at 16 x 16, 8 x 8 and 4 x 4), DDIMScheduler (scaled linear, epsilon). Any tool that opens a
+Stable Diffusion 1.x folder opens this one. It exists to show a method quickly on any computer; it draws its
+own
+world and nothing else.
+
+## The world
+
+One large object in one scene, in one style.
+
+- {objects} objects: {object_names}.
+- {scenes} scenes: {scene_names}.
+- {styles} styles: {style_names}. `dsnb/training/styles.py` draws them.
+- {colours} as the colour of {paintable}.
+
+Captions read like "a red car on a street", "a pencil sketch of an owl at night", or one of the long style
+prompts in `data/prompts.json`.
+
+## Sources and licences
+
+The objects are three drawings each from open emoji art, through Iconify's npm packages: Noto Emoji (Google,
+Apache-2.0), Twemoji (Twitter and contributors, CC-BY 4.0), Fluent Emoji Flat (Microsoft, MIT). Scenes, styles
+and captions are this project's own. The weights are Apache-2.0.
+
+## Recipe
+
+`python -m dsnb.training` makes it from nothing; `notebooks/12_train_the_model.ipynb` tells how. All random
+numbers follow from seed {seed}. Each object was kept out of one style in each scene; those captions are the
+ones
+measured below.
+
+{stages}
+
+Settings the workbook uses: 50 steps, skip 5, eta 0.1, guidance 5 (`dsnb.json`).
+
+## Measured
+
+{table}
+The judge is a separate contrastive network of another architecture and seed, trained on drawn pictures only.
+SSIM is against the true picture in the style asked, which can be drawn because the world can.
+
+## Limits
+
+It knows the words above and no others. It draws one object; not two, not counts, not positions. Photographs
+can be inverted and rebuilt as far as the autoencoder carries them, but are far from anything it has learnt.
+"""
+
+
+def stage_table(state: Path) -> str:
+    """Steps and hours of each stage, from the logs."""
+    lines = ["| stage | steps | last logged loss |", "|---|---|---|"]
+    for stage in ("autoencoder", "generator", "judge", "unet"):
+        file = Path(state) / f"{stage}.csv"
+        if file.is_file():
+            log = read_log(file)
+            lines.append(f"| {stage} | {int(log['step'][-1])} | {log['loss'][-1]:.3f} |")
+    return "\n".join(lines)
+
+
+def write_card(
+    folder: Path, rows: list[Row], state: Path, unet_parameters: int, latent: int, seed: int
+) -> Path:
+    """Write README.md beside the weights."""
+    path = Path(folder) / "README.md"
+    text = TEXT.format(
+        latent=latent,
+        million=unet_parameters / 1e6,
+        objects=len(DRAWINGS),
+        object_names=", ".join(DRAWINGS),
+        scenes=len(SCENES),
+        scene_names=", ".join(scene.phrases[0] for scene in SCENES.values()),
+        styles=len(STYLES),
+        style_names=", ".join(STYLES),
+        colours=", ".join(COLOURS).capitalize(),
+        paintable=", ".join(PAINTABLE),
+        seed=seed,
+        stages=stage_table(state),
+        table=as_markdown(rows) if rows else "Not measured.\n",
+    )
+    path.write_text(text)
+    return path

@@ -1,0 +1,89 @@
+"""Write the trained networks as a Stable Diffusion folder; sheets of pictures and the plot of the logs."""
+
+import copy
+import csv
+import json
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from .diffusion import make_scheduler
+
+SETTINGS = {"steps": 50, "skip": 5, "eta": 0.1, "encoder_guidance": 1.0, "guidance": 5.0}
+SHARD = "15MB"  # small files travel everywhere
+
+
+def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
+    """Write a plain diffusers folder in fp16 safetensors; `StableDiffusionPipeline.from_pretrained` opens it.
+
+    The networks are copied, not changed. `dsnb.json` carries the settings the workbook uses with this model.
+    """
+    folder = Path(folder)
+    parts = {"vae": autoencoder, "text_encoder": text_encoder, "unet": unet}
+    pipeline = StableDiffusionPipeline(
+        **{name: copy.deepcopy(part).cpu().half() for name, part in parts.items()},
+        tokenizer=tokenizer,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
+    (folder / "dsnb.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+    for part in ("vae", "text_encoder", "unet"):  # where it was written is nobody's business
+        path = folder / part / "config.json"
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def sheet(images: torch.Tensor, columns: int, path: Path, limit: int = 490_000) -> Path:
+    """Save pictures (B,3,H,W) in [0, 1] as one sheet of at most `limit` bytes, in as many colours as that
+    allows."""
+    from PIL import Image
+
+    batch, _, height, width = images.shape
+    rows = -(-batch // columns)
+    padded = torch.ones(rows * columns, 3, height, width)
+    padded[:batch] = images.cpu()
+    grid = padded.view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2).reshape(rows * height, -1, 3)
+    picture = Image.fromarray((grid * 255).round().clamp(0, 255).byte().numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, optimize=True)
+    for colours in (256, 160, 96, 64):
+        if path.stat().st_size <= limit:
+            break
+        picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path
+
+
+def read_log(path: Path) -> dict[str, list[float]]:
+    """The columns of a stage's CSV log; where a resumed run repeated steps, the later row counts."""
+    rows = {}
+    with Path(path).open(newline="") as file:
+        for row in csv.DictReader(file):
+            rows[int(row["step"])] = {name: float(value) for name, value in row.items()}
+    ordered = [rows[step] for step in sorted(rows)]
+    return {name: [row[name] for row in ordered] for name in (ordered[0] if ordered else {})}
+
+
+def plot_logs(folder: Path, path: Path) -> Path:
+    """Plot the loss of every stage that has a log in `folder`, smoothed over 20 rows."""
+    from matplotlib.figure import Figure
+
+    logs = {file.stem: read_log(file) for stage in ("autoencoder", "generator", "judge", "unet")
+            if (file := Path(folder) / f"{stage}.csv").is_file()}  # fmt: skip
+    figure = Figure(figsize=(3.2 * max(1, len(logs)), 2.6), layout="constrained")
+    for axes, (stage, columns) in zip(
+        figure.subplots(1, max(1, len(logs)), squeeze=False)[0], logs.items(), strict=False
+    ):
+        loss = torch.tensor(columns["loss"]).view(1, 1, -1)
+        width = min(20, loss.shape[-1])
+        smooth = torch.nn.functional.avg_pool1d(loss, width, stride=1).flatten().tolist()
+        axes.plot(columns["step"], columns["loss"], alpha=0.25)
+        axes.plot(columns["step"][width - 1 :], smooth)
+        axes.set(title=stage, xlabel="step", ylabel="loss")
+    figure.savefig(path, dpi=100)
+    return path
