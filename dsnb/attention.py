@@ -22,18 +22,24 @@ class Blend:
     mask's mix of prompts 1..N, role 1 + i prompt i alone.
     """
 
-    def __init__(self, mask: Mask, size: tuple[int, int], sampling: str, device: torch.device):
+    def __init__(self, mask: Mask, size: tuple[int, int], levels: set, sampling: str, device: torch.device):
         self._mask, self._sampling, self._device = mask, sampling, device
         self._sizes = token_sizes(*size)
+        self._used = [tokens for level, tokens in enumerate(self._sizes) if level in levels]
         self._progress = 0.0
         self._rows: tuple[int, ...] = ()
         self._mixes: dict[tuple, tuple[Tensor, Tensor, Plan]] = {}
 
     def at(self, progress: float, rows: Sequence[int]) -> None:
-        """Called before each UNet call: the progress in [0, 1) of the denoising, and the role of each row."""
+        """Called before each UNet call: the progress in [0, 1) of the denoising, and the role of each row.
+
+        The mixes are made here rather than at first use, so that a compiled UNet finds them ready.
+        """
         if self._mask.timed and progress != self._progress:
             self._mixes.clear()
         self._progress, self._rows = progress, tuple(rows)
+        for tokens in self._used:
+            self.mix(len(self._rows), tokens)
 
     def mix(self, batch: int, tokens: int) -> tuple[Tensor, Tensor, Plan]:
         """Weights (roles, prompts, tokens), the role of each row (batch,), and the kernels' plan for both."""
@@ -104,7 +110,8 @@ def blend_cross_attention(
     if not names:
         raise ValueError("layers chooses no cross-attention of this UNet")
     check_hookable(unet, names)
-    blend = Blend(mask, size, sampling, contexts.device)
+    levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
+    blend = Blend(mask, size, levels, sampling, contexts.device)
     ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend) for name in names}
     try:
         unet.set_attn_processor({**before, **{f"{name}.processor": p for name, p in ours.items()}})
@@ -119,6 +126,14 @@ def cross_attention_layers(unet: nn.Module) -> list[str]:
     names = [name for name in names if unet.get_submodule(name).is_cross_attention]
     order = ("down_blocks", "mid_block", "up_blocks")
     return sorted(names, key=lambda name: order.index(name.split(".")[0]))
+
+
+def layer_level(name: str, blocks: int) -> int:
+    """How often the latents are halved on their way to the attention of this name, given the down blocks."""
+    part, index, *_ = name.split(".")
+    if part == "mid_block":
+        return blocks - 1
+    return int(index) if part == "down_blocks" else blocks - 1 - int(index)
 
 
 def check_hookable(unet: nn.Module, names: Sequence[str]) -> None:
