@@ -36,7 +36,7 @@ def randn(*shape, seed, dtype=FULL):
 
 
 def qkv(batch, prompts, heads, tokens, dim, dtype, keys=77, seed=0):
-    """Queries, keys and values as attention layers make them: heads last in memory, transposed to the front."""
+    """Queries, keys and values as attention layers make them: transposed, heads last in memory."""
     sizes = ((batch, tokens), (prompts, keys), (prompts, keys))
     return [randn(n, t, heads * dim, seed=seed + i, dtype=dtype).unflatten(2, (heads, dim)).transpose(1, 2)
             for i, (n, t) in enumerate(sizes)]  # fmt: skip
