@@ -80,7 +80,7 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor, size: int | None = None, layers: int = 5) -> list[Tensor]:
-        """The first `layers` of five maps (B, C, h, w) of images in [0, 1], first resized if `size` is given."""
+        """The first `layers` of five maps (B, C, h, w) of images in [0, 1], resized to `size` if given."""
         x = check_images(images).to(self.shift)
         x = x if size is None else resize(x, size)
         x = (2 * x - 1 - self.shift) / self.scale

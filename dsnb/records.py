@@ -1,0 +1,68 @@
+"""How a notebook hands results to whoever runs it: rows as JSON outputs, pictures as they are shown.
+
+Light on purpose: every notebook of a grid imports it. `record` and `once` are for inside the notebook,
+`recorded` and `pictures` read an executed one.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+
+MARK = "dsnb-rows"  # metadata of the outputs that carry rows
+NUMBERS = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+_kept: dict = {}
+
+
+def record(rows: Sequence[dict] | None = None, /, **values) -> None:
+    """Hand rows of results out of a notebook: `record(psnr=21.3, side="left")`, or a list of such rows.
+
+    They become rows of the grid's table. Values are numbers, texts, truth values or None; a number with
+    `.item()` (torch, numpy) is taken as that. Raises ValueError for anything else.
+    """
+    from IPython.display import display
+
+    rows = [values] if rows is None else [dict(row) | values for row in rows]
+    rows = [{str(name): _plain(name, value) for name, value in row.items()} for row in rows]
+    text = f"{len(rows)} row{'s' * (len(rows) != 1)} recorded"
+    display({"application/json": rows, "text/plain": text}, raw=True, metadata={MARK: True})
+
+
+def _plain(name: str, value: object) -> object:
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and not (value - value == 0):  # JSON has no such numbers
+        return "nan" if value != value else "inf" if value > 0 else "-inf"
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"{name} is {type(value).__name__}, expected one number, text, truth value or None")
+    return value
+
+
+def once(make: Callable, *args, **options):
+    """`make(*args, **options)`, kept for this process, so that a worker loads a model once, not per point."""
+    key = (make.__module__, make.__qualname__, repr(args), repr(sorted(options.items())))
+    if key not in _kept:
+        _kept[key] = make(*args, **options)
+    return _kept[key]
+
+
+def recorded(notebook) -> list[dict]:
+    """The rows that an executed notebook (an nbformat node) handed out with `record`, in order."""
+    rows = []
+    for output in _outputs(notebook):
+        if output.output_type == "display_data" and output.metadata.get(MARK):
+            rows += [dict(row) for row in output.data["application/json"]]
+    return [{k: NUMBERS.get(v, v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+
+
+def pictures(notebook) -> list[bytes]:
+    """The PNG pictures among an executed notebook's outputs, in order."""
+    coded = (
+        output.data["image/png"] for output in _outputs(notebook) if "image/png" in output.get("data", {})
+    )
+    return [base64.b64decode("".join(code)) for code in coded]
+
+
+def _outputs(notebook) -> Iterator:
+    return (
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.get("outputs", [])
+    )

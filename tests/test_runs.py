@@ -1,0 +1,371 @@
+"""Grids run for real: papermill, Dask workers, kernels; on notebooks that import nothing heavy."""
+
+import json
+import os
+import resource
+import signal
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from distributed import Client
+
+from dsnb import runs
+from dsnb.grid import GridError, convert, make_grid, parse_settings, parse_values
+from dsnb.records import once, record, recorded
+from dsnb.results import FolderError
+
+PARAMETERS = """
+sharpness: float = 20.0  # how sharp
+method: str = "epsilon"  # which
+seed: int = 0
+log: str = ""  # a file that gets a line at the beginning and the end
+pause: float = 0.0  # seconds
+"""
+BODY = """
+import os, time
+from dsnb.records import once, record
+note = lambda word: open(log, "a").write(f"{word} {sharpness:g} {os.getpid()}\\n") if log else None
+note("begin")
+time.sleep(pause)
+if sharpness == 7:
+    raise RuntimeError("seven is not to be had")
+note("end")
+"""
+RECORD = """
+assert "left_over" not in globals()
+left_over = 1
+record(score=2 * sharpness, kernel=os.getpid(), kept=once(os.getpid), nothing=float("nan"))
+record([{"score": -1.0}])
+"""
+PICTURE = """
+from IPython.display import Image, display
+display(Image(data=bytes.fromhex("89504e470d0a1a0a"), format="png"))
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell(source) for source in (BODY, RECORD, PICTURE)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path = tmp_path / "tiny.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers that outlive the single runs, as a cluster of the user's own would."""
+    with runs._local_cluster(2, 2) as cluster:
+        yield cluster
+
+
+def command(notebook, output, *words, cluster=None):
+    where = ["--scheduler", cluster.scheduler_address] if cluster else ["--workers", "1"]
+    return runs.main([str(notebook), "--output", str(output), *where, *words])
+
+
+def test_a_grid_becomes_a_table_and_only_what_is_missing_is_run_again(notebook, tmp_path, cluster, capsys):
+    output, log = tmp_path / "out", tmp_path / "log"
+    words = ["--grid", "sharpness=5,7,20", "-p", "seed=3", "-p", f"log={log}"]
+    assert command(notebook, output, *words, cluster=cluster) == 1  # one point fails
+    table = pd.read_csv(output / "table.csv")
+    assert table.sharpness.tolist() == [5, 5, 7, 20, 20]
+    assert table.status.tolist() == ["done", "done", "failed", "done", "done"]
+    assert table.score.dropna().tolist() == [10, -1, 40, -1]
+    assert set(table.seed) == {3} and set(table.method) == {"epsilon"} and table.nothing.isna().all()
+    assert table.error[2] == "RuntimeError: seven is not to be had"
+    assert all((output / path).is_file() for path in table.notebook)
+    failed = nbformat.read(output / table.notebook[2], as_version=4)
+    assert any("seven" in str(cell.get("outputs", "")) for cell in failed.cells)
+    assert table.version_papermill.notna().all() and table.version_python.notna().all()
+    assert pd.read_parquet(output / "table.parquet").score.dropna().tolist() == [10, -1, 40, -1]
+    point = output / Path(table.notebook[0]).parent
+    assert (point / "00.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(output.rglob("*tmp*"))
+    assert "2 done, 1 failed, 0 from before" in capsys.readouterr().out
+
+    before = log.read_text().count("begin")
+    assert command(notebook, output, *words, cluster=cluster) == 1
+    lines = log.read_text().splitlines()[2 * before - 1 :]
+    assert [line.split()[:2] for line in lines] == [["begin", "7"]]  # the failed one is tried again, no other
+    assert len(pd.read_csv(output / "table.csv")) == 5
+
+
+def test_more_values_extend_a_table_and_kernels_are_kept_but_clean(notebook, tmp_path, cluster):
+    output = tmp_path / "out"
+    assert command(notebook, output, "--grid", "sharpness=1,2", cluster=cluster) == 0
+    assert command(notebook, output, "--grid", "sharpness=1,2,3,4,5,6", cluster=cluster) == 0
+    table = pd.read_csv(output / "table.csv")
+    assert table.sharpness.tolist() == [k for k in range(1, 7) for _ in range(2)]
+    first = table[table.score >= 0]
+    assert (first.kernel == first.kept).all()  # what `once` kept belongs to this very kernel …
+    assert (
+        first.kernel.nunique() <= 2 < len(first)
+    )  # … which served several points, with no variable left over
+
+
+def test_a_killed_worker_s_point_is_done_by_another_and_no_row_is_lost_or_doubled(
+    notebook, tmp_path, cluster
+):
+    output, log = tmp_path / "out", tmp_path / "log"
+    words = ["--grid", "sharpness=1,2,3,4,5,6", "-p", f"log={log}", "-p", "pause=1.5"]
+    status = []
+    run = threading.Thread(target=lambda: status.append(command(notebook, output, *words, cluster=cluster)))
+    run.start()
+    deadline = time.monotonic() + 60
+    while not log.exists() or "begin" not in log.read_text():
+        assert time.monotonic() < deadline, "no point began"
+        time.sleep(0.05)
+    with Client(cluster.scheduler_address) as client:
+        busy = [worker for worker, tasks in client.processing().items() if tasks]
+        pids = client.run(os.getpid, workers=busy[:1])
+        victim = next(iter(pids.values()))
+        os.kill(victim, signal.SIGKILL)
+    run.join(timeout=120)
+    assert status == [0]
+    table = pd.read_csv(output / "table.csv")
+    assert table.sharpness.tolist() == [k for k in range(1, 7) for _ in range(2)] and set(table.status) == {
+        "done"
+    }
+    assert str(victim) not in {worker.split(":")[1] for worker in table.worker}
+    began = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("begin")]
+    assert set(began) == set("123456") and len(began) > 6  # some point was begun twice
+    time.sleep(1.5)
+    assert all(_parent_alive(int(pid)) for pid in {line.split()[2] for line in log.read_text().splitlines()})
+
+
+def _parent_alive(kernel):
+    """True where the kernel has ended or still has its worker: none is left running on its own."""
+    try:
+        parent = int(Path(f"/proc/{kernel}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except FileNotFoundError:
+        return True
+    return parent > 1
+
+
+def test_a_notebook_that_kills_its_kernel_is_a_failed_row(notebook, tmp_path, cluster):
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells[1].source = "import os, signal\nif sharpness == 1: os.kill(os.getpid(), signal.SIGKILL)"
+    nb.cells[2].source = "from dsnb.records import record\nrecord(score=1)"
+    nbformat.write(nb, notebook)
+    assert command(notebook, tmp_path / "out", "--grid", "sharpness=1,2", cluster=cluster) == 1
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert table.status.tolist() == ["failed", "done"] and "Kernel" in table.error[0]
+
+
+def test_without_a_grid_and_on_workers_of_its_own(notebook, tmp_path):
+    assert command(notebook, tmp_path / "out") == 0
+    assert pd.read_csv(tmp_path / "out" / "table.csv").score.tolist() == [40, -1]
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--grid", "sharpnes=5"], "no parameter 'sharpnes'; did you mean 'sharpness'?"),
+        (["-p", "zzz=5"], "no parameter 'zzz'; it has sharpness, method, seed, log, pause"),
+        (
+            ["--grid", "sharpness=5,abc"],
+            "'sharpness' is 'abc', expected float like the notebook's default 20.0",
+        ),
+        (["--grid", "seed=1.5"], "'seed' is '1.5', expected int"),
+        (["--grid", "sharpness="], "grid 'sharpness' has no values"),
+        (["--grid", "sharpness"], "expected --grid name=value"),
+        (["--grid", "seed=1", "--grid", "seed=2"], "'seed' is given twice"),
+        (["--grid", "seed=1", "-p", "seed=2"], "both fixed (-p) and varied"),
+        (["--workers", "0"], "workers is 0"),
+        (["--scheduler", "tcp://127.0.0.1:9", "--timeout", "1"], "does not answer within 1 s"),
+        (["--scheduler", "nonsense://x", "--timeout", "1"], "does not answer"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_no_traceback(notebook, tmp_path, capsys, words, sentence):
+    assert runs.main([str(notebook), "--output", str(tmp_path / "out"), *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out" / "table.csv").exists()
+
+
+def test_a_file_that_is_no_notebook_or_takes_no_parameters(tmp_path, capsys):
+    assert runs.main([str(tmp_path / "none.ipynb")]) == 2
+    assert "cannot be read: No such file" in capsys.readouterr().err
+    (tmp_path / "text.ipynb").write_text("hello")
+    assert runs.main([str(tmp_path / "text.ipynb")]) == 2
+    assert "is not a Jupyter notebook" in capsys.readouterr().err
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "bare.ipynb")
+    assert runs.main([str(tmp_path / "bare.ipynb"), "-p", "x=1"]) == 2
+    assert "no cell tagged 'parameters'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--grid", "sharpness=1,2", "-p", "seed=1"], "other fixed parameters"),
+        (["--grid", "seed=1,2"], "a grid over other parameters"),
+        (["--grid", "sharpness=2,3"], "1 points that this one does not have, such as 'sharpness=1.0"),
+    ],
+)
+def test_a_table_of_another_grid_is_refused(notebook, tmp_path, capsys, cluster, words, sentence):
+    output = tmp_path / "out"
+    assert command(notebook, output, "--grid", "sharpness=1", cluster=cluster) == 0
+    kept = (output / "table.csv").read_bytes()
+    assert command(notebook, output, *words) == 2
+    assert sentence in capsys.readouterr().err and (output / "table.csv").read_bytes() == kept
+
+
+def test_a_changed_notebook_and_a_foreign_folder_are_refused(notebook, tmp_path):
+    grid = make_grid(notebook, {"seed": [1]})
+    runs.Folder(tmp_path / "out", grid)
+    notebook.write_text(notebook.read_text().replace("how sharp", "how very sharp"))
+    with pytest.raises(FolderError, match="an earlier version of this notebook"):
+        runs.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "table.csv").write_text("a,b\n")
+    with pytest.raises(FolderError, match="no grid.json"):
+        runs.Folder(tmp_path / "other", grid)
+    assert (tmp_path / "other" / "table.csv").read_text() == "a,b\n"
+
+
+def test_a_folder_that_cannot_be_written(notebook, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "out", Path("/proc/nothing")):
+        assert command(notebook, place) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_with_a_sentence_and_leaves_only_whole_points(notebook, tmp_path, capsys, cluster):
+    """The limit on file sizes stands in for a full disk: the system itself refuses the write."""
+    output, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert command(notebook, output, "--grid", "sharpness=1", cluster=cluster) == 0
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        assert command(notebook, output, "--grid", "sharpness=1,2", cluster=cluster) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "cannot be written: File too large" in capsys.readouterr().err
+    assert [p.name.split("-")[0] for p in (output / "points").iterdir()] == ["sharpness=1.0"]
+    assert len(pd.read_csv(output / "table.csv")) == 2 and not list(output.rglob("*tmp*"))
+    assert command(notebook, output, "--grid", "sharpness=1,2", cluster=cluster) == 0
+    assert len(pd.read_csv(output / "table.csv")) == 4
+
+
+# --- parts ---
+
+
+def test_points_are_every_combination_once(notebook):
+    points = make_grid(
+        notebook, {"sharpness": ["5", 5, "20"], "method": ["a b", "a/b"]}, {"seed": "4"}
+    ).points()
+    assert [(p.parameters["sharpness"], p.parameters["method"]) for p in points] == [
+        (5, "a b"), (5, "a/b"), (20, "a b"), (20, "a/b"),
+    ]  # fmt: skip
+    assert len({p.id for p in points}) == 4 and all("/" not in p.id for p in points)
+    assert {p.parameters["seed"] for p in points} == {4}
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("5, 20,70", ["5", "20", "70"]),
+        ("0:12:4", ["0", "4", "8"]),
+        ("2:4", ["2", "3"]),
+        ("['a, b', 'c']", ["a, b", "c"]),
+        ("a:b", ["a:b"]),
+        ("", []),
+    ],
+)
+def test_values_of_a_grid(text, values):
+    assert parse_values(text) == values
+
+
+@pytest.mark.parametrize(
+    "value, kind, expected",
+    [
+        ("5", int, 5), ("5", float, 5.0), (5, float, 5.0), ("yes", bool, True), ("0", bool, False),
+        ("5", str, "5"), ("[1, 2]", list, [1, 2]), ("(1, 2)", tuple, (1, 2)), ([1, 2], tuple, (1, 2)),
+        ("x y", None, "x y"), ("3", None, 3),
+    ],
+)  # fmt: skip
+def test_values_take_the_parameter_s_type(value, kind, expected):
+    result = convert("name", value, kind)
+    assert result == expected and type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "value, kind",
+    [
+        ("x", int),
+        ("1.5", int),
+        (1.5, int),
+        (True, int),
+        ("maybe", bool),
+        ("[1", list),
+        ("nan", float),
+        (3, str),
+    ],
+)
+def test_values_of_another_type_are_refused(value, kind):
+    with pytest.raises(GridError, match="parameter 'name' is"):
+        convert("name", value, kind)
+
+
+def test_settings_and_lists_that_cannot_be_read():
+    assert parse_settings(["a=1", "b=x=y"], "-p") == {"a": "1", "b": "x=y"}
+    with pytest.raises(GridError, match="start like a list"):
+        parse_values("[1, 2")
+
+
+def test_records_survive_the_notebook_format(capsys):
+    rows = [{"a": 1, "b": "text", "c": True, "d": None, "e": 0.5}]
+    outputs = []
+
+    def display(data, raw, metadata):
+        outputs.append(nbformat.v4.new_output("display_data", data=data, metadata=metadata))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", display)
+        record(rows)
+        record(x=float("inf"), y=float("-inf"))
+        with pytest.raises(ValueError, match="z is list, expected one number"):
+            record(z=[1])
+    cell = nbformat.v4.new_code_cell("", outputs=outputs)
+    notebook = nbformat.from_dict(
+        json.loads(json.dumps(nbformat.v4.new_notebook(cells=[cell]), allow_nan=False))
+    )
+    assert recorded(notebook) == [*rows, {"x": float("inf"), "y": float("-inf")}]
+
+
+def test_once_makes_a_thing_once():
+    made = []
+
+    def make(name, size=1):
+        made.append((name, size))
+        return object()
+
+    assert once(make, "a") is once(make, "a") and once(make, "a") is not once(make, "b", size=2)
+    assert made == [("a", 1), ("b", 2)]
+
+
+def test_gpus_are_told_without_torch(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert runs.visible_gpus() == ["2", "5"]
+    with runs._local_cluster(None, 8) as cluster, Client(cluster) as client:
+        seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+    assert sorted(seen.values()) == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert runs.visible_gpus() == []
+
+
+def test_the_command_line_does_not_import_torch(tmp_path):
+    import subprocess
+    import sys
+
+    code = "import sys, dsnb.runs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
