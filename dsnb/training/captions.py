@@ -1,12 +1,10 @@
 """What the pictures of the training world are called: captions, and the tokenizer trained on them."""
 
-import json
 import re
 from collections import Counter
 
 import torch
-from tokenizers import Regex as Pattern
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from .. import styles as prompts
@@ -72,8 +70,37 @@ def caption(pictures: Pictures, index: int, style: str = "plain") -> str:
     return templates(style)[0].format(phrase(pictures, index))
 
 
-def train_tokenizer(entries: int = 2000) -> CLIPTokenizer:
-    """Learn byte pairs on the world's captions; the same ones every time. Any text can be encoded.
+def learn_merges(counts: Counter) -> list[tuple[str, str]]:
+    """Byte-pair merges that make every word of `counts` one token, the most frequent pairs first.
+
+    Sennrich et al. 2016, algorithm 1; ties are broken by the alphabet, so the result is always the same.
+    """
+    words = {(*word[:-1], word[-1] + "</w>"): count for word, count in counts.items()}
+    merges = []
+    while True:
+        pairs = Counter()
+        for pieces, count in words.items():
+            for pair in zip(pieces, pieces[1:], strict=False):
+                pairs[pair] += count
+        if not pairs:
+            return merges
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        words = {_merge(pieces, best): count for pieces, count in words.items()}
+
+
+def _merge(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    result, index = [], 0
+    while index < len(pieces):
+        joined = pieces[index : index + 2] == pair
+        result.append(pieces[index] + pieces[index + 1] if joined else pieces[index])
+        index += 2 if joined else 1
+    return tuple(result)
+
+
+def train_tokenizer() -> CLIPTokenizer:
+    """Learn byte pairs on the world's captions. Any text can be encoded; the world's words are one token
+    each.
 
     CLIP's rules: lower case, words end in </w>, a caption is padded with its end token to LENGTH.
     """
@@ -81,32 +108,15 @@ def train_tokenizer(entries: int = 2000) -> CLIPTokenizer:
     pictures = random_pictures(4000, generator)
     styles = torch.randint(len(STYLES), (len(pictures),), generator=generator)
     corpus = captions(pictures, styles, generator)
-    corpus += [prompts.one_prompt(pair, "a picture") for pair in prompts.pairs()] * 50
-    counts = Counter(word for text in corpus for word in re.findall(r"[a-z]+", text.lower()))
     corpus += [
-        word for word, count in counts.items() if count < 50
-    ] * 50  # rare words become whole tokens too
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = normalizers.Lowercase()
-    words = Pattern(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(words, "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+        prompts.one_prompt(pair, picture.caption)
+        for pair in prompts.pairs()
+        for picture in prompts.pictures()
+    ]
+    merges = learn_merges(Counter(word for text in corpus for word in re.findall(r"[a-z]+", text.lower())))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=entries,
-        min_frequency=10,
-        end_of_word_suffix="</w>",
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    learner.train_from_iterator(corpus, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     pieces = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
-    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    pieces = dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"])
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 

@@ -1,0 +1,310 @@
+"""The recipe of the bundled model: pictures that follow from numbers, training that resumes exactly, a
+folder."""
+
+import ast
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+import dsnb
+from dsnb import masks
+from dsnb.training import autoencoder, captions, clip, diffusion, evaluate, judge, loop, recipe
+from dsnb.training.export import export, read_log, sheet
+from dsnb.training.icons import CELL, OBJECTS, SETS, load_atlas
+from dsnb.training.scenery import SCENES
+from dsnb.training.styles import STYLES, draw, draw_mix, held_out, random_styles
+from dsnb.training.world import COLOURS, SIZE, Pictures, draw_plain, random_pictures
+
+
+def pictures(count, seed=0, **fixed):
+    return random_pictures(count, torch.Generator().manual_seed(seed), **fixed)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return captions.train_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def networks(tokenizer):
+    """The generator's networks, untrained and small."""
+    torch.manual_seed(0)
+    tiny = autoencoder.build(latent_channels=4, width=8)
+    text = clip.Contrast(clip.ConvolutionalTower(8), tokenizer, width=64, layers=1).text
+    return tiny, text, diffusion.build("tiny", 4, 64)
+
+
+def test_the_atlas_has_every_object_three_times():
+    atlas = load_atlas()
+    assert atlas.shape == (len(OBJECTS), len(SETS), 4, CELL, CELL)
+    assert (atlas[:, :, 3].flatten(2).mean(2) > 0.1).all(), "a drawing is nearly empty"
+    licences = (Path(dsnb.data_path("icons")) / "README.md").read_text()
+    assert all(word in licences for word in ("Noto", "Twemoji", "Fluent", "CC-BY 4.0", "MIT", "Apache-2.0"))
+
+
+def test_a_picture_is_a_function_of_its_numbers():
+    batch = pictures(12)
+    again = draw(pictures(12), "vangogh")
+    assert torch.equal(draw(batch, "vangogh"), again)
+    alone = draw(batch[7:8], "vangogh")
+    torch.testing.assert_close(alone[0], again[7], atol=1e-5, rtol=0)
+    assert not torch.equal(draw(pictures(12, seed=1), "vangogh"), again)
+
+
+def test_every_style_is_a_picture_of_its_own():
+    batch = pictures(6)
+    drawn = {style: draw(batch, style) for style in STYLES}
+    for style, images in drawn.items():
+        assert images.shape == (6, 3, SIZE, SIZE)
+        assert 0 <= images.min() and images.max() <= 1
+        for other, images_of_other in drawn.items():
+            assert style == other or (images - images_of_other).abs().mean() > 0.04, (style, other)
+    by_index = draw(batch, torch.arange(6))
+    for index, style in enumerate(list(STYLES)[:6]):
+        torch.testing.assert_close(by_index[index], drawn[style][index], atol=1e-5, rtol=0)
+
+
+def test_objects_are_large_and_whole():
+    _, mask = draw_plain(pictures(64))
+    solid = mask[:, 0] > 0.5
+    size = torch.maximum(solid.any(2).sum(1), solid.any(1).sum(1)) / SIZE
+    assert size.min() > 0.5 and size.max() < 0.86
+    border = solid[:, 0].any(1) | solid[:, :, 0].any(1) | solid[:, :, -1].any(1)
+    assert not border.any(), "an object is cut off by the frame"
+
+
+def test_a_true_mix_is_made_of_its_parts():
+    batch, pair = pictures(3), ("minecraft", "warhol")
+    left, right = (draw(batch, style) for style in pair)
+    hard = torch.zeros(2, SIZE, SIZE)
+    hard[0, :, :50], hard[1, :, 50:] = 1, 1
+    mixed = draw_mix(batch, pair, hard)
+    assert torch.equal(mixed[..., :50], left[..., :50]) and torch.equal(mixed[..., 50:], right[..., 50:])
+    soft = draw_mix(batch, pair, masks.logistic(20).weights(SIZE, SIZE))
+    assert ((soft >= torch.minimum(left, right) - 1e-5) & (soft <= torch.maximum(left, right) + 1e-5)).all()
+    with pytest.raises(ValueError, match="weights has shape"):
+        draw_mix(batch, pair, torch.ones(3, SIZE, SIZE) / 3)
+    with pytest.raises(ValueError, match="sum to 1"):
+        draw_mix(batch, pair, torch.ones(2, SIZE, SIZE))
+
+
+def test_names_are_checked():
+    with pytest.raises(ValueError, match="object is 'bera', expected one of bear"):
+        pictures(1, object="bera")
+    with pytest.raises(ValueError, match="style is 'cubist'"):
+        draw(pictures(1), "cubist")
+    with pytest.raises(ValueError, match="count is 0"):
+        pictures(0)
+    with pytest.raises(ValueError, match="size is 'huge'"):
+        diffusion.build("huge", 4, 64)
+
+
+def test_captions_name_object_scene_and_style():
+    one = Pictures(*(torch.tensor([n]) for n in (OBJECTS.index("car"), 0, list(SCENES).index("street"), 0)),
+                   torch.zeros(1, 48))  # fmt: skip
+    assert captions.phrase(one, 0) == f"a {list(COLOURS)[0]} car on a street"
+    assert captions.caption(one, 0, "mosaic") == dsnb.styles.prompt("mosaic", "a red car on a street")
+    assert captions.describe("apple", 5) == "an apple in a room"
+    many = pictures(300)
+    styles = random_styles(many, torch.Generator().manual_seed(1))
+    texts = captions.captions(many, styles, torch.Generator().manual_seed(2))
+    assert texts == captions.captions(many, styles, torch.Generator().manual_seed(2))
+    assert all(OBJECTS[many.object[k]] in text for k, text in enumerate(texts))
+
+
+def test_the_held_out_style_is_never_drawn():
+    many = pictures(3000)
+    for even in (True, False):
+        styles = random_styles(many, torch.Generator().manual_seed(3), even=even)
+        assert (styles != held_out(many)).all()
+        assert len(styles.unique()) == len(STYLES)
+    for step in (0, 1):
+        batch, styles, _ = clip.training_pairs(64, step, torch.Generator().manual_seed(4))
+        assert (styles != held_out(batch)).all()
+    assert len(batch.scene.unique()) == 1, "odd steps share a scene"
+
+
+def test_the_tokenizer_knows_the_world_and_survives_saving(tokenizer, tmp_path):
+    for name in OBJECTS:
+        for style in STYLES:
+            text = captions.templates(style)[0].format(f"a purple {name} in front of mountains")
+            assert len(tokenizer(text).input_ids) <= captions.LENGTH
+    text = "a pencil sketch of an owl under the stars"
+    assert len(tokenizer(text).input_ids) == len(text.split()) + 2
+    tokenizer.save_pretrained(tmp_path)
+    opened = CLIPTokenizer.from_pretrained(tmp_path)
+    assert opened(text).input_ids == tokenizer(text).input_ids
+    assert opened.decode(opened(text).input_ids, skip_special_tokens=True).strip() == text
+    assert captions.train_tokenizer().get_vocab() == tokenizer.get_vocab()
+
+
+def test_min_snr_weights_and_a_perfect_predictor():
+    alphas = diffusion.make_scheduler().alphas_cumprod
+    weights = diffusion.snr_weight(alphas)
+    assert weights[-1] == 1 and weights[0] < 0.01 and (weights.diff() >= 0).all()
+    noise = torch.randn(2, 4, 8, 8)
+
+    def perfect(x_t, timesteps, encoder_hidden_states):
+        return type("Output", (), {"sample": noise})
+
+    times = torch.tensor([5, 900])
+    assert diffusion.diffusion_loss(perfect, noise * 0, None, alphas, times, noise) == 0
+    off = diffusion.diffusion_loss(perfect, noise * 0, None, alphas, times, noise + 1)
+    assert off == pytest.approx(weights[times].mean().item(), rel=1e-3)
+
+
+def train_tiny(folder, steps):
+    """Some steps of the autoencoder, as one sitting."""
+    plan = loop.Plan(batch=4, learning_rate=1e-3, steps=steps, warmup=2, log_every=1)
+    return autoencoder.train(plan, folder, "cpu", latent_channels=4, width=8)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    average = train_tiny(whole, 3)
+    train_tiny(parts, 1)
+    resumed = train_tiny(parts, 3)
+    first, second = (torch.load(folder / "autoencoder.pt", weights_only=True) for folder in (whole, parts))
+    assert first["step"] == second["step"] == 3
+    for key, value in first["network"].items():
+        assert torch.equal(value, second["network"][key]), key
+    for moments, others in zip(
+        *(state["optimiser"]["state"].values() for state in (first, second)), strict=True
+    ):
+        assert torch.equal(moments["exp_avg"], others["exp_avg"])
+    for value, other in zip(average.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(value, other)
+    assert read_log(parts / "autoencoder.csv")["step"] == [1, 2, 3]
+    assert not list(parts.glob("*.part"))
+
+
+def test_a_stage_without_time_or_with_its_target_met_stays_as_it_is(tmp_path):
+    train_tiny(tmp_path, 1)
+    before = (tmp_path / "autoencoder.pt").read_bytes()
+    for options in ({"seconds": 0.0}, {"steps": 5}):
+        good = None if "seconds" in options else lambda network: True
+        plan = loop.Plan(batch=4, learning_rate=1e-3, **options)
+        autoencoder.train(plan, tmp_path, "cpu", good, latent_channels=4, width=8)
+        assert (tmp_path / "autoencoder.pt").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    loss = lambda network, step, generator: (network(torch.tensor([float("nan")])).sum(), {})
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
+        loop.fit("broken", network, torch.nn.Linear(1, 1), loss, loop.Plan(1, 1e-3, steps=1), tmp_path, "cpu")
+
+
+def test_the_contrast_counts_equal_labels_as_right(tokenizer):
+    torch.manual_seed(0)
+    network = clip.Contrast(clip.ConvolutionalTower(8), tokenizer, width=64, layers=1)
+    batch, styles, texts = clip.training_pairs(8, 0, torch.Generator().manual_seed(5))
+    images, tokens = draw(batch, styles), captions.tokenize(tokenizer, texts)
+    labels = torch.stack([batch.object, styles, batch.scene, batch.colour], 1)
+    loss, numbers = clip.contrast_loss(network, images, tokens, labels)
+    loss.backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+    twice = [torch.cat([x, x]) for x in (images, tokens, labels)]
+    doubled, more = clip.contrast_loss(network, *twice)
+    # a doubled batch is as hard, but for the ln 2 that telling twins apart would be worth
+    assert float(more["contrast"]) == pytest.approx(float(numbers["contrast"]) + math.log(2), abs=0.02)
+
+
+def test_the_judge_opens_without_this_package(tokenizer, tmp_path):
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    network = clip.Contrast(clip.ConvNextTower(8), tokenizer, width=64, layers=1).eval()
+    clip.save_judge(network, tokenizer, tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)).__module__.startswith("transformers.")
+    reader = judge.open_judge(tmp_path)
+    images, batch, styles = judge.truth(3, 1)
+    tokens = captions.tokenize(tokenizer, ["a bear on grass"])
+    with torch.no_grad():
+        seen, read, *_ = network(images, tokens)
+    torch.testing.assert_close(reader.image_features(images), seen, atol=5e-3, rtol=0)
+    torch.testing.assert_close(reader.text_features(["a bear on grass"]), read, atol=5e-3, rtol=0)
+    assert reader.objects(images, batch, styles).shape == (3, len(OBJECTS))
+    assert reader.styles(images, batch).shape == (3, len(STYLES))
+    with pytest.raises(FileNotFoundError, match="no judge"):
+        judge.open_judge(tmp_path / "nowhere")
+
+
+def test_sides_are_mirrored_halves():
+    images = torch.rand(2, 3, 8, 8)
+    left, right = judge.sides(images)
+    assert torch.equal(left[..., :4], images[..., :4]) and torch.equal(
+        left[..., 4:], images[..., :4].flip(-1)
+    )
+    assert torch.equal(right[..., 4:], images[..., 4:]) and torch.equal(
+        right[..., :4], images[..., 4:].flip(-1)
+    )
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3]])
+    assert judge.top(scores, torch.tensor([1, 2])).tolist() == [1, 0]
+    assert judge.top(scores, torch.tensor([1, 2]), 2).tolist() == [1, 1]
+
+
+def test_the_stream_is_a_function_of_the_step(networks):
+    stream = diffusion.LatentStream(networks[0], batch=2, seed=0, device="cpu", chunk=2, repeats=2)
+    steps = [stream(step) for step in range(5)]
+    assert torch.equal(steps[0][0], steps[2][0]), "a chunk serves twice"
+    assert not torch.equal(steps[0][0], steps[1][0]) and not torch.equal(steps[0][0], steps[4][0])
+    fresh = diffusion.LatentStream(networks[0], batch=2, seed=0, device="cpu", chunk=2, repeats=2)
+    assert torch.equal(fresh(3)[0], steps[3][0])
+
+
+def test_the_export_opens_as_stable_diffusion(networks, tokenizer, tmp_path):
+    tiny, text, unet = networks
+    autoencoder.measure_scale(tiny, "cpu", count=32)
+    folder = export(tiny, text, tokenizer, unet, tmp_path / "model")
+    pipe = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = pipe("a bear on grass", num_inference_steps=2, output_type="np").images
+    assert drawn.shape == (1, SIZE, SIZE, 3)
+    assert pipe.vae.config.scaling_factor == pytest.approx(tiny.config.scaling_factor)
+    model = dsnb.load(folder, device="cpu", dtype=torch.float32)
+    assert (model.settings.steps, model.settings.skip, model.settings.guidance) == (50, 5, 5.0)
+    assert model.image_size == SIZE
+    configs = [json.loads(path.read_text()) for path in folder.glob("*/config.json")]
+    assert len(configs) == 3 and not any("_name_or_path" in config for config in configs)
+    crossing = [name for name in model.unet.attn_processors if "attn2" in name]
+    assert {name.split(".")[1] for name in crossing if name.startswith("down")} == {"0", "1"}
+
+
+def test_the_table_says_what_was_missed(tmp_path):
+    rows = [
+        evaluate.Row("good", 0.97, 30, 0.95),
+        evaluate.Row("bad", 0.5, 30, 0.6),
+        evaluate.Row("free", 1.0, 2),
+    ]
+    text = evaluate.as_markdown(rows)
+    assert "| bad | 0.50 | ≥ 0.60, missed | 30 |" in text and "| good | 0.97 | ≥ 0.95 | 30 |" in text
+    evaluate.write_table(rows, tmp_path / "table.csv")
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
+    noisy = sheet(torch.rand(40, 3, SIZE, SIZE), 8, tmp_path / "sheet.png")
+    assert noisy.stat().st_size < 700_000
+
+
+def test_what_a_recipe_refuses(tmp_path):
+    with pytest.raises(ValueError, match="minutes is 0"):
+        recipe.Recipe(0, "cpu", tmp_path)
+    with pytest.raises(ValueError, match="stages has"):
+        recipe.Recipe(1, "cpu", tmp_path, stages=("vae",))
+    first = recipe.settle(recipe.Recipe(1, "cpu", tmp_path, size="tiny", seed=3))
+    assert recipe.settle(recipe.Recipe(9, "cpu", tmp_path, size="large")) == recipe.replace(first, minutes=9)
+
+
+def test_nothing_else_imports_the_recipe():
+    package = Path(dsnb.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.parent.name == "training":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+                assert not any("training" in name.split(".") for name in names), path
