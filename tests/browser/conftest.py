@@ -66,6 +66,7 @@ def lab(tmp_path_factory):
         "IPYTHONDIR": str(home / "ipython"),
         "DSNB_FIGURES": str(folder / "figures"),
         "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": str(ROOT),
     }
     environment.pop("DSNB_INTERACTIVE", None)
