@@ -11,10 +11,30 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from . import data_path
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the libraries' remarks on what is normal here: no torchvision, a small autoencoder."""
+    before = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
+    for library, _ in before:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity in before:
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()
+
+
+with _quietly():
+    from diffusers import StableDiffusionPipeline
 
 BUNDLED = "drawn-world"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -214,9 +234,10 @@ def count_unet_samples(unet) -> Iterator[UNetCount]:
 def _open(source: str | Path, options: dict, allow_pickle: bool) -> StableDiffusionPipeline:
     """A folder or hub id -> pipeline; pickled weights only when allowed."""
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            source, use_safetensors=None if allow_pickle else True, **options
-        )
+        with _quietly():
+            return StableDiffusionPipeline.from_pretrained(
+                source, use_safetensors=None if allow_pickle else True, **options
+            )
     except OSError as error:
         if isinstance(source, Path):
             raise ValueError(f"model {str(source)!r} cannot be opened: {error}") from error
@@ -230,7 +251,8 @@ def _open(source: str | Path, options: dict, allow_pickle: bool) -> StableDiffus
 
 def _open_file(path: Path, options: dict) -> StableDiffusionPipeline:
     try:
-        return StableDiffusionPipeline.from_single_file(str(path), **options)
+        with _quietly():
+            return StableDiffusionPipeline.from_single_file(str(path), **options)
     except Exception as error:
         raise ValueError(
             f"model file {str(path)!r} cannot be opened: {error}. Without network, pass config='FOLDER' with the "

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
-from dsnb import sampling
+from dsnb import masks, sampling
+from dsnb.attention import Blend, BlendProcessor
 from dsnb.epsilon import blend_eps
 from dsnb.inversion import dpm_encoder
 
@@ -56,3 +58,15 @@ def test_epsilon_mask_decodes_to_the_reference(golden, scheduler):
 
     decoded = sampling.denoise(eps, golden["z"][0], schedule, eta=0.1, noises=golden["z"][1:], progress=False)
     close(decoded, golden["decoded"])
+
+
+def test_attention_interpolation_is_the_reference_layer():
+    data = {k.split(".", 1)[1]: torch.from_numpy(v) for k, v in np.load(GOLDEN / "attention.npz").items()}
+    layer = Attention(64, cross_attention_dim=32, heads=int(data["heads"]), dim_head=64 // int(data["heads"]))
+    layer.load_state_dict({k.removeprefix("w."): v for k, v in data.items() if k.startswith("w.")})
+    contexts = torch.cat([torch.zeros_like(data["left"]), data["left"], data["right"]])
+    blend = Blend(masks.logistic(30), (8, 8), {0}, "endpoints", torch.device("cpu"))
+    blend.at(0.0, [1])
+    layer.set_processor(BlendProcessor(layer, contexts, blend))
+    with torch.no_grad():
+        close(layer(data["x"], encoder_hidden_states=data["left"]), data["out"])

@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh clone: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Threads that wait for each other sleep instead of spinning: on a busy machine this is many times faster.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test lab figures compare bench train test-browser lint clean
+
+demo: $(READY)  ## blends two styles into one picture and says where it is
+	$(BIN)/python -m dsnb demo
+
+test: $(READY)  ## all tests, notebooks included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+figures: $(READY)  ## runs all notebooks and redraws what they and the README show
+	$(BIN)/python -m dsnb figures
+
+compare: $(READY)  ## notebook 10 in full: the tables of the comparison (hours on a CPU)
+	$(BIN)/python -m dsnb compare
+
+bench: $(READY)  ## what each method costs here
+	$(BIN)/python -m dsnb bench
+
+MINUTES ?= 90
+DEVICE  ?= cpu
+train: $(READY)  ## trains the bundled model, from its last checkpoint if there is one
+	$(BIN)/python -m dsnb.training --minutes $(MINUTES) --device $(DEVICE)
+
+test-browser: $(READY)  ## drives the widgets in Chromium, which Debian calls `chromium`
+	$(BIN)/pip install -q -e '.[browser]'
+	$(BIN)/python -m pytest tests/browser
+
+lint: $(READY)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,123 @@
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+
+import dsnb
+from dsnb import models
+
+
+def test_the_bundled_model_opens_with_its_own_settings():
+    model = dsnb.load(device="cpu", dtype=torch.float32)
+    folder = dsnb.data_path("models", models.BUNDLED)
+    assert model.settings == models.Settings(**json.loads((folder / "dsnb.json").read_text()))
+    assert model.image_size % model.latent_factor == 0
+    picture = dsnb.styles.pictures()[0]
+    image = dsnb.read_image(picture.file, model)
+    again = models.decode_latents(model, models.encode_image(model, image))
+    assert again.shape == image.shape and (again - image).abs().mean() < 0.1
+    assert len(model.tokenizer(dsnb.styles.prompt("minecraft", picture.caption)).input_ids) <= 77
+
+
+def test_a_folder_without_settings_gets_the_papers(tiny):
+    assert tiny.settings == models.Settings(99, 10, 0.1, 1.0, 20.0)
+
+
+def test_single_file_needs_only_a_configuration(tiny, tiny_folder, tmp_path):
+    if tiny.scheduler.config.prediction_type != "epsilon":
+        pytest.skip("one version is enough")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot be opened.*config='FOLDER'"):
+        dsnb.load(file, config=tiny_folder)
+
+
+def test_prompts_and_predictions_have_the_promised_shapes(tiny):
+    context = models.encode_prompts(tiny, ["", "a bear"])
+    assert context.shape == (2, 77, 32)
+    x = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    eps = models.unet_eps(tiny, x, torch.tensor(500), context)
+    assert eps.shape == x.shape and eps.dtype == torch.float32
+
+
+def test_v_prediction_is_converted_to_eps(tiny):
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    context, t = models.encode_prompts(tiny, ["a bear"]), torch.tensor(300)
+    raw = tiny.unet(x, t, encoder_hidden_states=context).sample
+    alpha_bar = tiny.scheduler.alphas_cumprod[300]
+    eps = models.unet_eps(tiny, x, t, context)
+    if tiny.scheduler.config.prediction_type == "epsilon":
+        torch.testing.assert_close(eps, raw)
+    else:
+        x_0 = alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * raw
+        torch.testing.assert_close(alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps, x)
+
+
+def test_a_long_prompt_warns_with_what_was_cut(tiny):
+    words = "bear " * 30 + "in front of the very last castle"
+    with pytest.warns(UserWarning, match="castle"):
+        models.encode_prompts(tiny, [words])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        models.encode_prompts(tiny, ["a bear"])
+
+
+def test_device_and_dtype_are_chosen_and_can_be_overridden(tiny_folder):
+    assert models.choose_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    model = dsnb.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and model.device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(tiny_folder):
+    with pytest.raises(ValueError, match="no CUDA GPU is available"):
+        dsnb.load(tiny_folder, device="cuda")
+
+
+def test_sources_that_are_no_models(tmp_path, tiny_folder, monkeypatch):
+    with pytest.raises(ValueError, match="no model_index.json"):
+        dsnb.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        dsnb.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        dsnb.load("model.safetensors")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    with pytest.raises(ValueError, match="holds a StableDiffusionXLPipeline"):
+        dsnb.load(tmp_path)
+    pickle = tmp_path / "model.ckpt"
+    pickle.write_bytes(b"\x80\x04")
+    with pytest.raises(ValueError, match="allow_pickle=True"):
+        dsnb.load(pickle)
+
+
+def test_pickled_weights_in_a_folder_are_refused(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "pickled")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="cannot be opened"):
+        dsnb.load(folder)
+
+
+def test_truncated_weights(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "broken")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be opened"):
+        dsnb.load(folder)
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="offline.*bundled.*local folder"):
+        dsnb.load("nobody/no-such-model")
+
+
+def test_unknown_settings_in_a_folder(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "settings")
+    (folder / "dsnb.json").write_text('{"step": 3}')
+    with pytest.raises(ValueError, match="unknown settings.*step"):
+        dsnb.load(folder)
