@@ -23,7 +23,8 @@ from torch import Tensor
 
 from . import data_path
 from .metrics import balance, check_images, monotonicity, side_weights, strips
-from .perceptual import Clip, Lpips, isolate, load_lpips
+from .networks import Lpips, load_lpips
+from .perceptual import Clip, isolate
 
 
 class Reader(Protocol):
@@ -167,9 +168,9 @@ def style_shown(reader: Reader, images: Tensor, weights: Tensor, styles: Sequenc
     if unknown or len(styles) != len(weights):
         raise ValueError(f"styles is {tuple(styles)}, expected {len(weights)} of {', '.join(reader.styles)}")
     index = torch.tensor([reader.styles.index(style) for style in styles])
-    shown = reader(images, side_weights(weights))
+    sides = side_weights(weights)
+    shown, along = reader(images, torch.cat([sides, strips(weights, 5)])).split([len(sides), 5], dim=1)
     side = shown[:, torch.arange(len(index)), index]
-    along = reader(images, strips(weights, 5))
     rise = along[..., index[1]] - along[..., index[0]]
     return {
         "side": side,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsnb import perceptual
+from dsnb import networks, perceptual
 from dsnb.masks import linear, logistic
 
 
@@ -92,7 +92,7 @@ def test_lpips_is_the_package_s_own_number(alex, monkeypatch):
 
 def test_lpips_by_hand():
     """One layer that passes the picture through: weighted squared difference of unit colours."""
-    network = perceptual.Lpips("alex", tolerant=False)
+    network = networks.Lpips("alex", tolerant=False)
     network.slices = nn.ModuleList([nn.Identity()])
     network.heads = nn.ParameterList([torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)])
     network.shift.zero_(), network.scale.fill_(1)
@@ -120,7 +120,7 @@ def test_usual_lpips_has_the_published_shape(monkeypatch, tmp_path):
     )
     heads = {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}
     torch.save(heads, tmp_path / "heads.pth")
-    monkeypatch.setattr(perceptual, "_usual_heads", lambda trunk: tmp_path / "heads.pth")
+    monkeypatch.setattr(networks, "_usual_heads", lambda trunk: tmp_path / "heads.pth")
     network = perceptual.load_lpips("alex")
     assert network.name == "LPIPS (alex)"
     maps = network.features(noise(1, 3, 64, 64))
@@ -137,7 +137,7 @@ def test_usual_lpips_has_the_published_shape(monkeypatch, tmp_path):
 def test_lpips_refusals(monkeypatch):
     with pytest.raises(ValueError, match="expected one of st-alex"):
         perceptual.load_lpips("resnet")
-    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(networks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install stlpips_pytorch"):
         perceptual.load_lpips("st-alex")
 
@@ -229,7 +229,7 @@ def test_transformers_clip_on_a_tiny_model(tiny_clip):
         texts[:1], tiny_clip.text_features(["a bear"]), atol=1e-5
     )  # padding changes nothing
     pixels = (perceptual.resize(images, 32) - torch.tensor(tiny_clip.ground).view(1, 3, 1, 1)) / torch.tensor(
-        perceptual.CLIP_STD
+        networks.CLIP_STD
     ).view(1, 3, 1, 1)
     with torch.no_grad():
         expected = tiny_clip.model.get_image_features(pixel_values=pixels).pooler_output
@@ -239,3 +239,30 @@ def test_transformers_clip_on_a_tiny_model(tiny_clip):
 def test_an_absent_or_incomplete_clip_is_refused(tiny_clip, tmp_path):
     with pytest.raises(OSError, match="cannot be opened; offline, pass a folder"):
         perceptual.load_clip(tmp_path / "nothing")
+
+
+def test_a_convolutional_dual_encoder_serves_as_well(tiny_clip, tmp_path):
+    from transformers import ConvNextConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+
+    vision = ConvNextConfig(image_size=32, patch_size=4, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1])
+    vision.hidden_size = 16
+    text = tiny_clip.model.config.text_config
+    torch.manual_seed(0)
+    model = VisionTextDualEncoderModel(
+        VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=12)
+    )
+    model.save_pretrained(tmp_path)
+    tiny_clip.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}'
+    )
+    clip = perceptual.load_clip(tmp_path)
+    assert clip.ground == (0.5, 0.5, 0.5)
+    images = noise(2, 3, 32, 32)
+    assert clip.image_features(images).shape == (2, 12) and clip.patch_features(images).shape == (2, 12, 4, 4)
+    with torch.no_grad():
+        expected = model.eval().get_image_features(pixel_values=(images - 0.5) / 0.25).pooler_output
+    assert torch.allclose(
+        clip.image_features(images), torch.nn.functional.normalize(expected, dim=-1), atol=1e-5
+    )
+    assert clip.text_features(["a bear"]).shape == (1, 12)

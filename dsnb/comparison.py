@@ -1,0 +1,241 @@
+"""The comparison of methods: same pictures, prompts, noise and guidance for each, then every measure.
+
+A `Task` is a picture and what is asked of it, `Eyes` are the networks that look at the results. `compare`
+returns one row per picture, mask and method, which `tables` turns into means, errors and paired
+differences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import metrics, perceptual
+from .images import read_image
+from .inversion import invert
+from .masks import Mask
+from .methods import blend, decode
+from .models import Model
+from .networks import Lpips
+from .readers import Reader, style_shown
+
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture (1, 3, H, W), its caption, and the two styles asked for, left first.
+
+    `styles` are names that the reader and the Gram references know; without them those measures are left out.
+    `layers` (2, 3, H, W) are the true pictures in either style, where they are known.
+    """
+
+    name: str
+    image: Tensor
+    caption: str
+    prompts: tuple[str, str]
+    one_prompt: str
+    styles: tuple[str, ...] = ()
+    layers: Tensor | None = None
+
+    @property
+    def pair(self) -> str:
+        return " / ".join(self.styles) if self.styles else "own prompts"
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """The networks that measure; without a reader, a CLIP or Gram references their measures are left out."""
+
+    lpips: Lpips
+    reader: Reader | None = None
+    clip: perceptual.Clip | None = None
+    grams: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)  # style → mean Gram matrix per layer
+    size: int = 128  # pixels to which pictures are resized before their Gram matrices are taken
+
+
+class Gauge:
+    """All measures of one task under one mask: `Gauge(eyes, task, weights)(image)` → {name: value}.
+
+    What depends on the source picture and the texts alone is worked out once. `singles` (2, 3, H, W) are the
+    model's own pictures in either style, for the seam. Every measure is described where it is computed, in
+    `metrics`, `perceptual` and `readers`.
+    """
+
+    def __init__(self, eyes: Eyes, task: Task, weights: Tensor, singles: Tensor | None = None):
+        self.eyes, self.task, self.weights, self.singles = eyes, task, weights, singles
+        self.sides = metrics.side_weights(weights)
+        self.source = eyes.lpips.features(task.image)
+        self.truth = None
+        if task.layers is not None:
+            truth = (task.layers * weights[:, None]).sum(0, keepdim=True).clamp(0, 1)
+            self.truth = eyes.lpips.features(truth)
+        if eyes.clip is not None:
+            self.texts = eyes.clip.text_features([*task.prompts, task.one_prompt, task.caption])
+            self.before = self._clip_views(task.image)
+
+    def _clip_views(self, image: Tensor) -> Tensor:
+        """CLIP features of the whole picture, then of each side alone: (3, D)."""
+        alone = [perceptual.isolate(image, side, self.eyes.clip.ground) for side in self.sides]
+        return self.eyes.clip.image_features(torch.cat([image, *alone]))
+
+    def __call__(self, image: Tensor) -> dict[str, float]:
+        maps = self.eyes.lpips.features(image)
+        values = {
+            "l2": metrics.l2(image, self.task.image),
+            "psnr": metrics.psnr(image, self.task.image),
+            "ssim": metrics.ssim(image, self.task.image),
+            "lpips": self.eyes.lpips.distance(maps, self.source),
+            "structure": perceptual.structure_distance(maps[3], self.source[3]),
+            "smoothness": metrics.smoothness(image),
+            "smoothness_per_pixel": metrics.smoothness(image, per_pixel=True),
+            "seam": metrics.seam(image, self.weights),
+        }
+        if self.truth is not None:
+            values["truth"] = self.eyes.lpips.distance(maps, self.truth)
+        if self.singles is not None:
+            values["seam_single"] = metrics.seam(image, self.weights, singles=self.singles)
+        if self.task.styles:
+            values |= self._styles(image, maps)
+        if self.eyes.clip is not None:
+            values |= self._clip(image)
+        return {name: float(value) for name, value in values.items()}
+
+    def _styles(self, image: Tensor, maps: list[Tensor]) -> dict:
+        values, styles = {}, self.task.styles
+        if all(style in self.eyes.grams for style in styles):
+            count = len(self.eyes.grams[styles[0]])
+            fits = tuple(image.shape[2:]) == (self.eyes.size, self.eyes.size)
+            maps = maps[:count] if fits else self.eyes.lpips.features(image, self.eyes.size, count)
+            for side, style, weights in zip(SIDES, styles, self.sides, strict=True):
+                values[f"gram_{side}"] = metrics.gram_distance(maps, self.eyes.grams[style], weights)
+        if self.eyes.reader is not None:
+            shown = style_shown(self.eyes.reader, image, self.weights, styles)
+            values |= {
+                f"style_{side}": value for side, value in zip(SIDES, shown.pop("side")[0], strict=True)
+            }
+            values |= shown
+        return values
+
+    def _clip(self, image: Tensor) -> dict:
+        after, (left, right, one, caption) = self._clip_views(image), self.texts
+        whole, before = after[:1], self.before[:1]
+        values = {
+            "clip": perceptual.similarity(whole, one),
+            "direction": perceptual.direction(whole, before, one, caption),
+        }
+        for k, (side, text) in enumerate(zip(SIDES, (left, right), strict=True), start=1):
+            values[f"clip_{side}"] = perceptual.similarity(after[[k]], text)
+            values[f"clip_whole_{side}"] = perceptual.similarity(whole, text)
+            values[f"direction_{side}"] = perceptual.direction(after[[k]], self.before[[k]], text, caption)
+            values[f"direction_whole_{side}"] = perceptual.direction(whole, before, text, caption)
+        return values
+
+
+def gram_references(lpips: Lpips, pictures: Mapping[str, Tensor], layers: int = 3, size: int = 128) -> dict:
+    """Style → mean Gram matrix per layer, from at least 32 pictures (R, 3, H, W) of each style."""
+    return {
+        style: metrics.gram_reference(
+            [
+                torch.cat(maps)
+                for maps in zip(*(lpips.features(x, size, layers) for x in images.split(16)), strict=True)
+            ]
+        )
+        for style, images in pictures.items()
+    }
+
+
+def compare(
+    model: Model,
+    tasks: Sequence[Task],
+    masks: Mapping[str, Mask],
+    methods: Sequence[str],
+    eyes: Eyes,
+    *,
+    guidance: float | None = None,
+    steps: int | None = None,
+    skip: int | None = None,
+    eta: float | None = None,
+    passes: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[list[dict], dict[tuple[str, str, str, str], Tensor]]:
+    """Run every method on every task and mask, and measure → rows, pictures by (name, pair, mask, method).
+
+    Every method decodes the same trajectory of the same picture, recorded with the noise of `seed`, at
+    the same guidance; None takes the model's own settings. `passes` above 1 inverts each result again,
+    under the caption, and blends once more. ValueError for passes < 1 and whatever `invert` and `blend`
+    refuse.
+    """
+    if passes < 1:
+        raise ValueError(f"passes is {passes}, expected at least 1")
+    options = {"guidance": guidance, "progress": False}
+    record = {"steps": steps, "skip": skip, "eta": eta, "progress": False}
+    rows, pictures = [], {}
+    for task in tqdm(tasks, desc="comparing", unit="picture", disable=not progress):
+        start = invert(
+            model, task.image, task.caption, generator=torch.Generator().manual_seed(seed), **record
+        )
+        singles = None
+        if "pixel" in methods:
+            singles = torch.cat([decode(model, start, prompt, **options) for prompt in task.prompts])
+        unmasked = {}
+        for mask_name, mask in masks.items():
+            weights = mask.weights(*task.image.shape[2:])
+            gauge = Gauge(eyes, task, weights, singles)
+            for method in methods:
+                if method == "pixel" and passes == 1:
+                    image = (singles * weights[:, None]).sum(0, keepdim=True)
+                elif method in unmasked:
+                    image = unmasked[method]
+                else:
+                    image, one = task.image, {"one_prompt": task.one_prompt}
+                    for again in range(passes):
+                        noise = torch.Generator().manual_seed(seed + again)
+                        path = (
+                            invert(model, image, task.caption, generator=noise, **record) if again else start
+                        )
+                        image = blend(model, path, task.prompts, mask, method=method, **one, **options)
+                if method == "prompt":
+                    unmasked[method] = image
+                head = {"picture": task.name, "pair": task.pair, "mask": mask_name, "method": method}
+                rows.append(head | gauge(image))
+                pictures[task.name, task.pair, mask_name, method] = image
+    return rows, pictures
+
+
+def read_pairs(path: str | Path, model: Model | None = None, styles: Sequence[str] = ()) -> list[Task]:
+    """Tasks from a pairs file, a JSON list of {encode_text, decode_text: {left_prompt, right_prompt},
+    decode_text_total, img_path}.
+
+    Pictures are looked for from the file's folder first, then from the working one, and read at the
+    model's size. ValueError names the entry and what is missing in it; FileNotFoundError the picture that
+    is not there.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"pairs file {str(path)!r} is not JSON: {error}") from None
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"pairs file {str(path)!r} holds a {type(entries).__name__}, expected a list of entries"
+        )
+    tasks = []
+    for index, entry in enumerate(entries):
+        try:
+            sides = entry["decode_text"]
+            caption, one, picture = entry["encode_text"], entry["decode_text_total"], entry["img_path"]
+            prompts = sides["left_prompt"], sides["right_prompt"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"pairs file {str(path)!r}, entry {index}: {error} is missing") from None
+        place = path.parent / picture
+        image = read_image(place if place.is_file() else picture, model)
+        tasks.append(Task(f"{index:03d} {Path(picture).stem}", image, caption, prompts, one, tuple(styles)))
+    return tasks

@@ -1,0 +1,192 @@
+"""From rows of measurements to tables that say how sure they are: mean ± error, paired differences.
+
+Tables are pandas DataFrames with one row per picture and setting, one column per measure. `MEASURES` says
+what each measure is called, and which direction is better, so that nobody has to guess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a column means: `better` is "higher", "lower" or "one" (best at exactly 1)."""
+
+    title: str
+    better: str
+    digits: int = 3
+
+    @property
+    def arrow(self) -> str:
+        return {"higher": "↑", "lower": "↓", "one": "→1"}[self.better]
+
+
+MEASURES = {
+    "l2": Measure("L2", "lower", 1),
+    "psnr": Measure("PSNR, dB", "higher", 2),
+    "ssim": Measure("SSIM", "higher"),
+    "lpips": Measure("LPIPS", "lower"),
+    "structure": Measure("structure lost", "lower"),
+    "truth": Measure("LPIPS to the true mix", "lower"),
+    "smoothness": Measure("TV, central strip", "lower", 0),
+    "smoothness_per_pixel": Measure("TV per pixel", "lower"),
+    "seam": Measure("seam: strip / rest", "one", 2),
+    "seam_single": Measure("seam: strip / single styles", "one", 2),
+    "gram_left": Measure("Gram, left side", "lower"),
+    "gram_right": Measure("Gram, right side", "lower"),
+    "style_left": Measure("left shows left style", "higher"),
+    "style_right": Measure("right shows right style", "higher"),
+    "both": Measure("both sides right", "higher"),
+    "balance": Measure("weaker / stronger side", "higher"),
+    "monotonicity": Measure("monotonicity", "higher", 2),
+    "clip": Measure("CLIP, one prompt", "higher"),
+    "clip_left": Measure("CLIP, left side", "higher"),
+    "clip_right": Measure("CLIP, right side", "higher"),
+    "clip_whole_left": Measure("CLIP, whole, left prompt", "higher"),
+    "clip_whole_right": Measure("CLIP, whole, right prompt", "higher"),
+    "direction": Measure("directional, one prompt", "higher"),
+    "direction_left": Measure("directional, left side", "higher"),
+    "direction_right": Measure("directional, right side", "higher"),
+    "direction_whole_left": Measure("directional, whole, left prompt", "higher"),
+    "direction_whole_right": Measure("directional, whole, right prompt", "higher"),
+}
+
+
+def title(name: str) -> str:
+    """A measure's title with its arrow, or the name itself where it is not a known measure."""
+    return f"{MEASURES[name].title} {MEASURES[name].arrow}" if name in MEASURES else name
+
+
+def present(table: pd.DataFrame) -> list[str]:
+    """The known measures that a table has any value of, in the order of `MEASURES`."""
+    return [name for name in MEASURES if name in table and table[name].notna().any()]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error s/√n (n − 1 in s; NaN for fewer than two values), missing values left out."""
+    kept = np.asarray([v for v in values if v is not None and not math.isnan(v)], dtype=float)
+    if not len(kept):
+        return math.nan, math.nan
+    error = float(kept.std(ddof=1) / math.sqrt(len(kept))) if len(kept) > 1 else math.nan
+    return float(kept.mean()), error
+
+
+def summary(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str] | None = None) -> pd.DataFrame:
+    """Mean, standard error and count of each measure in each group: columns `by`, measure, mean, error, n.
+
+    ValueError for a column that is not there.
+    """
+    by, measures = list(by), list(present(table) if measures is None else measures)
+    _need(table, [*by, *measures])
+    rows = []
+    for key, group in table.groupby(by, sort=False):
+        for name in measures:
+            mean, error = mean_and_error(group[name])
+            count = int(group[name].notna().sum())
+            rows.append(
+                {**dict(zip(by, key, strict=True)), "measure": name, "mean": mean, "error": error, "n": count}
+            )
+    return pd.DataFrame(rows)
+
+
+def spread(summed: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """A summary as a table to read: one row per measure, one column per group, "mean ± error"."""
+    rows = {}
+    for row in summed.to_dict("records"):
+        digits = MEASURES[row["measure"]].digits if row["measure"] in MEASURES else 3
+        text = "–" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f}"
+        text += "" if math.isnan(row["error"]) else f" ± {row['error']:.{digits}f}"
+        rows.setdefault(title(row["measure"]), {})[" · ".join(str(row[c]) for c in columns)] = text
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure").reset_index()
+
+
+def paired(
+    table: pd.DataFrame,
+    column: str,
+    first: str,
+    second: str,
+    measures: Sequence[str] | None = None,
+    *,
+    unit: str = "picture",
+    level: float = 0.95,
+    comparisons: int = 1,
+) -> pd.DataFrame:
+    """Mean difference of `column`'s values, first − second, on the same pictures, with its interval.
+
+    Rows of one `unit` are averaged first, so that n counts pictures and not settings. The interval is
+    Student's for paired differences, at `level` for all of `comparisons` together (Bonferroni). Columns:
+    measure, first, second, difference, low, high, n, better (the one better beyond doubt, or "").
+    ValueError for a column or value that is not there.
+    """
+    measures = list(present(table) if measures is None else measures)
+    _need(table, [column, unit, *measures])
+    for value in (first, second):
+        if value not in set(table[column]):
+            raise ValueError(f"{column} is never {value!r}, expected one of {sorted(set(table[column]))}")
+    rows = []
+    for name in measures:
+        means = table.pivot_table(index=unit, columns=column, values=name, aggfunc="mean")
+        gap = (
+            (means[first] - means[second]).dropna()
+            if {first, second} <= set(means)
+            else pd.Series(dtype=float)
+        )
+        low, high = interval(gap, 1 - (1 - level) / comparisons)
+        row = {
+            "measure": name,
+            "first": first,
+            "second": second,
+            "difference": gap.mean() if len(gap) else math.nan,
+        }
+        rows.append(
+            row | {"low": low, "high": high, "n": len(gap), "better": _better(name, means, row, low, high)}
+        )
+    return pd.DataFrame(rows)
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's confidence interval of a mean; (NaN, NaN) for fewer than two values."""
+    mean, error = mean_and_error(values)
+    if math.isnan(error):
+        return math.nan, math.nan
+    count = sum(not math.isnan(v) for v in values)
+    reach = float(student.ppf((1 + level) / 2, count - 1)) * error
+    return mean - reach, mean + reach
+
+
+def _better(name: str, means: pd.DataFrame, row: dict, low: float, high: float) -> str:
+    """Which of two is better beyond doubt. A measure best at 1 is not decided by the sign of a difference."""
+    if name not in MEASURES or not (low > 0 or high < 0):
+        return ""
+    first, second = row["first"], row["second"]
+    if MEASURES[name].better == "one":
+        return min((first, second), key=lambda value: abs(math.log(max(means[value].mean(), 1e-9))))
+    return first if (low > 0) == (MEASURES[name].better == "higher") else second
+
+
+def markdown(table: pd.DataFrame, digits: int = 3) -> str:
+    """A table as GitHub Markdown; numbers to `digits` decimals."""
+    shown = [
+        [f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row]
+        for row in table.itertuples(index=False)
+    ]
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *shown]
+    return (
+        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        + "\n"
+    )
+
+
+def _need(table: pd.DataFrame, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(
+            f"the table has no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}"
+        )

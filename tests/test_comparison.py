@@ -1,0 +1,142 @@
+"""The comparison end to end: true pictures against their mirrors, and all methods on the bundled model."""
+
+import json
+
+import pytest
+import torch
+
+import dsnb
+from dsnb import comparison, masks, readers, tables
+from dsnb.images import to_pil
+from dsnb.perceptual import load_lpips
+from dsnb.training.styles import draw, draw_mix
+from dsnb.training.world import random_pictures
+
+PAIR = ("minecraft", "vangogh")
+
+
+class Clip:
+    """Hand-made: features are mean colours, texts are colours."""
+
+    ground, scale = (0.5, 0.5, 0.5), 1.0
+
+    def image_features(self, images):
+        return torch.nn.functional.normalize(images.mean((2, 3)) - 0.45, dim=-1)
+
+    def text_features(self, texts):
+        return torch.nn.functional.normalize(
+            torch.tensor([[len(t) % 3, len(t) % 5, 1.0] for t in texts]), dim=-1
+        )
+
+
+@pytest.fixture(scope="module")
+def eyes():
+    lpips = load_lpips()
+    generator = torch.Generator().manual_seed(5)
+    references = {style: draw(random_pictures(32, generator), style) for style in PAIR}
+    grams = comparison.gram_references(lpips, references)
+    return comparison.Eyes(lpips, readers.load_probe(network=lpips), Clip(), grams)
+
+
+def drawn_task(seed=3, layers=True):
+    pictures = random_pictures(1, torch.Generator().manual_seed(seed))
+    true = torch.cat([draw(pictures, style) for style in PAIR]) if layers else None
+    prompts = tuple(f"{style} a thing" for style in PAIR)
+    image = draw(pictures, "plain")
+    return pictures, comparison.Task("drawn", image, "a thing", prompts, "both things", PAIR, true)
+
+
+@pytest.mark.parametrize("mask", [masks.linear(), masks.logistic(20)], ids=["linear", "logistic"])
+def test_a_true_mix_beats_its_mirror_by_every_measure_of_sides(eyes, mask):
+    pictures, task = drawn_task()
+    weights = mask.weights(128, 128)
+    gauge = comparison.Gauge(eyes, task, weights, task.layers)
+    mix = draw_mix(pictures, PAIR, weights)
+    right, wrong = gauge(mix), gauge(draw_mix(pictures, PAIR[::-1], weights))
+    for name in ("gram_left", "gram_right", "truth"):
+        assert right[name] < wrong[name], name
+    for name in ("style_left", "style_right", "both", "monotonicity"):
+        assert right[name] > wrong[name], name
+    assert right["truth"] == pytest.approx(0, abs=1e-6)
+    assert right["seam_single"] == pytest.approx(1, abs=0.5)
+    assert set(right) <= set(tables.MEASURES) and len(right) >= 24
+    assert all(value == value for value in right.values())
+
+
+def test_the_unchanged_picture(eyes):
+    _, task = drawn_task()
+    values = comparison.Gauge(eyes, task, masks.linear().weights(128, 128))(task.image)
+    assert values["l2"] == 0 and values["lpips"] == 0 and values["structure"] == 0
+    assert values["direction"] == 0 and values["direction_left"] == 0 and values["both"] == 0
+
+
+def test_what_is_not_given_is_left_out():
+    _, task = drawn_task(layers=False)
+    bare = comparison.Task("own", task.image, "a", ("b", "c"), "d")
+    values = comparison.Gauge(comparison.Eyes(load_lpips()), bare, masks.linear().weights(128, 128))(
+        task.image
+    )
+    assert set(values) == {
+        "l2", "psnr", "ssim", "lpips", "structure", "smoothness", "smoothness_per_pixel", "seam",
+    }  # fmt: skip
+    assert bare.pair == "own prompts"
+
+
+def test_methods_share_one_trajectory_and_pixel_is_the_blend_of_singles(eyes):
+    model, (_, task) = dsnb.load(), drawn_task()
+    maps = {"linear": masks.linear(), "logistic": masks.logistic(20)}
+    methods = ["prompt", "pixel", "epsilon", "attention"]
+    rows, pictures = comparison.compare(model, [task], maps, methods, eyes, steps=4, skip=1, progress=False)
+    assert [(row["mask"], row["method"]) for row in rows] == [(m, n) for m in maps for n in methods]
+    assert torch.equal(
+        pictures["drawn", task.pair, "linear", "prompt"], pictures["drawn", task.pair, "logistic", "prompt"]
+    )
+    trajectory = dsnb.invert(
+        model,
+        task.image,
+        task.caption,
+        steps=4,
+        skip=1,
+        generator=torch.Generator().manual_seed(0),
+        progress=False,
+    )
+    expected = dsnb.blend(model, trajectory, task.prompts, maps["logistic"], method="pixel", progress=False)
+    assert torch.allclose(pictures["drawn", task.pair, "logistic", "pixel"], expected, atol=1e-5)
+    twice, _ = comparison.compare(
+        model, [task], maps, ["epsilon"], eyes, steps=4, skip=1, passes=2, progress=False
+    )
+    assert twice[0]["psnr"] < rows[2]["psnr"]  # a second pass moves further from the source
+    with pytest.raises(ValueError, match="passes is 0"):
+        comparison.compare(model, [task], maps, ["epsilon"], eyes, passes=0)
+
+
+def test_a_pairs_file(tmp_path):
+    to_pil(torch.rand(1, 3, 64, 64)).save(tmp_path / "bear.png")
+    entry = {
+        "encode_text": "a bear",
+        "decode_text": {"left_prompt": "a blocky bear", "right_prompt": "a painted bear"},
+        "decode_text_total": "a bear, blocky on the left and painted on the right",
+        "img_path": "bear.png",
+    }
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps([entry, entry]))
+    tasks = comparison.read_pairs(file)
+    assert [task.name for task in tasks] == ["000 bear", "001 bear"]
+    assert tasks[0].image.shape == (1, 3, 64, 64) and tasks[0].caption == "a bear"
+    assert tasks[0].prompts == ("a blocky bear", "a painted bear") and "blocky on" in tasks[0].one_prompt
+
+    for broken, words in [
+        ("{", "is not JSON"),
+        ("{}", "holds a dict, expected a list"),
+        ('[{"encode_text": "a"}]', "entry 0: 'decode_text' is missing"),
+        (
+            json.dumps([entry, entry | {"decode_text": {"left_prompt": "x"}}]),
+            "entry 1: 'right_prompt' is missing",
+        ),
+    ]:
+        file.write_text(broken)
+        with pytest.raises(ValueError, match=words):
+            comparison.read_pairs(file)
+    file.write_text(json.dumps([entry | {"img_path": "none.png"}]))
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        comparison.read_pairs(file)
