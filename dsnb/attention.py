@@ -73,12 +73,16 @@ class BlendProcessor:
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).contiguous()
         with torch.no_grad():
             self.keys, self.values = heads(attn.to_k(contexts)), heads(attn.to_v(contexts))
-        self.blend = blend
+        self.contexts, self.blend = contexts, blend
+        self.watch = getattr(attn.processor, "watch", None)  # of a recorder, see `attention_maps`
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         batch, tokens, _ = hidden_states.shape
         query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        mixed = blend_attention(query, self.keys, self.values, *self.blend.mix(batch, tokens))
+        weights, roles, plan = self.blend.mix(batch, tokens)
+        mixed = blend_attention(query, self.keys, self.values, weights, roles, plan)
+        if self.watch is not None:
+            self.watch(query, self.keys, self.values, self.contexts, weights, roles)
         out = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
         if attn.residual_connection:
             out = out + hidden_states
@@ -109,7 +113,7 @@ def blend_cross_attention(
     names = [n for n in cross_attention_layers(unet) if layers is None or layers(n)]
     if not names:
         raise ValueError("layers chooses no cross-attention of this UNet")
-    check_hookable(unet, names)
+    check_hookable(unet, names, watched=True)
     levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
     blend = Blend(mask, size, levels, sampling, contexts.device)
     ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend) for name in names}
@@ -136,19 +140,23 @@ def layer_level(name: str, blocks: int) -> int:
     return int(index) if part == "down_blocks" else blocks - 1 - int(index)
 
 
-def check_hookable(unet: nn.Module, names: Sequence[str]) -> None:
-    """Raises unless the named attentions have diffusers' plain processors, which ours stand in for."""
+def check_hookable(unet: nn.Module, names: Sequence[str], watched: bool = False) -> None:
+    """Raises unless the named attentions have diffusers' plain processors, which ours stand in for.
+
+    watched: a recorder (`attention_maps`) around the plain ones is welcome too.
+    """
     if getattr(unet, "encoder_hid_proj", None) is not None:
         raise NotImplementedError(
             "the UNet carries an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
         )
     for name in names:
         attn = unet.get_submodule(name)
-        if type(attn.processor).__module__.startswith("dsnb."):
+        processor = getattr(attn.processor, "plain", attn.processor) if watched else attn.processor
+        if type(processor).__module__.startswith("dsnb."):
             raise RuntimeError(f"{name} is hooked already; leave the first block before entering another")
-        if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
+        if type(processor) not in (AttnProcessor, AttnProcessor2_0):
             raise NotImplementedError(
-                f"{name} has a {type(attn.processor).__name__}; only diffusers' plain attention can be hooked: undo "
+                f"{name} has a {type(processor).__name__}; only diffusers' plain attention can be hooked: undo "
                 "attention slicing or the custom processor first (unet.set_default_attn_processor())"
             )
         norms = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
