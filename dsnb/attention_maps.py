@@ -1,0 +1,283 @@
+"""Which token each place looks at: cross-attention maps, kept as running sums while the UNet works.
+
+`record_attention` puts processors into a diffusers UNet and takes them out again. What it keeps is one sum
+for each layer, part of the denoising, prompt, head group and token, so its size does not grow with the steps.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention import check_hookable, cross_attention_layers, token_sizes
+from .kernels import attention_with_maps
+from .masks import Mask, from_weights
+from .models import Model, encode_prompts
+
+Layers = Callable[[str], bool] | Collection[str] | None
+
+
+@contextmanager
+def record_attention(
+    model: Model,
+    prompts: str | Sequence[str],
+    size: tuple[int, int],
+    *,
+    layers: Layers = None,
+    groups: int = 1,
+    buckets: int = 10,
+) -> Iterator["AttentionMaps"]:
+    """While the block runs, sums up how much each place looks at each token of the prompts.
+
+        with record_attention(model, prompt, trajectory.x_T.shape[-2:]) as maps:
+            dsnb.decode(model, trajectory, prompt)
+        maps.heat("bear")
+
+    prompts: the rows of a UNet call whose text is one of them are recorded, all others (such as the
+    unconditional one) pass through. size: height and width of the latents. layers: which cross-attentions,
+    by name. groups: parts that each layer's heads are divided into. buckets: parts of the time from noise to
+    picture. A `blend_cross_attention` may be entered inside, or any method of `dsnb.blend`; prompt i is then
+    recorded with its mask, M_i softmax(Q K_i^T / sqrt(d)). The processors are restored whatever happens.
+    Raises RuntimeError when the UNet is hooked already, ValueError for wrong numbers or layers,
+    NotImplementedError for attention that cannot be recorded.
+    """
+    unet, before = model.unet, dict(model.unet.attn_processors)
+    names = _chosen(cross_attention_layers(unet), layers)
+    check_hookable(unet, names)
+    heads = min(unet.get_submodule(name).heads for name in names)
+    if not 1 <= groups <= heads:
+        raise ValueError(f"groups must be between 1 and {heads}, the fewest heads of a layer; got {groups}")
+    if buckets < 1:
+        raise ValueError(f"buckets must be at least 1, got {buckets}")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    maps = AttentionMaps(model, prompts, size, groups, buckets)
+    ours = {f"{name}.processor": RecordProcessor(name, before[f"{name}.processor"], maps) for name in names}
+    watch = unet.register_forward_pre_hook(maps._next_call, with_kwargs=True)
+    try:
+        unet.set_attn_processor({**before, **ours})
+        yield maps
+    finally:
+        watch.remove()
+        unet.set_attn_processor(before)
+
+
+class AttentionMaps:
+    """What `record_attention` yields: `heat` reads a map, `mask` makes a mask of it."""
+
+    def __init__(self, model: Model, prompts: list[str], size: tuple[int, int], groups: int, buckets: int):
+        if not prompts:
+            raise ValueError("prompts is empty; expected at least one")
+        self.prompts, self.size, self.groups, self.buckets = prompts, tuple(size), groups, buckets
+        self.layers: dict[str, tuple[int, int]] = {}  # the layers recorded so far, and their height and width
+        self._tokenizer = model.tokenizer
+        length = model.tokenizer.model_max_length
+        self._ids = [model.tokenizer(p, truncation=True, max_length=length).input_ids for p in prompts]
+        self._embedded = encode_prompts(model, prompts).float()
+        self._tolerance = max(1e-4, 4 * torch.finfo(model.dtype).eps)  # other batches round otherwise
+        self._trained = model.scheduler.config.num_train_timesteps
+        self._sizes = token_sizes(*self.size)
+        self._indices = list(range(max(map(len, self._ids))))
+        self._sums: dict[str, Tensor] = {}  # layer -> (buckets, prompts, groups, T, tokens)
+        self._counts: dict[str, Tensor] = {}  # layer -> (buckets, prompts), rows added to each
+        self._times: dict[int, list[int]] = {}  # bucket -> the earliest and the latest timestep seen
+        self._bucket, self._rows, self._contexts = 0, [], None
+
+    @property
+    def steps(self) -> dict[int, tuple[int, int]]:
+        """The parts of the denoising that were recorded, in order: bucket -> its first and last timestep."""
+        return {bucket: tuple(self._times[bucket]) for bucket in sorted(self._times)}
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all sums in bytes."""
+        return sum(sums.nbytes for sums in self._sums.values())
+
+    def tokens(self, prompt: int = 0) -> list[str]:
+        """The prompt's tokens as texts, start and end mark included; the index is what `heat` takes."""
+        texts = self._tokenizer.convert_ids_to_tokens(self._ids[self._prompt(prompt)])
+        return [text.removesuffix("</w>") for text in texts]
+
+    def words(self, prompt: int = 0) -> dict[str, list[int]]:
+        """The words of a prompt that have a map, in order -> the indices of their tokens."""
+        text = self.prompts[self._prompt(prompt)]
+        found = {word: self._find(word, prompt) for word in re.findall(r"\w+", text.lower())}
+        return {word: where for word, where in found.items() if where}
+
+    def heat(
+        self,
+        word: str | int | Sequence[int],
+        *,
+        prompt: int = 0,
+        layers: Layers = None,
+        steps: int | Sequence[int] | None = None,
+        group: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """How much each place looks at a word -> (H, W) in [0, 1]; all tokens together would make 1.
+
+        word: a word or phrase of the prompt (its tokens' maps are added up), or indices of tokens. layers,
+        steps (buckets), group (of heads): what to average over, default all. size: of the result, default the
+        finest layer's; each layer is read bilinearly at it. Raises ValueError naming what there is instead.
+        """
+        where = self._where(word, self._prompt(prompt))
+        if not self._counts or not any(counts[:, prompt].any() for counts in self._counts.values()):
+            raise ValueError(
+                f"nothing was recorded for prompt {prompt}, {self.prompts[prompt]!r}: "
+                "call the UNet with it inside the block"
+            )
+        names = _chosen(self.layers, layers)
+        buckets = self._which("steps", steps, list(self.steps))
+        parts = self._which("group", group, list(range(self.groups)))
+        size = size or max((self.layers[name] for name in names), key=lambda s: s[0] * s[1])
+        total = torch.zeros(1, 1, *size)
+        for name in names:
+            sums = self._sums[name][buckets, prompt].sum(0)[parts].mean(0)[:, where].sum(-1).float().cpu()
+            mean = sums / self._counts[name][buckets, prompt].sum().clamp(min=1)
+            mean = mean.reshape(1, 1, *self.layers[name])
+            total += F.interpolate(mean, size, mode="bilinear", align_corners=False)
+        return (total[0, 0] / len(names)).clamp(0, 1)
+
+    def mask(
+        self, word: str | int | Sequence[int], *, threshold: float = 0.5, sharpness: float = 10.0, **options
+    ) -> Mask:
+        """A mask of two styles: the first where the word is, the second on the rest. options: as for `heat`.
+
+        The map, stretched to [0, 1], becomes the weight 1 / (1 + exp(-sharpness (map - threshold))).
+        """
+        heat = self.heat(word, **options)
+        low, high = heat.min(), heat.max()
+        if not high > low:
+            raise ValueError(
+                f"the map of {word!r} is {low:.3g} everywhere and names no place; try other layers"
+            )
+        first = torch.sigmoid(sharpness * ((heat - low) / (high - low) - threshold))
+        return from_weights(torch.stack([first, 1 - first]))
+
+    # Reading
+
+    def _prompt(self, prompt: int) -> int:
+        if not 0 <= prompt < len(self.prompts):
+            raise ValueError(f"prompt must be between 0 and {len(self.prompts) - 1}, got {prompt}")
+        return prompt
+
+    def _find(self, word: str, prompt: int) -> list[int]:
+        """Indices of all tokens of all places where the word stands in the prompt, as whole words."""
+        part, ids = self._tokenizer(word, add_special_tokens=False).input_ids, self._ids[prompt]
+        texts = self._tokenizer.convert_ids_to_tokens(ids)
+        begins = [i for i in range(1, len(ids) - 1) if i == 1 or texts[i - 1].endswith("</w>")]
+        starts = [i for i in begins if part and ids[i : i + len(part)] == part]
+        return sorted({start + i for start in starts for i in range(len(part))})
+
+    def _where(self, word: str | int | Sequence[int], prompt: int) -> list[int]:
+        if isinstance(word, str):
+            where = self._find(word, prompt)
+            if not where:
+                raise ValueError(f"word must be one of {', '.join(self.words(prompt))}; got {word!r}")
+            return where
+        where, count = [word] if isinstance(word, int) else list(word), len(self._ids[prompt])
+        if not where or not all(0 <= index < count for index in where):
+            raise ValueError(f"word must be a word, or indices of tokens from 0 to {count - 1}; got {where}")
+        return where
+
+    def _which(self, name: str, given: int | Sequence[int] | None, there: list[int]) -> list[int]:
+        chosen = there if given is None else [given] if isinstance(given, int) else list(given)
+        if not chosen or not set(chosen) <= set(there):
+            raise ValueError(f"{name} must be among {there}, got {given}")
+        return chosen
+
+    # Recording
+
+    def _next_call(self, unet, args, kwargs) -> None:
+        """Before each UNet call: where in the denoising it stands, and which prompt each of its rows has."""
+        time = int(args[1] if len(args) > 1 else kwargs["timestep"])
+        self._bucket = min(int((1 - (time + 1) / self._trained) * self.buckets), self.buckets - 1)
+        first, last = self._times.get(self._bucket, (time, time))
+        self._times[self._bucket] = [max(first, time), min(last, time)]
+        self._rows = self._match(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
+
+    def _match(self, contexts: Tensor) -> list[int | None]:
+        """Which of the prompts each text embedding (B, L, D) is, if any."""
+        gaps = (contexts.float()[:, None] - self._embedded).flatten(2).norm(dim=-1)
+        nearest = gaps.min(1)
+        near = nearest.values <= self._tolerance * self._embedded.flatten(1).norm(dim=-1)[nearest.indices]
+        return [i if ok else None for i, ok in zip(nearest.indices.tolist(), near.tolist(), strict=True)]
+
+    def _plain(self, layer: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of each row to its own text, recorded -> (B, heads, T, d)."""
+        out, maps = self._attend(query, keys, values)
+        for prompt in set(self._rows) - {None}:
+            rows = [row for row, one in enumerate(self._rows) if one == prompt]
+            self._add(layer, prompt, maps[:, rows].sum(1), len(rows))
+        return out
+
+    def _blended(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts, weights, roles):
+        """Records what others mix, by weights (roles, prompts, T) and the role of each row."""
+        if contexts is not self._contexts:
+            self._contexts, self._texts = contexts, self._match(contexts)
+        for row, role in enumerate(roles.tolist()):
+            for prompt in set(self._texts) - {None}:
+                mixed = [i for i, one in enumerate(self._texts) if one == prompt and weights[role, i].any()]
+                part = [
+                    self._attend(query[row : row + 1], keys[i : i + 1], values[i : i + 1])[1][:, 0]
+                    * weights[role, i][:, None]
+                    for i in mixed
+                ]
+                if mixed:
+                    self._add(layer, prompt, sum(part), 1)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention (B, heads, T, d), and its maps (groups, B, T, tokens), means over each group."""
+        split = [x.tensor_split(self.groups, 1) for x in (query, keys, values)]
+        both = [attention_with_maps(*part, self._indices) for part in zip(*split, strict=True)]
+        return torch.cat([out for out, _ in both], 1), torch.stack([maps for _, maps in both])
+
+    def _add(self, layer: str, prompt: int, maps: Tensor, rows: int) -> None:
+        """maps (groups, T, tokens), summed over `rows` rows of the batch."""
+        if layer not in self._sums:
+            if maps.shape[1] not in self._sizes:
+                raise ValueError(
+                    f"a cross-attention with {maps.shape[1]} places does not fit latents halved as "
+                    f"{list(self._sizes.values())}; pass `size` as the height and width of the UNet's latents"
+                )
+            self.layers[layer] = self._sizes[maps.shape[1]]
+            self._sums[layer] = maps.new_zeros(self.buckets, len(self.prompts), *maps.shape)
+            self._counts[layer] = torch.zeros(self.buckets, len(self.prompts))
+        self._sums[layer][self._bucket, prompt] += maps
+        self._counts[layer][self._bucket, prompt] += rows
+
+
+class RecordProcessor:
+    """Stands in for one cross-attention's processor, `plain`, and tells the maps what it sees.
+
+    `watch` is for a processor that takes its place for a while (`attention.BlendProcessor`).
+    """
+
+    def __init__(self, name: str, plain, maps: AttentionMaps):
+        self.name, self.plain, self.maps = name, plain, maps
+
+    def watch(self, *seen) -> None:
+        self.maps._blended(self.name, *seen)
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        if attention_mask is not None:
+            raise NotImplementedError(f"{self.name} was given an attention mask, which cannot be recorded")
+        heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        keys, values = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
+        out = self.maps._plain(self.name, heads(attn.to_q(hidden_states)), keys, values)
+        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out / attn.rescale_output_factor
+
+
+def _chosen(names: Collection[str], layers: Layers) -> list[str]:
+    """The names that `layers` chooses: a function of the name, or a collection of names; all without it."""
+    if layers is not None and not callable(layers) and not set(layers) <= set(names):
+        raise ValueError(f"layers has {sorted(set(layers) - set(names))}; expected names among {list(names)}")
+    chosen = [n for n in names if layers is None or (layers(n) if callable(layers) else n in layers)]
+    if not chosen:
+        raise ValueError(f"layers chooses none of {list(names)}")
+    return chosen
