@@ -1,0 +1,214 @@
+"""Other ways of doing the same, for the bench: the costs to beat, and a saving that changes the picture.
+
+The source project's way: the unconditional prediction once per style, one UNet call after the other, every
+attention as a materialised softmax, and the texts' keys and values projected anew at every step.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+
+from .attention import cross_attention_layers, token_sizes
+from .inversion import Trajectory
+from .masks import Mask
+from .methods import Job, decode_trajectory
+from .models import Model, unet_eps
+from .sampling import Eps
+
+CONFIGS = {  # the published architectures
+    "SD 1.5": {
+        "sample_size": 64,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+    },
+    "SDXL": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+def random_model(config: dict, device: torch.device, dtype: torch.dtype, name: str = "random") -> Model:
+    """A model that is only a UNet, with random weights: speed does not depend on what they are.
+
+    A UNet with added conditions (SDXL) gets zeros for them at every call.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    unet = unet.to(dtype).to_empty(device=device).to(memory_format=torch.channels_last).eval()
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for module in unet.modules():
+            norm = isinstance(module, nn.GroupNorm | nn.LayerNorm)
+            for key, p in module.named_parameters(recurse=False):
+                if p.ndim > 1:
+                    p.normal_(0, 1 / p[0].numel() ** 0.5, generator=generator)
+                else:
+                    p.fill_(1.0 if norm and key == "weight" else 0.0)
+    if unet.config.addition_embed_type == "text_time":
+        width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+
+        def add(module, args, kwargs):
+            like = {"dtype": dtype, "device": device}
+            kwargs["added_cond_kwargs"] = {
+                "text_embeds": torch.zeros(len(args[0]), width, **like),
+                "time_ids": torch.zeros(len(args[0]), 6, **like),
+            }
+            return args, kwargs
+
+        unet.register_forward_pre_hook(add, with_kwargs=True)
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    unet.requires_grad_(False)
+    return Model(SimpleNamespace(unet=unet, scheduler=scheduler), name=name)
+
+
+@dataclass(frozen=True)
+class Loop(Job):
+    """A job without text encoder and autoencoder: what `methods` does between them, on given embeddings."""
+
+    embeddings: Tensor = field(kw_only=True)  # (1 + N, L, D), the unconditional one first
+
+    def contexts(self) -> Tensor:
+        return self.embeddings
+
+    def run(self, eps: Eps) -> Tensor:
+        return decode_trajectory(self.model, self.trajectory, eps, self.callback, self.progress)
+
+    def decode(self, prompt: str, guidance: Tensor) -> Tensor:
+        """Two samples per step: the unconditional one and the first style."""
+
+        def eps(x_t, t, progress):
+            uncond, cond = unet_eps(self.model, x_t.repeat(2, 1, 1, 1), t, self.embeddings[:2]).chunk(2)
+            return uncond + guidance * (cond - uncond)
+
+        return self.run(eps)
+
+
+def make_loop(
+    model: Model, mask: Mask, steps: int, guidance: float = 5.0, embeddings: Tensor | None = None
+) -> Loop:
+    """A loop of `steps` steps over random latents (one picture) and, unless given, random embeddings."""
+    config, like = model.unet.config, {"device": model.device, "dtype": model.dtype}
+    generator = torch.Generator().manual_seed(0)
+    size = (1, config.in_channels, config.sample_size, config.sample_size)
+    x_T, noises = torch.randn(size, generator=generator), torch.randn(steps, *size, generator=generator)
+    if embeddings is None:
+        embeddings = torch.randn(1 + mask.n, 77, config.cross_attention_dim, generator=generator).to(**like)
+    trajectory = Trajectory(x_T, noises, "dpm-encoder", model.name, "", steps, 0, 0.1, 1.0)
+    guidance = torch.full((mask.n,), guidance, device=model.device)
+    prompts = ["style"] * mask.n
+    return Loop(model, trajectory, prompts, mask, guidance, None, 0.5, None, False, embeddings=embeddings)
+
+
+def source_epsilon(job: Job) -> Tensor:
+    """A guided prediction per style, each with an unconditional one of its own: 2 N samples per step."""
+    contexts, weights = job.contexts(), job.latent_weights()
+    n = job.mask.n
+    rows = torch.cat([contexts[[0, 1 + i]] for i in range(n)])
+
+    def eps(x_t, t, progress):
+        pairs = unet_eps(job.model, x_t.repeat(2 * n, 1, 1, 1), t, rows).unflatten(0, (n, 2))
+        guided = pairs[:, :1] + job.guidance.view(n, 1, 1, 1, 1) * (pairs[:, 1:] - pairs[:, :1])
+        return (weights(progress)[:, None, None] * guided).sum(0)
+
+    with processors(job.model.unet, AttnProcessor()):
+        return job.run(eps)
+
+
+def source_attention(job: Job) -> Tensor:
+    """Two UNet calls in sequence, the second with every prompt's attention materialised and blended."""
+    contexts, sizes = job.contexts(), token_sizes(*job.size())
+    masks = {tokens: job.mask.weights(*hw).flatten(1).to(contexts) for tokens, hw in sizes.items()}
+    guidance = job.guidance.mean()
+    blend = MaterialisedBlend(contexts[1:], masks)
+
+    def eps(x_t, t, progress):
+        with processors(job.model.unet, AttnProcessor()):
+            uncond = unet_eps(job.model, x_t, t, contexts[:1])
+        with processors(job.model.unet, AttnProcessor(), blend):
+            cond = unet_eps(job.model, x_t, t, contexts[1:2])
+        return uncond + guidance * (cond - uncond)
+
+    return job.run(eps)
+
+
+class MaterialisedBlend:
+    """Blends the attentions of all prompts in plain products; projects their keys and values every time."""
+
+    def __init__(self, contexts: Tensor, masks: dict[int, Tensor]):
+        self.contexts, self.masks = contexts, masks
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        q = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        mixed = 0
+        for context, weight in zip(self.contexts, self.masks[hidden_states.shape[1]], strict=True):
+            k, v = (attn.head_to_batch_dim(project(context[None])) for project in (attn.to_k, attn.to_v))
+            probabilities = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
+            mixed = mixed + weight[:, None] * (probabilities @ v)
+        return attn.to_out[0](attn.batch_to_head_dim(mixed)) / attn.rescale_output_factor
+
+
+@contextmanager
+def processors(unet: nn.Module, everywhere, cross=None) -> Iterator[None]:
+    """One attention processor for all layers of the UNet while the block runs, another for the cross ones."""
+    before = dict(unet.attn_processors)
+    ours = dict.fromkeys(before, everywhere)
+    if cross is not None:
+        ours |= {f"{name}.processor": cross for name in cross_attention_layers(unet)}
+    try:
+        unet.set_attn_processor(ours)
+        yield
+    finally:
+        unet.set_attn_processor(before)
+
+
+@contextmanager
+def reuse_deep_features(unet: nn.Module, every: int) -> Iterator[None]:
+    """Computes all but the outermost blocks only at every `every`-th call, else takes their last outputs.
+
+    Ma et al. 2023, "DeepCache": deep features change little from step to step; the picture changes a little.
+    """
+    deep = [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
+    calls = 0
+
+    def count(module, args, kwargs):
+        nonlocal calls
+        calls += 1
+
+    def cached(forward: Callable) -> Callable:
+        last = None
+
+        def call(*args, **kwargs):
+            nonlocal last
+            if (calls - 1) % every == 0 or last is None:
+                last = forward(*args, **kwargs)
+            return last
+
+        return call
+
+    handle = unet.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        for block in deep:
+            block.forward = cached(block.forward)
+        yield
+    finally:
+        handle.remove()
+        for block in deep:
+            del block.forward
