@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -92,6 +93,7 @@ class Gauge:
             "psnr": metrics.psnr(image, self.task.image),
             "ssim": metrics.ssim(image, self.task.image),
             "lpips": self.eyes.lpips.distance(maps, self.source),
+            "layout": metrics.layout(image, self.task.image),
             "structure": perceptual.structure_distance(maps[3], self.source[3]),
             "smoothness": metrics.smoothness(image),
             "smoothness_per_pixel": metrics.smoothness(image, per_pixel=True),
@@ -151,6 +153,11 @@ def gram_references(lpips: Lpips, pictures: Mapping[str, Tensor], layers: int = 
     }
 
 
+def noise_seed(task: Task, seed: int) -> int:
+    """The seed of one picture's noise: its own, whatever other pictures are compared beside it."""
+    return seed * 1_000_003 + crc32(task.name.encode())
+
+
 def compare(
     model: Model,
     tasks: Sequence[Task],
@@ -168,7 +175,7 @@ def compare(
 ) -> tuple[list[dict], dict[tuple[str, str, str, str], Tensor]]:
     """Run every method on every task and mask, and measure → rows, pictures by (name, pair, mask, method).
 
-    Every method decodes the same trajectory of the same picture, recorded with the noise of `seed`, at
+    Every method decodes the same trajectory of the same picture, recorded with the same noise, at
     the same guidance; None takes the model's own settings. `passes` above 1 inverts each result again,
     under the caption, and blends once more. ValueError for passes < 1 and whatever `invert` and `blend`
     refuse.
@@ -179,9 +186,8 @@ def compare(
     record = {"steps": steps, "skip": skip, "eta": eta, "progress": False}
     rows, pictures = [], {}
     for task in tqdm(tasks, desc="comparing", unit="picture", disable=not progress):
-        start = invert(
-            model, task.image, task.caption, generator=torch.Generator().manual_seed(seed), **record
-        )
+        noise = torch.Generator().manual_seed(noise_seed(task, seed))
+        start = invert(model, task.image, task.caption, generator=noise, **record)
         singles = None
         if "pixel" in methods:
             singles = torch.cat([decode(model, start, prompt, **options) for prompt in task.prompts])
@@ -197,7 +203,7 @@ def compare(
                 else:
                     image, one = task.image, {"one_prompt": task.one_prompt}
                     for again in range(passes):
-                        noise = torch.Generator().manual_seed(seed + again)
+                        noise = torch.Generator().manual_seed(noise_seed(task, seed) + again)
                         path = (
                             invert(model, image, task.caption, generator=noise, **record) if again else start
                         )

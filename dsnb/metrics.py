@@ -93,6 +93,24 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
+def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
+    """Correlation of the luminance of grid × grid blocks with the source's. Range [-1, 1]; higher: kept.
+
+    Pearson's, so that a style may change contrast and brightness but not which places are light and which
+    dark; what is smaller than a block (brushwork, tiles, grout) hardly counts. A flat picture gives 0.
+    Styles that recolour by areas lower it by themselves: compare with the single-style pictures, not with
+    1.
+    """
+    images, sources = _pair(images, sources)
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    blocks = [
+        torch.nn.functional.adaptive_avg_pool2d((x * luma.to(x)).sum(1, keepdim=True), grid).flatten(1)
+        for x in (images, sources)
+    ]
+    a, b = (x - x.mean(1, keepdim=True) for x in blocks)
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-9)
+
+
 # --- how smooth, and where the seam is -------------------------------------------------------------------
 
 

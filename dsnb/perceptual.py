@@ -42,8 +42,10 @@ def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tens
     """Mean |S(a) − S(b)| of cosine self-similarities of deep features (B, C, h, w). Lower: structure kept.
 
     Range [0, 2], [0, 1] for features that are never negative; 0 for equal pictures. After Tumanyan et al.
-    2022 (Splicing ViT Features, eq. 3), here with any features: which places look alike is layout, what they
-    look like is style. Maps above `grid` × `grid` are averaged down to it.
+    2022 (Splicing ViT Features, eq. 3), here with any features: which places look alike is layout, what
+    they look like is style. How much of the style gets in all the same depends on the features: with the
+    LPIPS trunks at 128 pixels nearly all, see notebook 09. Maps above `grid` × `grid` are averaged down
+    to it.
     """
     if features.shape != source.shape:
         raise ValueError(f"source is {tuple(source.shape)}, expected {tuple(features.shape)} like features")

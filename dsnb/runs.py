@@ -164,6 +164,9 @@ def _local_cluster(workers: int | None, points: int):
     spec = {}
     for index in range(count):
         env = {name: str(max(1, cores // count)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        env["OMP_WAIT_POLICY"] = os.environ.get(
+            "OMP_WAIT_POLICY", "PASSIVE"
+        )  # on a busy machine: much faster
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         options = {"nthreads": 1, "memory_limit": None, "env": env, "silence_logs": QUIET, "host": HERE}

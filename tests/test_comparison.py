@@ -77,7 +77,7 @@ def test_what_is_not_given_is_left_out():
         task.image
     )
     assert set(values) == {
-        "l2", "psnr", "ssim", "lpips", "structure", "smoothness", "smoothness_per_pixel", "seam",
+        "l2", "psnr", "ssim", "lpips", "structure", "layout", "smoothness", "smoothness_per_pixel", "seam",
     }  # fmt: skip
     assert bare.pair == "own prompts"
 
@@ -97,7 +97,7 @@ def test_methods_share_one_trajectory_and_pixel_is_the_blend_of_singles(eyes):
         task.caption,
         steps=4,
         skip=1,
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator().manual_seed(comparison.noise_seed(task, 0)),
         progress=False,
     )
     expected = dsnb.blend(model, trajectory, task.prompts, maps["logistic"], method="pixel", progress=False)

@@ -65,6 +65,21 @@ def test_a_worse_copy_is_farther_by_every_distance():
     assert metrics.ssim(near, IMAGE) > metrics.ssim(far, IMAGE)
 
 
+def test_layout_by_hand_and_what_it_ignores():
+    image = noise(3, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert metrics.layout(image, image).tolist() == pytest.approx([1] * 3)
+    assert metrics.layout(1 - image, image).tolist() == pytest.approx([-1] * 3)
+    assert metrics.layout(0.3 + 0.4 * image, image, grid=8).tolist() == pytest.approx([1] * 3, abs=1e-5)
+    assert metrics.layout(torch.full_like(image, 0.5), image).tolist() == pytest.approx([0] * 3)
+    grain = (image * 0.8 + 0.1 + 0.1 * (noise(3, 3, 64, 64, seed=1) - 0.5)).clamp(0, 1)
+    shifted, other = (
+        grain.roll(13, 2),
+        noise(3, 3, 8, 8, seed=2).repeat_interleave(8, 2).repeat_interleave(8, 3),
+    )
+    kept, moved, lost = (metrics.layout(x, image) for x in (grain, shifted, other))
+    assert kept.min() > 0.95 > moved.max() and kept.min() > lost.max()
+
+
 def test_smoothness_by_hand_and_per_pixel():
     steps = (torch.arange(10) % 2).float().expand(1, 3, 10, 10).clone()  # columns 0 1 0 1 …
     # strip = columns 4 and 5: one horizontal difference of 1 a row, nine vertical ones of sqrt(1e-6) a column
