@@ -4,6 +4,7 @@ folder."""
 import ast
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dsnb.training import autoencoder, captions, clip, diffusion, evaluate, judg
 from dsnb.training.export import export, read_log, sheet
 from dsnb.training.icons import CELL, OBJECTS, SETS, load_atlas
 from dsnb.training.scenery import SCENES
+from dsnb.training.stream import PictureStream
 from dsnb.training.styles import STYLES, draw, draw_mix, held_out, random_styles
 from dsnb.training.world import COLOURS, SIZE, Pictures, draw_plain, random_pictures
 
@@ -250,12 +252,15 @@ def test_sides_are_mirrored_halves():
 
 
 def test_the_stream_is_a_function_of_the_step(networks):
-    stream = diffusion.LatentStream(networks[0], batch=2, seed=0, device="cpu", chunk=2, repeats=2)
+    make = lambda: PictureStream(
+        2, 0, "cpu", chunk=2, repeats=2, transform=partial(autoencoder.encode, networks[0])
+    )
+    stream = make()
     steps = [stream(step) for step in range(5)]
+    assert steps[0][0].shape == (2, 4, 16, 16) and len(steps[0][1]) == len(steps[0][2]) == 2
     assert torch.equal(steps[0][0], steps[2][0]), "a chunk serves twice"
     assert not torch.equal(steps[0][0], steps[1][0]) and not torch.equal(steps[0][0], steps[4][0])
-    fresh = diffusion.LatentStream(networks[0], batch=2, seed=0, device="cpu", chunk=2, repeats=2)
-    assert torch.equal(fresh(3)[0], steps[3][0])
+    assert torch.equal(make()(3)[0], steps[3][0])
 
 
 def test_the_export_opens_as_stable_diffusion(networks, tokenizer, tmp_path):
@@ -287,7 +292,13 @@ def test_the_table_says_what_was_missed(tmp_path):
     evaluate.write_table(rows, tmp_path / "table.csv")
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
     noisy = sheet(torch.rand(40, 3, SIZE, SIZE), 8, tmp_path / "sheet.png")
-    assert noisy.stat().st_size < 700_000
+    assert noisy.stat().st_size < 490_000
+
+
+def test_a_sitting_without_time_begins_nothing(tmp_path):
+    plan = loop.Plan(batch=4, learning_rate=1e-3, seconds=0.0)
+    autoencoder.train(plan, tmp_path, "cpu", latent_channels=4, width=8)
+    assert not (tmp_path / "autoencoder.pt").exists(), "an untrained network must not look like a begun one"
 
 
 def test_what_a_recipe_refuses(tmp_path):

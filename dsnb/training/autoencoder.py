@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from torch import nn
 
-from .loop import Plan, autocast, fit
+from .loop import Plan, autocast, fit, step_generator
+from .stream import PictureStream
 from .styles import STYLES, draw
-from .world import SIZE, random_pictures
+from .world import random_pictures
 
 LATENT_CHANNELS = 12
 CROP = 64  # pixels; a crop teaches as much per picture and costs a quarter
@@ -29,24 +29,32 @@ def build(latent_channels: int = LATENT_CHANNELS, width: int = 64) -> Autoencode
     ).to(memory_format=torch.channels_last)
 
 
-def training_crops(count: int, generator: torch.Generator, device, size: int = SIZE) -> torch.Tensor:
-    """Crops of fresh pictures in all styles, four of each picture, in [0, 1]: (count,3,CROP,CROP)."""
-    pictures = random_pictures(max(1, count // 4), generator).to(device)
-    styles = torch.randint(len(STYLES), (len(pictures),), generator=generator).to(device)
-    images = draw(pictures, styles)
-    corners = torch.randint(size - CROP + 1, (4, 2), generator=generator).tolist()
-    crops = [images[:, :, y : y + CROP, x : x + CROP] for y, x in corners]
-    return torch.cat(crops)[:count].contiguous(memory_format=torch.channels_last)
+def crops(images: torch.Tensor, generator: torch.Generator, each: int = 4) -> torch.Tensor:
+    """`each` crops of every picture (B,3,H,W), at places the batch shares: (each B,3,CROP,CROP)."""
+    room = torch.tensor(images.shape[-2:]) - CROP + 1
+    corners = (torch.rand(each, 2, generator=generator) * room).long().tolist()
+    parts = [images[:, :, y : y + CROP, x : x + CROP] for y, x in corners]
+    return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
 
-def reconstruction_loss(autoencoder: nn.Module, images: torch.Tensor, generator: torch.Generator):
+@torch.no_grad()
+def standardise(autoencoder: AutoencoderTiny, images: torch.Tensor) -> None:
+    """Scale the encoder's last layer so that latents of `images` in [0, 1] have mean 0 and deviation 1."""
+    latents, last = autoencoder.encode(images * 2 - 1).latents, autoencoder.encoder.layers[-1]
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    last.weight.div_(deviation.view(-1, 1, 1, 1))
+    last.bias.sub_(mean).div_(deviation)
+
+
+def reconstruction_loss(autoencoder, images: torch.Tensor, generator: torch.Generator | None = None):
     """|x̂ - x| + 2 (x̂ - x)² + |∇x̂ - ∇x| + a pull of the latents to mean 0 and deviation 1.
 
-    The decoder sees latents with a little noise, as a sampler will hand it. Images (B,3,H,W) in [0, 1].
+    The decoder sees latents with a little of the generator's noise, as a sampler will hand it.
+    Images (B,3,H,W) in [0, 1].
     """
     with autocast(images.device):
         latents = autoencoder.encode(images * 2 - 1).latents.float()
-        jitter = torch.randn(latents.shape, generator=generator).to(latents.device)
+        jitter = torch.randn(latents.shape, generator=generator, device=latents.device)
         decoded = autoencoder.decode(latents + 0.05 * jitter).sample.float() / 2 + 0.5
     error = decoded - images
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
@@ -61,10 +69,13 @@ def train(plan: Plan, folder: Path, device, good=None, **sizes) -> AutoencoderTi
     """Train within the plan's budget, from the last checkpoint where there is one; the averaged network."""
     torch.manual_seed(plan.seed)
     network = build(**sizes).to(device)
+    stream = PictureStream(max(1, plan.batch // 4), plan.seed, device)
+    standardise(network, stream(0)[0])
     average = copy.deepcopy(network).requires_grad_(False).eval()
 
     def loss(network, step, generator):
-        return reconstruction_loss(network, training_crops(plan.batch, generator, device), generator)
+        local = step_generator(plan.seed, "jitter", step, device)
+        return reconstruction_loss(network, crops(stream(step)[0], generator), local)
 
     fit("autoencoder", network, average, loss, plan, folder, device, good)
     return average

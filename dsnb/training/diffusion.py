@@ -2,7 +2,6 @@
 objective."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import encode
 from .captions import captions, tokenize
-from .loop import Plan, autocast, fit, step_generator
-from .styles import draw, random_styles
-from .world import Pictures, random_pictures
+from .loop import Plan, autocast, fit, step_generator, upload
+from .stream import PictureStream
 
 DROP = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 
@@ -88,50 +86,9 @@ def diffusion_loss(unet, x_0, context, alphas_cumprod, timesteps, noise) -> torc
 @torch.no_grad()
 def embed(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """Text embeddings (B,L,D), float32, as StableDiffusionPipeline hands them to the UNet."""
-    tokens = tokenize(tokenizer, texts).to(text_encoder.device)
+    tokens = upload(tokenize(tokenizer, texts), text_encoder.device)
     with autocast(tokens.device):
         return text_encoder(tokens)[0].float()
-
-
-@dataclass
-class LatentStream:
-    """Endless fresh pictures as latents, drawn and encoded `chunk` batches at a time.
-
-    Every chunk serves `repeats` passes, each with its own captions, noise and times, then it is thrown away.
-    """
-
-    autoencoder: AutoencoderTiny
-    batch: int
-    seed: int
-    device: torch.device | str
-    chunk: int = 8
-    repeats: int = 2
-    _number: int = -1
-    _contents: tuple = ()
-
-    def __call__(self, step: int) -> tuple[torch.Tensor, Pictures, torch.Tensor]:
-        """Latents (batch,C,h,w), pictures and styles of a step."""
-        number, place = divmod(step, self.chunk * self.repeats)
-        if number != self._number:
-            self._contents, self._number = self._draw(number), number
-        place = place % self.chunk
-        latents, pictures, styles = self._contents
-        rows = slice(place * self.batch, (place + 1) * self.batch)
-        return latents[rows], pictures[rows], styles[rows]
-
-    def _draw(self, number: int):
-        generator = step_generator(self.seed, "latents", number)
-        pictures = random_pictures(self.chunk * self.batch, generator)
-        styles = random_styles(pictures, generator, even=False)
-        latents = [
-            encode(self.autoencoder, draw(pictures[rows].to(self.device), styles[rows].to(self.device)))
-            for rows in _slices(len(pictures), 256)
-        ]
-        return torch.cat(latents), pictures, styles
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def train(
@@ -156,7 +113,14 @@ def train(
     average = copy.deepcopy(unet).requires_grad_(False).eval()
     alphas = make_scheduler().alphas_cumprod.to(device)
     on_gpu = device.type != "cpu"
-    stream = LatentStream(autoencoder, plan.batch, plan.seed, device, repeats=4 if on_gpu else 2)
+    stream = PictureStream(
+        plan.batch,
+        plan.seed,
+        device,
+        repeats=4 if on_gpu else 2,
+        even=False,
+        transform=lambda images: encode(autoencoder, images),
+    )
     if compiled:
         unet.compile()
 
@@ -167,8 +131,9 @@ def train(
         context = embed(
             text_encoder, tokenizer, ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         )
-        timesteps = torch.randint(len(alphas), (len(texts),), generator=generator).to(device)
-        noise = torch.randn(x_0.shape, generator=generator).to(device)
+        local = step_generator(plan.seed, "noise", step, device)  # on the device, so that nothing has to wait
+        timesteps = torch.randint(len(alphas), (len(texts),), generator=local, device=device)
+        noise = torch.randn(x_0.shape, generator=local, device=device)
         return diffusion_loss(network, x_0, context, alphas, timesteps, noise), {}
 
     fit("unet", unet, average, loss, plan, folder, device)

@@ -35,11 +35,17 @@ class Plan:
     seed: int = 0
 
 
-def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
-    """The random generator (on the CPU) of one step of one stage."""
-    return torch.Generator().manual_seed(
-        (seed * 1_000_003 + zlib.crc32(stage.encode())) * 4_000_037 % 2**31 + step
-    )
+def step_generator(seed: int, stage: str, step: int, device="cpu") -> torch.Generator:
+    """The random generator of one step of one stage."""
+    value = (seed * 1_000_003 + zlib.crc32(stage.encode())) * 4_000_037 % 2**31 + step
+    return torch.Generator(device).manual_seed(value)
+
+
+def upload(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor on the device, without making the host wait for what the device is still busy with."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def autocast(device: torch.device):
@@ -122,6 +128,7 @@ def fit(
         if plan.seconds <= 0 or (good is not None and good(average)):
             return step
     Path(folder).mkdir(parents=True, exist_ok=True)
+    first = step
     start = saved = time.monotonic()
 
     def save():
@@ -159,6 +166,7 @@ def fit(
                 break
             saved = time.monotonic()
     bar.close()
-    save()
+    if step > first:
+        save()
     network.eval()
     return step

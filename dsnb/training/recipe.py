@@ -68,7 +68,11 @@ def settle(recipe: Recipe) -> Recipe:
     path = recipe.state / "recipe.json"
     fixed = ("size", "latent_channels", "seed")
     if path.is_file():
-        return replace(recipe, **json.loads(path.read_text()))
+        earlier = json.loads(path.read_text())
+        for name, value in earlier.items():
+            if value != getattr(recipe, name):
+                log.warning("%s stays %s, as %s was begun with it", name, value, recipe.state)
+        return replace(recipe, **earlier)
     recipe.state.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({name: getattr(recipe, name) for name in fixed}) + "\n")
     return recipe
@@ -150,10 +154,14 @@ def plan_for(recipe: Recipe, stage: str, seconds: float) -> Plan:
 
 
 def run(recipe: Recipe) -> Path | None:
-    """Work on the recipe for its minutes; returns the folder of the exported model, None without `out`."""
+    """Work on the recipe for its minutes; returns the folder of the exported model.
+
+    None without `out`, or as long as no UNet has been begun. The evaluation comes on top of the minutes.
+    """
     recipe = settle(recipe)
     state, device, start = recipe.state, torch.device(recipe.device), time.monotonic()
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
     tokenizer = open_tokenizer(state / "tokenizer")
     frozen = (state / "unet.pt").is_file()
     left = {stage: STAGES[stage][0] for stage in recipe.stages}
@@ -175,15 +183,16 @@ def run(recipe: Recipe) -> Path | None:
     good = reads_well(tokenizer, device)
     text_encoder = clip.train("generator", tokenizer, plan("generator"), state, device, good).text
     judge = clip.train("judge", tokenizer, plan("judge"), state, device, good)
-    clip.save_judge(judge, tokenizer, state / "judge")
+    if (state / "judge.pt").is_file():
+        clip.save_judge(judge, tokenizer, state / "judge")
     unet = diffusion.train(
         autoencoder, text_encoder, tokenizer, plan("unet"), state, device, recipe.size, recipe.compiled
     )
-    if recipe.out is None:
+    if recipe.out is None or not (state / "unet.pt").is_file():
         return None
     folder = export(autoencoder, text_encoder, tokenizer, unet, recipe.out)
     rows = []
-    if recipe.pictures:
+    if recipe.pictures and (state / "judge").is_dir():
         rows, images = evaluate(folder, open_judge(state / "judge", device), recipe.pictures, device)
         write_table(rows, state / "evaluation.csv")
         sheet(images[:30], 6, state / "samples.png")
