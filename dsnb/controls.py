@@ -47,8 +47,11 @@ def read_control(name, given, default):
                 f"{name} is {given} with start {start}; expected (low, high, step, start) with "
                 "low <= start <= high and step > 0"
             )
-        kind = ipywidgets.IntSlider if whole and isinstance(start, int) else ipywidgets.FloatSlider
-        return kind, {"min": low, "max": high, "step": step, "value": start}
+        options = {"min": low, "max": high, "step": step, "value": start}
+        if whole and isinstance(start, int):
+            return ipywidgets.IntSlider, options
+        decimals = len(f"{step:g}".partition(".")[2])
+        return ipywidgets.FloatSlider, options | {"readout_format": f".{decimals}f"}
     if isinstance(given, (list, dict)) and given:
         options = list(given.items()) if isinstance(given, dict) else list(given)
         values = list(given.values()) if isinstance(given, dict) else options

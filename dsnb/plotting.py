@@ -133,7 +133,7 @@ def show_grid(images, titles=None, columns=None, path=None, row_titles=None, wid
         x, y = left + gap + column * (width + gap), sum(top[: row + 1]) + gap + row * (height + gap)
         axes = figure.panel(x, y, width, height)
         axes.imshow(array, interpolation="bicubic")
-        axes.axis("off")
+        axes.spines[:].set(color="0.8", linewidth=0.5)
         if index < len(titles) and titled[row]:
             axes.set_title(titles[index], fontsize=8, pad=3)
         if column == 0 and row_titles:

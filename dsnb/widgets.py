@@ -158,8 +158,9 @@ class Panel:
         worker().watch_cells()
 
     def _show(self, picture, note):
-        self._image.value = plotting.png_bytes(picture)
-        self._status.value = note
+        data = plotting.png_bytes(picture)
+        self._status.value = note  # before the picture, so that no preview is ever taken for the full one
+        self._image.value = data
         self._shown = time.monotonic()
 
     def _tell(self, error):

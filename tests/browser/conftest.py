@@ -160,13 +160,15 @@ class Page:
         return self
 
     def assert_no_error(self):
-        failed = ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']"
-        found = self.page.locator(f"{failed}, .dsnb-error, .jupyter-widgets-error-widget")
+        found = self.page.locator(f"{FAILED}, .dsnb-error, .jupyter-widgets-error-widget")
         assert found.count() == 0, found.all_inner_texts()
 
     def picture(self, panel=0):
         """What the panel shows, as a data address that changes with its pixels."""
         return self.page.evaluate(PIXELS, self.page.locator(".dsnb-picture").nth(panel).element_handle())
+
+    def is_preview(self):
+        return any("preview" in text for text in self.page.locator(".dsnb-status").all_inner_texts())
 
     def canvas(self, painter=0):
         return self.page.evaluate(
@@ -174,20 +176,20 @@ class Page:
         )
 
     def wait_for_change(self, look, before, seconds=60):
-        """Wait until `look()` differs from `before` and has come to rest → the new look."""
+        """Wait until `look()` differs from `before`, full and at rest → the new look."""
         end, last = time.monotonic() + seconds, before
         while time.monotonic() < end:
             self.page.wait_for_timeout(500)
             now = look()
-            if now != before and now == last:
+            if now != before and now == last and not self.is_preview():
                 return now
             last = now
         raise AssertionError(f"the picture did not change within {seconds} seconds")
 
     def press(self, panel, label, key, times=1):
         """Keys on the slider called `label`."""
-        row = self.page.locator(".dsnb-panel").nth(panel).locator(".jupyter-widgets", has_text=label)
-        handle = row.locator(".noUi-handle").first
+        rows = self.page.locator(".dsnb-panel").nth(panel).locator(".widget-hslider")
+        handle = rows.filter(has=self.page.get_by_text(label, exact=True)).locator(".noUi-handle")
         handle.scroll_into_view_if_needed()
         handle.focus()
         for _ in range(times):
@@ -196,10 +198,12 @@ class Page:
 
 STARTED = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
     .some(prompt => /[*\\d]/.test(prompt.innerText))"""
+FAILED = ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']"
 FINISHED = """() => {
+    if (document.querySelector(FAILED)) return true;
     const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.innerText);
     return prompts.length > 0 && prompts.every(text => /^\\[\\d+\\]:$/.test(text));
-}"""
+}""".replace("FAILED", json.dumps(FAILED))
 PIXELS = """element => {
     const canvas = document.createElement('canvas');
     canvas.width = element.naturalWidth || element.width;

@@ -1,5 +1,7 @@
 """Panels in JupyterLab: a slider moved with the keyboard, a stroke painted with the mouse."""
 
+import pytest
+
 SETUP = """
 import torch, time
 from dsnb.widgets import explore, paint
@@ -60,3 +62,8 @@ def test_a_painted_stroke_changes_mask_and_picture(notebook):
     book.page.locator(".dsnb-painter button", has_text="undo").click()
     assert book.wait_for_change(book.picture, painted) == picture
     book.assert_no_error()
+
+
+def test_a_failing_cell_is_noticed(notebook):
+    with pytest.raises(AssertionError, match="nothing to see"):
+        notebook(["raise RuntimeError('nothing to see')", "1 + 1"], seconds=30)
