@@ -28,6 +28,8 @@ class Measure:
         return {"higher": "↑", "lower": "↓", "one": "→1"}[self.better]
 
 
+LEAST = 6  # pictures below which no difference is called one
+
 MEASURES = {
     "l2": Measure("L2", "lower", 1),
     "psnr": Measure("PSNR, dB", "higher", 2),
@@ -123,7 +125,8 @@ def paired(
 
     Rows of one `unit` are averaged first, so that n counts pictures and not settings. The interval is
     Student's for paired differences, at `level` for all of `comparisons` together (Bonferroni). Columns:
-    measure, first, second, difference, low, high, n, better (the one better beyond doubt, or "").
+    measure, first, second, difference, low, high, n, better (the one better beyond doubt, or ""; fewer than
+    LEAST pictures decide nothing, however equal they happen to be).
     ValueError for a column or value that is not there.
     """
     measures = list(present(table) if measures is None else measures)
@@ -146,9 +149,8 @@ def paired(
             "second": second,
             "difference": gap.mean() if len(gap) else math.nan,
         }
-        rows.append(
-            row | {"low": low, "high": high, "n": len(gap), "better": _better(name, means, row, low, high)}
-        )
+        better = _better(name, means, row, low, high) if len(gap) >= LEAST else ""
+        rows.append(row | {"low": low, "high": high, "n": len(gap), "better": better})
     return pd.DataFrame(rows)
 
 

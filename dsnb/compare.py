@@ -1,0 +1,99 @@
+"""Notebook 10 in full, by one command: the comparison and its open questions as grids, then the tables.
+
+Every grid goes on where it was stopped (see `runs`), so the command may be interrupted and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .grid import GridError
+from .results import FolderError
+from .runs import ClusterError, run
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "notebooks" / "10_compare_methods.ipynb"
+HOOKED = {"methods": "epsilon,attention", "masks": "logistic"}
+# What the paper leaves open: name → (what is fixed, what varies); 0 and -1 stand for the model's own.
+QUESTIONS = {
+    "guidance": (
+        {"methods": "attention", "masks": "logistic"},
+        {"guidance": [2.0, 5.0, 10.0, 20.0, 30.0], "sharpness": [5.0, 20.0, 70.0]},
+    ),
+    "eta": (HOOKED, {"eta": [0.05, 0.1, 0.3, 1.0]}),
+    "steps": (HOOKED, {"steps": [12, 25, 50, 99]}),
+    "skip": (HOOKED | {"steps": 50}, {"skip": [0, 5, 10, 20, 30]}),
+    "passes": (HOOKED, {"passes": [1, 2, 3]}),
+}
+
+
+def compare(
+    output: str | Path,
+    *,
+    pictures: int = 96,
+    chunk: int = 8,
+    fewer: int = 12,
+    parameters: dict | None = None,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> int:
+    """Compare over `pictures`, ask each question over `fewer`, keep all under `output`, draw the tables.
+
+    A grid point takes `chunk` pictures. Returns the number of points that failed; the tables are drawn
+    from what there is, unless nothing is.
+    """
+    if not (pictures >= 1 and chunk >= 1 and fewer >= 1):
+        raise GridError(
+            f"pictures, chunk and fewer are {pictures}, {chunk}, {fewer}; expected at least 1 each"
+        )
+    output, fixed = Path(output), {"steps": 0, **(parameters or {})}
+    options = {"scheduler": scheduler, "workers": workers, "progress": progress}
+    chunk = min(chunk, pictures)
+    firsts = list(range(0, pictures, chunk))  # the last chunk is a whole one too
+    failed = run(
+        NOTEBOOK, {"first": firsts}, fixed | {"pictures": chunk}, output / "compare", **options
+    ).failed
+    for name, (held, varied) in QUESTIONS.items():
+        own = {key: value for key, value in (fixed | held).items() if key not in varied}
+        failed += run(NOTEBOOK, varied, own | {"pictures": fewer}, output / name, **options).failed
+    shutil.rmtree(output / "tables", ignore_errors=True)  # always drawn anew
+    last = {"tables": str(output.resolve()), "pictures": 3} | {
+        k: v for k, v in fixed.items() if k != "pictures"
+    }
+    return failed + run(NOTEBOOK, {}, last, output / "tables", progress=progress, workers=1).failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m dsnb compare`: 0 all done, 1 some points failed, 2 it could not run, 130 it was stopped."""
+    p = argparse.ArgumentParser("python -m dsnb compare", description="The comparison of methods, in full.")
+    p.add_argument("--pictures", type=int, default=96, help="how many pictures are compared (default: 96)")
+    p.add_argument("--chunk", type=int, default=8, help="pictures per point of the grid (default: 8)")
+    p.add_argument(
+        "--fewer", type=int, default=12, help="pictures per setting of the open questions (default: 12)"
+    )
+    p.add_argument("--output", type=Path, default=ROOT / "runs" / "compare", help="folder of all results")
+    p.add_argument("--workers", type=int, help="processes here (default: one per GPU, else one per core)")
+    p.add_argument("--scheduler", metavar="ADDRESS", help="use the Dask cluster at this address")
+    given = p.parse_args(argv)
+    try:
+        failed = compare(
+            given.output,
+            pictures=given.pictures,
+            chunk=given.chunk,
+            fewer=given.fewer,
+            scheduler=given.scheduler,
+            workers=given.workers,
+        )
+    except (GridError, FolderError, ClusterError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"tables are in figures/10_*, all results in {given.output}; {failed} points failed")
+    return 1 if failed else 0

@@ -1,0 +1,73 @@
+"""The one command behind the tables: which grids it runs, on a notebook that computes nothing."""
+
+import nbformat
+import pandas as pd
+import pytest
+
+from dsnb import compare, runs
+
+PARAMETERS = """
+pictures: int = 2
+first: int = 0
+methods: str = "prompt,pixel,epsilon,attention"
+masks: str = "linear,logistic"
+sharpness: float = 20.0
+guidance: float = 0.0
+steps: int = 10
+skip: int = -1
+eta: float = 0.0
+passes: int = 1
+tables: str = ""
+"""
+BODY = """
+from pathlib import Path
+from dsnb.records import record
+if tables:
+    Path(tables, "drawn").write_text(" ".join(sorted(p.parent.name for p in Path(tables).glob("*/table.parquet"))))
+else:
+    record([{"picture": k} for k in range(first, first + pictures)])
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    cells = [
+        nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(BODY),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path = tmp_path / "ten.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    monkeypatch.setattr(compare, "NOTEBOOK", path)
+    questions = {"guidance": compare.QUESTIONS["guidance"], "skip": compare.QUESTIONS["skip"]}
+    monkeypatch.setattr(compare, "QUESTIONS", questions)
+    return path
+
+
+def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_path, capsys):
+    output = tmp_path / "out"
+    with runs._local_cluster(1, 1) as cluster:
+        words = ["--output", str(output), "--pictures", "5", "--chunk", "2", "--fewer", "1"]
+        assert compare.main([*words, "--scheduler", cluster.scheduler_address]) == 0
+    table = pd.read_csv(output / "compare" / "table.csv")
+    assert table.picture.tolist() == [0, 1, 2, 3, 4, 5]  # whole chunks, each picture once
+    assert set(table.steps) == {0}  # the model's own
+    asked = pd.read_csv(output / "guidance" / "table.csv")
+    assert (
+        len(asked) == 15 and set(asked.methods) == {"attention"} and set(asked.guidance) == {2, 5, 10, 20, 30}
+    )
+    assert (output / "drawn").read_text() == "compare guidance skip"
+    assert "0 points failed" in capsys.readouterr().out
+
+
+def test_bad_numbers_are_a_sentence(notebook, tmp_path, capsys):
+    assert compare.main(["--output", str(tmp_path / "out"), "--pictures", "0"]) == 2
+    assert "expected at least 1" in capsys.readouterr().err
+
+
+def test_every_question_is_about_parameters_that_the_notebook_has():
+    from dsnb.grid import make_grid
+
+    for held, varied in compare.QUESTIONS.values():
+        grid = make_grid(compare.NOTEBOOK, varied, {k: v for k, v in held.items() if k not in varied})
+        assert len(grid.points()) > 1
