@@ -26,7 +26,7 @@ from transformers import (
 
 from .captions import LENGTH, captions, tokenize
 from .icons import OBJECTS
-from .loop import Plan, autocast, fit
+from .loop import Plan, autocast, fit, upload
 from .scenery import SCENES
 from .styles import STYLES, draw, held_out, random_styles
 from .world import Pictures, random_pictures
@@ -179,7 +179,7 @@ def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device,
         pictures, styles, texts = training_pairs(plan.batch, step, generator)
         labels = torch.stack([pictures.object, styles, pictures.scene, pictures.colour], 1).to(device)
         images = draw(pictures.to(device), styles.to(device)).contiguous(memory_format=torch.channels_last)
-        return contrast_loss(network, images, tokenize(tokenizer, texts).to(device), labels)
+        return contrast_loss(network, images, upload(tokenize(tokenizer, texts), device), labels)
 
     fit(kind, network, average, loss, plan, folder, device, good)
     return average
