@@ -160,8 +160,8 @@ class Page:
         return self
 
     def assert_no_error(self):
-        found = self.page.locator(f"{FAILED}, .dsnb-error, .jupyter-widgets-error-widget")
-        assert found.count() == 0, found.all_inner_texts()
+        found = self.page.evaluate(ERRORS)
+        assert not found, found
 
     def picture(self, panel=0):
         """What the panel shows, as a data address that changes with its pixels."""
@@ -198,12 +198,17 @@ class Page:
 
 STARTED = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
     .some(prompt => /[*\\d]/.test(prompt.innerText))"""
-FAILED = ".jp-Notebook [data-mime-type='application/vnd.jupyter.error']"
+ERRORS = """() => {
+    const texts = selector => [...document.querySelectorAll(selector)].map(part => part.innerText);
+    const printed = texts("[data-mime-type='application/vnd.jupyter.stderr']");
+    const raised = printed.filter(text => text.includes("Traceback (most recent call last)"));
+    return [...raised, ...texts(".dsnb-error, .jupyter-widgets-error-widget")];
+}"""
 FINISHED = """() => {
-    if (document.querySelector(FAILED)) return true;
+    if ((ERRORS)().length) return true;
     const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.innerText);
     return prompts.length > 0 && prompts.every(text => /^\\[\\d+\\]:$/.test(text));
-}""".replace("FAILED", json.dumps(FAILED))
+}""".replace("ERRORS", ERRORS)
 PIXELS = """element => {
     const canvas = document.createElement('canvas');
     canvas.width = element.naturalWidth || element.width;

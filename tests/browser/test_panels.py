@@ -29,6 +29,10 @@ def test_slider_moves_the_picture(notebook):
     assert (book.folder / "figures" / "toy_01.json").is_file()
     book.press(0, "angle", "Home")
     assert book.wait_for_change(book.picture, after) == before
+    book.page.locator(".dsnb-panel button", has_text="angle").click()
+    book.page.wait_for_function("() => document.querySelector('.widget-readout').innerText === '45'")
+    book.page.wait_for_function("() => document.querySelector('.widget-readout').innerText === '0'")
+    assert book.wait_for_change(book.picture, None) == before
     book.assert_no_error()
 
 
