@@ -128,16 +128,20 @@ def notebook(lab, browser, request):
 
     yield open_it
     for page in opened:
-        if os.environ.get("DSNB_SCREENSHOTS"):
-            shots = Path(os.environ["DSNB_SCREENSHOTS"])
-            shots.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=shots / f"{request.node.name}.png")
+        keep_screenshot(page, request.node.name)
         page.close()
     # A shut kernel frees its memory before the next test.
     for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels")):
         urllib.request.urlopen(
             urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE")
         )
+
+
+def keep_screenshot(page, name):
+    """A picture of the page in the folder that DSNB_SCREENSHOTS names, if it does."""
+    folder = os.environ.get("DSNB_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 class Page:
@@ -185,6 +189,22 @@ class Page:
                 return now
             last = now
         raise AssertionError(f"the picture did not change within {seconds} seconds")
+
+    def keep(self, name):
+        keep_screenshot(self.page, name)
+
+    def paint_stroke(self, start, end, painter=0, steps=12):
+        """Draw a line with the mouse on a painter's canvas, from one (x, y) in [0, 1] to another."""
+        canvas = self.page.locator(".dsnb-painter canvas").nth(painter)
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        for step in range(steps + 1):
+            x, y = (a + (b - a) * step / steps for a, b in zip(start, end, strict=True))
+            self.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+            if step == 0:
+                self.page.mouse.down()
+            self.page.wait_for_timeout(20)
+        self.page.mouse.up()
 
     def press(self, panel, label, key, times=1):
         """Keys on the slider called `label`."""

@@ -4,7 +4,7 @@ import pytest
 
 SETUP = """
 import torch, time
-from dsnb.widgets import explore, paint
+from dsnb.widgets import explore
 
 def draw(angle, report):
     for step in range(5):
@@ -47,22 +47,30 @@ def test_an_error_is_seen_in_the_panel(notebook):
     shown.wait_for(state="detached")
 
 
+BLEND = """
+import torch, dsnb
+from dsnb import masks, styles
+from dsnb.widgets import explore, paint
+
+model, picture = dsnb.load(), styles.pictures()[0]
+source = dsnb.read_image(picture.file, model)
+generator = torch.Generator().manual_seed(0)
+trajectory = dsnb.invert(model, source, picture.caption, steps=8, skip=1, generator=generator)
+prompts = [styles.prompt(style, picture.caption) for style in styles.names()[:2]]
+
+def draw(mask, report):
+    mask = masks.from_weights(mask)
+    return dsnb.blend(model, trajectory, prompts, mask, method="attention", callback=report, progress=False)
+"""
+
+
 def test_a_painted_stroke_changes_mask_and_picture(notebook):
-    book = notebook([SETUP, "mask = paint(torch.rand(1, 3, 64, 64), width=300)",
-                     "explore(lambda mask: torch.from_numpy(mask[1]), mask=mask)"])  # fmt: skip
+    book = notebook([BLEND, "mask = paint(source, width=300)", "explore(draw, mask=mask)"])
     picture, canvas = book.picture(), book.canvas()
-    box = book.page.locator(".dsnb-painter canvas")
-    box.scroll_into_view_if_needed()
-    place = box.bounding_box()
-    mouse = book.page.mouse
-    mouse.move(place["x"] + 80, place["y"] + 100)
-    mouse.down()
-    for step in range(12):
-        mouse.move(place["x"] + 80 + step * 10, place["y"] + 100 + step * 4)
-        book.page.wait_for_timeout(20)
-    mouse.up()
+    book.paint_stroke((0.3, 0.3), (0.7, 0.5))
     painted = book.wait_for_change(book.picture, picture)
     assert book.canvas() != canvas
+    book.keep("painted")
     book.page.locator(".dsnb-painter button", has_text="undo").click()
     assert book.wait_for_change(book.picture, painted) == picture
     book.assert_no_error()
