@@ -138,6 +138,7 @@ def run(
     sections: Sequence[str] | None = None,
     *,
     models: Sequence[str] = ("bundled",),
+    styles: Sequence[int] = (2, 3, 5),
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     repeats: int = 5,
@@ -149,9 +150,10 @@ def run(
 ) -> tuple[dict[str, str], list[Row]]:
     """Measures the named sections (default: all of SECTIONS) -> the header and the rows.
 
-    models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets with random weights. steps:
-    denoising steps per picture (default: all for the bundled model, 1 for the others, scaled up). compiled:
-    also measure `torch.compile`, which takes minutes. threads: of the CPU (default: as torch chose). clock:
+    models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets, random weights. styles: the
+    numbers of prompts (on a CPU only the first for the large models). steps: denoising steps per picture
+    (default: all for the bundled model, 1 for the others, scaled up). compiled: also measure `torch.compile`,
+    which takes minutes. threads: of the CPU (default: as torch chose). clock:
     "wall", or "processor": the time the CPU worked for this process, fair on a busy machine with threads=1.
     Raises ValueError for an unknown section, model or clock.
     """
@@ -170,7 +172,7 @@ def run(
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     device = choose_device(device)
     bench = Bench(device, dtype or choose_dtype(device), repeats, [], progress, clock)
-    options = parts.Options(tuple(models), steps, compiled)
+    options = parts.Options(tuple(models), tuple(styles), steps, compiled)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or before)
@@ -214,10 +216,24 @@ def to_markdown(results: dict[str, tuple[dict[str, str], Sequence[Row]]]) -> str
         lines += [f"## {section}", "", "| case | variant | measure | CPU | GPU |", "|---|---|---|---|---|"]
         for (part, *names), by_kind in found.items():
             if part == section:
-                cells = [_text(by_kind[kind]) if kind in by_kind else NOT_MEASURED for kind in ("CPU", "GPU")]
+                cells = [text(by_kind[kind]) if kind in by_kind else NOT_MEASURED for kind in ("CPU", "GPU")]
                 lines.append(f"| {' | '.join([*names, *cells])} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def text(row: Row) -> str:
+    """A value and its spread, in the unit that reads best."""
+    scale, unit = next(
+        (
+            (s, u)
+            for limit, s, u in ((1e-3, 1e6, "µs"), (1, 1e3, "ms"))
+            if row.unit == "s" and row.value < limit
+        ),
+        (1, row.unit),
+    )
+    spread = f" ± {row.spread * scale:.2g}" if row.spread else ""
+    return f"{row.value * scale:.3g}{spread} {unit}".strip()
 
 
 def save(head: dict[str, str], rows: Sequence[Row], folder: str | Path | None = None) -> list[Path]:
@@ -272,20 +288,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         p.exit(1, f"{error}\n")
     return 0
-
-
-def _text(row: Row) -> str:
-    """A value and its spread, in the unit that reads best."""
-    scale, unit = next(
-        (
-            (s, u)
-            for limit, s, u in ((1e-3, 1e6, "µs"), (1, 1e3, "ms"))
-            if row.unit == "s" and row.value < limit
-        ),
-        (1, row.unit),
-    )
-    spread = f" ± {row.spread * scale:.2g}" if row.spread else ""
-    return f"{row.value * scale:.3g}{spread} {unit}".strip()
 
 
 def _resident(field: str) -> float:

@@ -18,7 +18,7 @@ from .epsilon import blend_eps
 from .images import read_image
 from .inversion import invert
 from .methods import METHODS, blend
-from .metrics import psnr, ssim
+from .metrics import layout, psnr
 from .models import Model, count_unet_samples, load
 from .sampling import ddim_mean, make_schedule
 
@@ -31,6 +31,7 @@ class Options:
     """models: of MODELS; steps: per picture, None for all (bundled) or one, scaled up; compiled: that too."""
 
     models: tuple[str, ...] = ("bundled",)
+    styles: tuple[int, ...] = (2, 3, 5)
     steps: int | None = None
     compiled: bool = False
 
@@ -40,7 +41,7 @@ def pictures(bench: Bench, options: Options) -> None:
     for name in options.models:
         model = _model(name, bench.device, bench.dtype)
         total = model.settings.steps - model.settings.skip
-        for n in (2, 3, 5) if name == "bundled" or bench.device.type == "cuda" else (2,):
+        for n in options.styles if name == "bundled" or bench.device.type == "cuda" else options.styles[:1]:
             case, steps = f"{name}, N = {n}", _steps(name, options, total)
             methods = ("prompt", "pixel", "epsilon", "attention") if n == 2 else ("epsilon", "attention")
             calls = {method: METHODS[method] for method in methods}
@@ -208,7 +209,7 @@ def steps_section(bench: Bench, options: Options) -> None:
                 best = longest.setdefault(picture.name, result)
                 if steps != counts[0]:
                     found.setdefault(f"PSNR to {counts[0]} steps", []).append(psnr(result, best).item())
-                found.setdefault("SSIM to the source picture", []).append(ssim(result, image).item())
+                found.setdefault("layout kept", []).append(layout(result, image).item())
                 if reader is not None:
                     from .readers import style_shown
 

@@ -69,7 +69,7 @@ def blend_attention(
     plain attention. plan: `make_plan(weights, roles)`, made once per step and resolution by a caller that
     cares for speed or compiles; without it the plan is made here on a CPU, and on a GPU the torch path skips
     nothing (to look at the weights would stall it).
-    Returns (B, heads, T, d) in q's dtype, laid out so that `.transpose(1, 2).flatten(2)` is free.
+    Returns (B, heads, T, d) in q's dtype.
     ValueError where the shapes do not fit.
     """
     if weights.ndim == 2:

@@ -53,7 +53,7 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, plan: Plan
     q (B, heads, T, d), k and v (P, heads, L, d), weights (R, P, T), plan from `make_plan`.
     Returns (B, heads, T, d) in q's dtype; the sum over the prompts is taken in float32.
     """
-    out = F.scaled_dot_product_attention(q, _prompts(k, plan.first), _prompts(v, plan.first))
+    out = attend(q, _prompts(k, plan.first), _prompts(v, plan.first))
     if not plan.terms:
         return out
     if out.dtype in (torch.float16, torch.bfloat16):
@@ -67,9 +67,19 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, plan: Plan
             rows.mul_(weight)
         else:
             keys, values = _prompts(k, (p,) * (stop - start)), _prompts(v, (p,) * (stop - start))
-            attended = F.scaled_dot_product_attention(q[start:stop], keys, values)
-            rows.addcmul_(attended.to(out.dtype), weight)
+            rows.addcmul_(attend(q[start:stop], keys, values).to(out.dtype), weight)
     return out.to(q.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(Q Kᵀ / √d) V for q (B, heads, T, d), k and v (B, heads, L, d), in q's dtype.
+
+    bfloat16 on a CPU is quicker as two plain matrix products: a third to four fifths of the time, error 4e-3
+    instead of 2e-3, the format's own step.
+    """
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= 256:
+        return _probabilities(q, k).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,8 +88,7 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tupl
     q (B, heads, T, d), k and v (B, heads, L, d), tokens (n,) long into L.
     Returns the output (B, heads, T, d) in q's dtype and float32 maps (B, T, n), each in [0, 1].
     """
-    probs = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
-    probs = probs.softmax(-1)
+    probs = _probabilities(q, k)
     maps = probs.index_select(-1, tokens).mean(1)
     return probs.to(v.dtype) @ v, maps.float()
 
@@ -113,6 +122,12 @@ def blend_step(
     x_0 = (x_t - (1 - alpha) ** 0.5 * eps) / alpha**0.5
     x_prev = alpha_prev**0.5 * x_0 + max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
     return (x_prev if noise is None else x_prev + sigma * noise.to(dtype)), x_0
+
+
+def _probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(Q Kᵀ / √d), at least float32."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 def _prompts(x: Tensor, index: tuple[int, ...]) -> Tensor:
