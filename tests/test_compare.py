@@ -23,7 +23,8 @@ BODY = """
 from pathlib import Path
 from dsnb.records import record
 if tables:
-    Path(tables, "drawn").write_text(" ".join(sorted(p.parent.name for p in Path(tables).glob("*/table.parquet"))))
+    found = sorted(path.parent.name for path in Path(tables).glob("*/table.parquet"))
+    Path(tables, "drawn").write_text(" ".join(found))
 else:
     record([{"picture": k} for k in range(first, first + pictures)])
 """
