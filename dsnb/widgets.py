@@ -46,7 +46,7 @@ def explore(
     """Panel of controls around `draw(**values)` → `Panel`; make it the last line of a cell to see it.
 
     controls: name=(low, high[, step[, start]]) slider · [choices] or {label: choice} menu · True/False box ·
-        number or text field · any object with `value` and `observe`: a widget, or a `painting.paint(…)`.
+        number or text field · any object with `value` and `observe`: a widget, or what `paint` returns.
         A start that is not given is `draw`'s default for that name, else the first choice or the middle.
     preview(**values): a quick stand-in for `draw` while a control moves.
     Both may take `report`: call `report(done, total)`, or pass it on as the `callback` of a denoising loop.

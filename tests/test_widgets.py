@@ -3,13 +3,15 @@ import threading
 import time
 
 import ipywidgets
+import nbformat
 import numpy as np
+import papermill
 import pytest
 import torch
 
 from dsnb import painting, plotting, widgets
 from dsnb.background import Superseded, worker
-from dsnb.controls import read_control
+from dsnb.controls import is_interactive, read_control
 from dsnb.widgets import explore, paint
 
 
@@ -119,6 +121,44 @@ def test_report_is_passed_only_where_it_is_taken():
     explore(draw, value=(0, 1, 1, 1))
     explore(lambda value: shade(value), value=(0, 1))
     assert seen == [1]
+
+
+def test_who_can_move_a_slider(monkeypatch):
+    import IPython
+
+    shell = type("Shell", (), {"kernel": type("Kernel", (), {"_allow_stdin": True})()})()
+    monkeypatch.delenv("DSNB_INTERACTIVE", raising=False)
+    assert is_interactive() is False
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    assert is_interactive() is True
+    shell.kernel._allow_stdin = False
+    assert is_interactive() is False
+    monkeypatch.setenv("DSNB_INTERACTIVE", "1")
+    assert is_interactive() is True
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_papermill_gets_the_static_picture_or_the_error(tmp_path, monkeypatch, broken):
+    monkeypatch.delenv("DSNB_INTERACTIVE", raising=False)
+    cell = f"""
+import torch
+from dsnb.widgets import explore, paint
+def draw(value, mask):
+    assert not {broken}, "draw is broken"
+    return torch.full((1, 3, 4, 4), value) * torch.from_numpy(mask[1])
+explore(draw, value=(0.0, 1.0, 0.1, 0.5), mask=paint(torch.zeros(1, 3, 4, 4)))
+"""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    source, executed = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
+    nbformat.write(book, source)
+    if broken:
+        with pytest.raises(papermill.PapermillExecutionError, match="draw is broken"):
+            papermill.execute_notebook(source, executed, progress_bar=False)
+        return
+    papermill.execute_notebook(source, executed, progress_bar=False)
+    (output,) = nbformat.read(executed, 4).cells[0].outputs
+    assert set(output.data) == {"image/png", "text/plain"}
 
 
 # With one
