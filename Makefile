@@ -19,7 +19,7 @@ test: $(READY)  ## all tests, notebooks included
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-figures: $(READY)  ## runs all notebooks and redraws what they and the README show
+figures: $(READY)  ## runs all notebooks, which redraw what they and the README show
 	$(BIN)/python -m dsnb figures
 
 compare: $(READY)  ## notebook 10 in full: the tables of the comparison (hours on a CPU)
@@ -30,8 +30,9 @@ bench: $(READY)  ## what each method costs here
 
 MINUTES ?= 90
 DEVICE  ?= cpu
+OUT     ?=
 train: $(READY)  ## trains the bundled model, from its last checkpoint if there is one
-	$(BIN)/python -m dsnb.training --minutes $(MINUTES) --device $(DEVICE)
+	$(BIN)/python -m dsnb.training --minutes $(MINUTES) --device $(DEVICE) $(if $(OUT),--out $(OUT))
 
 test-browser: $(READY)  ## drives the widgets in Chromium, which Debian calls `chromium`
 	$(BIN)/pip install -q -e '.[browser]'

@@ -1,6 +1,5 @@
-"""The command line: `python -m dsnb run|bench|demo|figures`; each prints its own `--help`."""
+"""The command line: `python -m dsnb run|bench|compare|demo|figures`; each prints its own `--help`."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,13 @@ def run(argv: list[str]) -> int:
 def bench(argv: list[str]) -> int:
     """what each method and kernel costs on this machine"""
     from .bench import main
+
+    return main(argv)
+
+
+def compare(argv: list[str]) -> int:
+    """notebook 10 in full: the tables of the comparison, over 96 pictures"""
+    from .compare import main
 
     return main(argv)
 
@@ -48,7 +54,13 @@ def execute(notebook: Path, folder: Path):
     return papermill.execute_notebook(notebook, folder / notebook.name, cwd=notebook.parent)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "bench": bench, "demo": demo, "figures": figures}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": run,
+    "bench": bench,
+    "compare": compare,
+    "demo": demo,
+    "figures": figures,
+}
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +71,6 @@ def main(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         print(f"error: command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return COMMANDS[argv[0]](argv[1:])
 
 
