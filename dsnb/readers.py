@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import data_path
 from .metrics import balance, check_images, monotonicity, side_weights, strips
-from .networks import Lpips, load_lpips
+from .networks import Lpips, load_lpips, resize
 from .perceptual import Clip, isolate
 
 
@@ -43,8 +43,13 @@ class Probe:
     bias: Tensor  # (S,)
     centre: Tensor  # (D,), what standardises the pooled features
     spread: Tensor  # (D,)
+    size: int  # pixels of the pictures it was fitted on; others are resized to it, texture has a scale
 
     def __call__(self, images: Tensor, regions: Tensor) -> Tensor:
+        regions = torch.as_tensor(regions, dtype=torch.float32)
+        if regions.shape[1:] == images.shape[2:] != (self.size, self.size):
+            regions = F.interpolate(regions[:, None], (self.size, self.size), mode="area")[:, 0]
+            images = resize(check_images(images), self.size)
         pooled = (pool_regions(self.network, images, regions) - self.centre) / self.spread
         return F.linear(pooled, self.weight, self.bias).softmax(-1)
 
@@ -130,16 +135,17 @@ def fit_probe(
         return value
 
     optimizer.step(loss)
-    return Probe(network, tuple(styles), weight.detach(), bias.detach(), centre, spread)
+    return Probe(network, tuple(styles), weight.detach(), bias.detach(), centre, spread, width)
 
 
 def save_probe(probe: Probe, path: str | Path, network: str = "st-alex") -> Path:
     """Write a probe's numbers (not its network) as safetensors, whole or not at all; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    note = {"styles": json.dumps(probe.styles), "network": network, "size": str(probe.size)}
     tensors = {name: getattr(probe, name).contiguous() for name in ("weight", "bias", "centre", "spread")}
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save(tensors, metadata={"styles": json.dumps(probe.styles), "network": network}))
+    temporary.write_bytes(save(tensors, metadata=note))
     os.replace(temporary, path)
     return path
 
@@ -153,7 +159,7 @@ def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> 
         note = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     network = load_lpips(note["network"]) if network is None else network
-    return Probe(network, tuple(json.loads(note["styles"])), **tensors)
+    return Probe(network, tuple(json.loads(note["styles"])), **tensors, size=int(note["size"]))
 
 
 def style_shown(reader: Reader, images: Tensor, weights: Tensor, styles: Sequence[str]) -> dict[str, Tensor]:

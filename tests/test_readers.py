@@ -85,6 +85,16 @@ def test_shipped_probe_reads_true_two_style_pictures_and_not_their_mirrors(pair,
         assert right["monotonicity"].min() > 0 > wrong["monotonicity"].max()
 
 
+def test_a_picture_of_another_size_is_read_at_the_probe_s_own(network):
+    probe = readers.load_probe(network=network)
+    assert probe.size == 128
+    weights = logistic(20)
+    mix = draw_mix(random_pictures(1, torch.Generator().manual_seed(5)), PAIRS[0], weights.weights(128, 128))
+    large = torch.nn.functional.interpolate(mix, (256, 192), mode="bicubic").clamp(0, 1)
+    read = readers.style_shown(probe, large, weights.weights(256, 192), PAIRS[0])
+    assert read["both"].item() == 1 and read["side"].min() > 0.7
+
+
 def test_clip_reader_by_hand():
     class Clip:
         ground, scale = (0.5, 0.5, 0.5), 10.0
