@@ -104,6 +104,8 @@ def test_image_white_is_the_first_style():
 def test_formulas():
     half = masks.formula("x < 0.5").weights(4, 8)
     assert half[0, :, :4].min() == 1 and half[0, :, 4:].max() == 0
+    checks = masks.formula("(floor(2 * x) + floor(2 * y)) % 2 == 0").weights(2, 2)
+    assert checks[0].tolist() == [[1, 0], [0, 1]]
     thirds = masks.formula(["x", "y", "0.1 if r < 0.5 else 1"]).weights(5, 6)
     torch.testing.assert_close(thirds.sum(0), torch.ones(5, 6))
     moving = masks.formula("sin(8*x + t) ** 2")
