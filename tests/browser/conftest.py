@@ -190,6 +190,13 @@ class Page:
             last = now
         raise AssertionError(f"the picture did not change within {seconds} seconds")
 
+    def wait_for(self, look, wanted, seconds=60):
+        """Wait until `look()` is `wanted`, whatever it shows on the way."""
+        end = time.monotonic() + seconds
+        while look() != wanted:
+            assert time.monotonic() < end, f"the picture was not the expected one within {seconds} seconds"
+            self.page.wait_for_timeout(500)
+
     def keep(self, name):
         keep_screenshot(self.page, name)
 

@@ -26,9 +26,9 @@ def test_sliders_of_notebook_00(notebook, tmp_path):
     book = notebook(quick, seconds=400)
     first = book.picture()
     book.press(0, "angle", "ArrowRight", 6)
-    turned = book.wait_for_change(book.picture, first, seconds=120)
+    book.wait_for_change(book.picture, first, seconds=120)
     book.press(0, "angle", "Home")
-    assert book.wait_for_change(book.picture, turned, seconds=120) == first
+    book.wait_for(book.picture, first, seconds=120)
     book.assert_no_error()
 
 
