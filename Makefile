@@ -34,9 +34,9 @@ OUT     ?=
 train: $(READY)  ## trains the bundled model, from its last checkpoint if there is one
 	$(BIN)/python -m dsnb.training --minutes $(MINUTES) --device $(DEVICE) $(if $(OUT),--out $(OUT))
 
-test-browser: $(READY)  ## drives the widgets in Chromium, which Debian calls `chromium`
+test-browser: $(READY)  ## drives the widgets in a real browser; needs Debian's chromium and fonts-dejavu-core
 	$(BIN)/pip install -q -e '.[browser]'
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest -o addopts= -q tests/browser
 
 lint: $(READY)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
