@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -50,11 +51,10 @@ class Grid:
         }
 
     def points(self) -> list[Point]:
-        """One point per combination, the last name varying fastest."""
+        """One point per combination, the last name varying fastest; paths are relative to where we are."""
         combinations = itertools.product(*self.varied.values())
         varied = [dict(zip(self.varied, values, strict=True)) for values in combinations]
-        folder = str(self.notebook.resolve().parent)
-        return [Point(point_id(values), self.source, self.fixed | values, folder) for values in varied]
+        return [Point(point_id(values), self.source, self.fixed | values, os.getcwd()) for values in varied]
 
 
 def point_id(values: Mapping) -> str:
