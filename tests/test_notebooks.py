@@ -1,0 +1,255 @@
+"""Every notebook runs headless from top to bottom, with its defaults and with other parameters."""
+
+import ast
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+KEPT = ROOT / "runs" / "tests"  # executed copies; of a notebook that failed, as far as it came
+CELL_LIMIT = 600  # seconds for one cell, so that nothing hangs for ever
+
+# The other parameters, at toy size. A notebook that is not named here gets {"seed": 1}.
+OTHER = {
+    "00_blend_two_styles": {
+        "image": "sailboat_beach",
+        "style_left": "mosaic",
+        "style_right": "A pencil sketch of [prompt]",
+        "mask": "radial",
+        "sharpness": 60.0,
+        "method": "attention",
+        "steps": 5,
+        "preview_steps": 3,
+        "seed": 1,
+    },
+    "01_sample_an_image": {
+        "prompt": "A mosaic of a dog, by the sea",
+        "guidances": [2.0, 4.0],
+        "seeds": 2,
+        "steps": 3,
+        "captions": 2,
+        "seed": 7,
+    },
+    "02_invert_an_image": {
+        "image": "rocket_night",
+        "style": "warhol",
+        "steps": 4,
+        "step_counts": [2, 3],
+        "skips": [0.0, 0.5],
+        "guidances": [1.0, 3.0],
+        "eta": 1.0,
+        "free": 2,
+        "seed": 3,
+    },
+    "03_draw_masks": {
+        "image": "photo_cat",
+        "style_left": "mosaic",
+        "style_right": "warhol",
+        "sharpness": 300.0,
+        "angle": 45.0,
+        "mask_file": "../data/images/photo_coffee.jpg",
+        "own_formula": "r < 0.2 + 0.3 * t",
+        "steps": 3,
+    },
+    "04_two_baselines": {
+        "image": "cactus_desert",
+        "style_left": "mosaic",
+        "style_right": "warhol",
+        "sharpness": 40.0,
+        "sharpnesses": [5.0, 50.0],
+        "steps": 4,
+        "guidance": 2.0,
+        "seed": 2,
+    },
+    "05_epsilon_mask": {
+        "image": "photo_cat",
+        "style_left": "mosaic",
+        "style_right": "warhol",
+        "sharpness": 60.0,
+        "guidance": 2.0,
+        "steps": 6,
+        "sweep_steps": 3,
+        "seed": 1,
+    },
+    "06_watch_attention": {
+        "image": "dog_beach",
+        "word": "",
+        "style_on": "mosaic",
+        "style_off": "warhol",
+        "steps": 5,
+        "seed": 1,
+    },
+    "07_interpolate_attention": {
+        "image": "dog_beach",
+        "word": "",
+        "style_left": "mosaic",
+        "style_right": "warhol",
+        "sharpness": 60.0,
+        "steps": 5,
+        "sweep_steps": 3,
+        "seed": 1,
+    },
+    "08_beyond_two_styles": {
+        "image": "photo_coffee",
+        "styles_in_order": "warhol, mosaic, vangogh, minecraft",
+        "sharpness": 60.0,
+        "switch": 0.3,
+        "steps": 5,
+        "sweep_steps": 3,
+        "seed": 1,
+    },
+    "09_measure_two_styles": {
+        "left": "mosaic",
+        "right": "warhol",
+        "mask": "linear",
+        "pictures": 1,
+        "seed": 1,
+    },
+    "10_compare_methods": {"pictures": 1, "first": 3, "masks": "linear", "steps": 3, "seed": 1},
+    "11_measure_cost": {"repeats": 1, "steps": 2, "styles": [3], "fewer_steps": 5, "seed": 1},
+    "12_train_the_model": {
+        "autoencoder_steps": 5,
+        "contrast_steps": 3,
+        "unet_steps": 3,
+        "style_left": "sketch",
+        "seed": 1,
+    },
+    "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
+    "solutions/01_sample_an_image": {"prompt": "a red guitar in a room", "steps": 3, "seed": 2},
+    "solutions/02_invert_an_image": {"image": "photo_rocket", "style": "vangogh", "steps": 4, "seed": 2},
+    "solutions/03_draw_masks": {"image": "truck_street", "steps": 3, "seed": 2},
+    "solutions/04_two_baselines": {
+        "image": "dog_beach",
+        "style_left": "mosaic",
+        "style_right": "warhol",
+        "sharpness": 30.0,
+        "steps": 3,
+        "seed": 2,
+    },
+    "solutions/05_epsilon_mask": {"image": "rocket_night", "style_left": "mosaic", "steps": 4, "seed": 1},
+    "solutions/06_watch_attention": {
+        "image": "dog_beach",
+        "word": "dog",
+        "other_word": "",
+        "style": "mosaic",
+        "steps": 4,
+        "seed": 1,
+    },
+    "solutions/09_measure_two_styles": {"left": "mosaic", "right": "warhol", "seed": 1},
+    "solutions/11_measure_cost": {"samples_styles": 3, "tokens": 256, "repeats": 3, "seed": 1},
+    "solutions/12_train_the_model": {"steps": 5, "seed": 1},
+}
+
+
+def find(folder=NOTEBOOKS):
+    """All notebooks by name, solutions as "solutions/…"."""
+    files = (*folder.glob("*.ipynb"), *folder.glob("solutions/*.ipynb"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(files)}
+
+
+FOUND = find()
+each = pytest.mark.parametrize("name", FOUND)
+
+
+def read(name):
+    return nbformat.read(FOUND[name], as_version=4)
+
+
+def parameters_cell(name):
+    cells = [cell for cell in read(name).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1, f"{name} has {len(cells)} cells with the tag 'parameters', expected one"
+    return cells[0]
+
+
+def parameters(name):
+    """The defaults by name."""
+    body = ast.parse(parameters_cell(name).source).body
+    return {statement.target.id: ast.literal_eval(statement.value) for statement in body}
+
+
+def run(name, case, parameters, monkeypatch):
+    monkeypatch.setenv("DSNB_FIGURES", str(KEPT / "figures" / case))  # figures/ keeps the full-size ones
+    monkeypatch.setenv("DSNB_INTERACTIVE", "0")
+    monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
+    output = KEPT / f"{name.replace('/', '_')}-{case}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    options = {"cwd": FOUND[name].parent, "progress_bar": False, "execution_timeout": CELL_LIMIT}
+    try:
+        papermill.execute_notebook(FOUND[name], output, parameters, **options)
+    except papermill.PapermillExecutionError as error:
+        said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+        pytest.fail(f"{name} failed; {output} has what it did until then\n{said[-3000:]}", pytrace=False)
+
+
+@each
+def test_runs_with_its_defaults(name, monkeypatch):
+    run(name, "defaults", {}, monkeypatch)
+
+
+@each
+def test_runs_with_other_parameters(name, monkeypatch):
+    run(name, "other", OTHER.get(name, {"seed": 1}), monkeypatch)
+
+
+@each
+def test_other_parameters_exist_and_differ(name):
+    defaults = parameters(name)
+    for parameter, value in OTHER.get(name, {"seed": 1}).items():
+        assert parameter in defaults, f"{name} has no parameter {parameter!r}"
+        assert value != defaults[parameter], f"{parameter} is {value!r} by default"
+
+
+@each
+def test_parameters_are_typed_and_explained(name):
+    source = parameters_cell(name).source
+    for statement in ast.parse(source).body:
+        assert isinstance(statement, ast.AnnAssign), ast.unparse(statement)
+        assert type(ast.literal_eval(statement.value)).__name__ == ast.unparse(statement.annotation)
+        lines = source.splitlines()[statement.lineno - 1 : statement.end_lineno]
+        assert re.search(r"  # \S", "\n".join(lines)), f"no comment explains {ast.unparse(statement.target)}"
+
+
+@each
+def test_is_committed_without_outputs(name):
+    notebook = read(name)
+    assert not [cell for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")]
+    assert "papermill" not in notebook.metadata
+
+
+@each
+def test_links_lead_somewhere(name):
+    text = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    missing = [link for link in links if not (FOUND[name].parent / link).exists()]
+    assert not missing, f"{name} links to files that do not exist: {missing}"
+
+
+@each
+def test_needs_no_installation(name):
+    code = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "code")
+    assert not re.search(r"sys\.path|^\s*[!%]\s*pip|^\s*!", code, re.MULTILINE)
+
+
+def test_there_are_notebooks():
+    assert FOUND and any(name.startswith("solutions/") for name in FOUND)
+    assert set(OTHER) <= set(FOUND), f"not in notebooks/: {set(OTHER) - set(FOUND)}"
+
+
+def test_a_failing_notebook_fails_and_is_kept(tmp_path, monkeypatch):
+    cells = [nbformat.v4.new_code_cell("print('so far')"), nbformat.v4.new_code_cell("1 / 0")]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=read("00_blend_two_styles").metadata)
+    path = tmp_path / "broken.ipynb"
+    nbformat.write(notebook, path)
+    monkeypatch.setitem(FOUND, "broken", path)
+    monkeypatch.setattr(f"{__name__}.KEPT", tmp_path / "kept")
+    with pytest.raises(pytest.fail.Exception, match="ZeroDivisionError"):
+        run("broken", "defaults", {}, monkeypatch)
+    kept = nbformat.read(tmp_path / "kept" / "broken-defaults.ipynb", as_version=4)
+    assert any(
+        "so far" in output.get("text", "") for cell in kept.cells for output in cell.get("outputs", [])
+    )
