@@ -56,19 +56,24 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, plan: Plan
     out = attend(q, _prompts(k, plan.first), _prompts(v, plan.first))
     if not plan.terms:
         return out
-    if out.dtype in (torch.float16, torch.bfloat16):
-        out = out.float()
-    elif out.requires_grad:
+    if out.requires_grad:
         out = out.clone()  # what follows works in place
-    weights = weights.to(out.dtype)
-    for start, stop, role, p in plan.terms:
-        rows, weight = out[start:stop], weights[role, p].unsqueeze(-1)
+    precise = torch.promote_types(out.dtype, torch.float32)
+    weights, span = weights.to(precise), None
+    for i, (start, stop, role, p) in enumerate(plan.terms):
+        if (start, stop) != span:
+            span, rows = (start, stop), out[start:stop]
+            total = rows.to(precise)  # the rows themselves where they are float32
+        weight = weights[role, p].unsqueeze(-1)
         if p == plan.first[start]:
-            rows.mul_(weight)
+            total.mul_(weight)
         else:
             keys, values = _prompts(k, (p,) * (stop - start)), _prompts(v, (p,) * (stop - start))
-            rows.addcmul_(attend(q[start:stop], keys, values).to(out.dtype), weight)
-    return out.to(q.dtype)
+            total.addcmul_(attend(q[start:stop], keys, values).to(precise), weight)
+        last = i + 1 == len(plan.terms) or plan.terms[i + 1][:2] != span
+        if last and total is not rows:
+            rows.copy_(total)
+    return out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
