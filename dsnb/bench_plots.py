@@ -91,6 +91,6 @@ def _bars(axes, bars: Sequence[Row], colors: Sequence[str], unit: float = 1.0) -
     axes.barh(y, values, xerr=[r.spread / unit for r in bars], color=colors, height=0.7)
     axes.set_yticks(y, [r.variant for r in bars], fontsize=8)
     axes.invert_yaxis()
-    for i, value in enumerate(values):
-        axes.annotate(f" {value:.3g}", (value, i), va="center", fontsize=8)
+    for i, (value, row) in enumerate(zip(values, bars, strict=True)):
+        axes.annotate(f" {value:.3g}", (value + row.spread / unit, i), va="center", fontsize=8)
     axes.margins(x=0.15)

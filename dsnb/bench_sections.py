@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -400,5 +401,5 @@ def _reader():
         from .readers import load_probe
 
         return load_probe()
-    except (ImportError, OSError):
+    except (ImportError, OSError, SafetensorError):
         return None
