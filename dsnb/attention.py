@@ -44,7 +44,9 @@ class Blend:
     def mix(self, batch: int, tokens: int) -> tuple[Tensor, Tensor, Plan]:
         """Weights (roles, prompts, tokens), the role of each row (batch,), and the kernels' plan for both."""
         if len(self._rows) != batch:
-            raise ValueError(f"the UNet was called with {batch} rows, but the roles {self._rows} were announced")
+            raise ValueError(
+                f"the UNet was called with {batch} rows, but the roles {self._rows} were announced"
+            )
         key = (self._rows, tokens)
         if key not in self._mixes:
             weights, roles = self._weights(tokens), torch.tensor(self._rows)
@@ -108,7 +110,9 @@ def blend_cross_attention(
     prompts that do not match the mask, NotImplementedError for attention that cannot be blended.
     """
     if len(contexts) != mask.n + 1:
-        raise ValueError(f"the mask has {mask.n} styles, so {mask.n + 1} contexts are needed; got {len(contexts)}")
+        raise ValueError(
+            f"the mask has {mask.n} styles, so {mask.n + 1} contexts are needed; got {len(contexts)}"
+        )
     before = dict(unet.attn_processors)
     names = [n for n in cross_attention_layers(unet) if layers is None or layers(n)]
     if not names:
@@ -161,7 +165,9 @@ def check_hookable(unet: nn.Module, names: Sequence[str], watched: bool = False)
             )
         norms = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
         if any(norm is not None for norm in norms):
-            raise NotImplementedError(f"{name} normalises inside its attention, as no Stable Diffusion 1.x/2.x/XL does")
+            raise NotImplementedError(
+                f"{name} normalises inside its attention, as no Stable Diffusion 1.x/2.x/XL does"
+            )
 
 
 def token_sizes(height: int, width: int) -> dict[int, tuple[int, int]]:

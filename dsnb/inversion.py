@@ -67,7 +67,15 @@ class Trajectory:
             raise ValueError(f"{str(path)!r} is not a saved trajectory: {error}") from error
 
 
-_SETTINGS = {"method": str, "model": str, "caption": str, "steps": int, "skip": int, "eta": float, "guidance": float}
+_SETTINGS = {
+    "method": str,
+    "model": str,
+    "caption": str,
+    "steps": int,
+    "skip": int,
+    "eta": float,
+    "guidance": float,
+}
 
 
 def invert(
@@ -120,7 +128,9 @@ def _eta(method: str, eta: float | None) -> float:
         return 0.0
     eta = 1.0 if eta is None else eta
     if not 0 < eta <= 1:
-        raise ValueError(f"eta must be above 0 and at most 1 for method {method!r}, got {eta}: no noise, no record")
+        raise ValueError(
+            f"eta must be above 0 and at most 1 for method {method!r}, got {eta}: no noise, no record"
+        )
     return float(eta)
 
 

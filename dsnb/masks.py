@@ -58,7 +58,9 @@ class Mask:
                 f"the mask's field must return {(self.n, *x.shape)} numbers, got {tuple(raw.shape)}"
             )
         if not torch.isfinite(raw).all() or (raw < 0).any():
-            raise ValueError("mask weights must be finite and not negative; some are NaN, infinite or below 0")
+            raise ValueError(
+                "mask weights must be finite and not negative; some are NaN, infinite or below 0"
+            )
         total = raw.sum(0, keepdim=True)
         if (total <= 0).any():
             raise ValueError("mask weights must not all be 0 at one place: there no style would be drawn")
@@ -215,7 +217,14 @@ def formula(expression: str | Sequence[str]) -> Mask:
 
     def field(x, y, progress):
         dx, dy = x - 0.5, y - 0.5
-        names = {"x": x, "y": y, "r": torch.hypot(dx, dy), "a": torch.atan2(dy, dx), "t": progress, "pi": math.pi}
+        names = {
+            "x": x,
+            "y": y,
+            "r": torch.hypot(dx, dy),
+            "a": torch.atan2(dy, dx),
+            "t": progress,
+            "pi": math.pi,
+        }
         values = [torch.as_tensor(_evaluate(tree, names)).to(x).expand(x.shape) for tree in trees]
         if single:
             first = values[0].clamp(0, 1)

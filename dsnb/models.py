@@ -123,7 +123,9 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but no CUDA GPU is available; use 'cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {str(device)!r}: there are only {torch.cuda.device_count()} GPUs, from cuda:0")
+        raise ValueError(
+            f"device {str(device)!r}: there are only {torch.cuda.device_count()} GPUs, from cuda:0"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' was asked for, but it is not available; use 'cpu'")
     return device

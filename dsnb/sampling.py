@@ -65,7 +65,9 @@ def make_schedule(scheduler, steps: int, skip: int = 0) -> Schedule:
     return Schedule(ddim.timesteps[skip:], alpha[skip:].float(), alpha_prev[skip:].float())
 
 
-def ddim_mean(x_t: Tensor, eps: Tensor, alpha: Tensor, alpha_prev: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def ddim_mean(
+    x_t: Tensor, eps: Tensor, alpha: Tensor, alpha_prev: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
     """The mean of x_{t-1} and the predicted x_0 (DDIM, equations 9 and 12); shapes as x_t."""
     x_0 = (x_t - (1 - alpha).sqrt() * eps) / alpha.sqrt()
     return alpha_prev.sqrt() * x_0 + (1 - alpha_prev - sigma**2).sqrt() * eps, x_0

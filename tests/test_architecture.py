@@ -10,8 +10,24 @@ import dsnb
 PACKAGE = Path(dsnb.__file__).parent
 # From the bottom up; modules in one inner tuple may import each other.
 TIERS = [
-    [("images",), ("kernels",), ("metrics",), ("plotting",), ("records",), ("styles",), ("background", "controls")],
-    [("masks",), ("models",), ("sampling",), ("epsilon",), ("painting",), ("points", "grid", "results"), ("tables",)],
+    [
+        ("images",),
+        ("kernels",),
+        ("metrics",),
+        ("plotting",),
+        ("records",),
+        ("styles",),
+        ("background", "controls"),
+    ],
+    [
+        ("masks",),
+        ("models",),
+        ("sampling",),
+        ("epsilon",),
+        ("painting",),
+        ("points", "grid", "results"),
+        ("tables",),
+    ],
     [("networks", "perceptual", "readers"), ("inversion",), ("attention",), ("widgets",), ("runs",)],
     [("attention_maps",), ("methods",), ("compare",)],
     [("comparison",), ("baselines",)],
@@ -24,7 +40,9 @@ GROUP = {name: group for groups in TIERS for group in groups for name in group}
 
 
 def modules():
-    return {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    return {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")} - {
+        "__init__"
+    }
 
 
 def imported(path):

@@ -17,7 +17,14 @@ def latents_again(model, trajectory):
 
 @pytest.mark.parametrize(
     ("steps", "skip", "size"),
-    [(1, 0, (32, 32)), (2, 1, (32, 48)), (7, 0, (24, 40)), (12, 3, (32, 48)), (12, 11, (32, 32)), (99, 10, (32, 32))],
+    [
+        (1, 0, (32, 32)),
+        (2, 1, (32, 48)),
+        (7, 0, (24, 40)),
+        (12, 3, (32, 48)),
+        (12, 11, (32, 32)),
+        (99, 10, (32, 32)),
+    ],
 )
 def test_decoding_with_the_encoders_prompt_gives_the_latent_back(tiny, size, steps, skip, generator):
     image = noise((1, 3, *size))

@@ -24,7 +24,9 @@ def single(tiny, trajectory, prompt):
 
 
 def only(style, n=2):
-    return masks.from_weights(torch.nn.functional.one_hot(torch.tensor([[style]]), n).permute(2, 0, 1).double())
+    return masks.from_weights(
+        torch.nn.functional.one_hot(torch.tensor([[style]]), n).permute(2, 0, 1).double()
+    )
 
 
 BLENDING = ["epsilon", "attention", "combined", "pixel"]

@@ -18,7 +18,10 @@ def test_templates_and_pairs_are_the_papers():
 
 def test_the_one_prompt_baseline_names_both_sides():
     text = styles.one_prompt(("minecraft", "vangogh"), "a bear")
-    assert text == "A Minecraft-inspired rendering on the left and a Van Gogh-style painting on the right of a bear"
+    assert (
+        text
+        == "A Minecraft-inspired rendering on the left and a Van Gogh-style painting on the right of a bear"
+    )
 
 
 def test_a_prompt_of_ones_own():
