@@ -19,8 +19,8 @@ _EXPORTS = {
     "decode": "methods",
 }
 _MODULES = (
-    "attention", "attention_maps", "epsilon", "images", "inversion", "kernels", "masks", "methods", "metrics",
-    "models", "perceptual", "plotting", "runs", "sampling", "styles", "widgets",
+    "attention", "attention_maps", "bench", "comparison", "epsilon", "images", "inversion", "kernels", "masks",
+    "methods", "metrics", "models", "plotting", "records", "runs", "sampling", "styles", "widgets",
 )  # fmt: skip
 
 __all__ = [*_EXPORTS, "data_path"]

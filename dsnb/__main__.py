@@ -24,7 +24,7 @@ def bench(argv: list[str]) -> int:
 
 def compare(argv: list[str]) -> int:
     """notebook 10 in full: the tables of the comparison, over 96 pictures"""
-    from .compare import main
+    from .comparison.command import main
 
     return main(argv)
 

@@ -1,4 +1,4 @@
-"""Imports point one way: a module may import from the tiers below its own and from its own group, nothing else."""
+"""Imports point one way: a module or package imports from the tiers below its own, nothing else."""
 
 import ast
 from pathlib import Path
@@ -8,35 +8,17 @@ import pytest
 import dsnb
 
 PACKAGE = Path(dsnb.__file__).parent
-# From the bottom up; modules in one inner tuple may import each other.
+# From the bottom up.
 TIERS = [
-    [
-        ("images",),
-        ("kernels",),
-        ("metrics",),
-        ("plotting",),
-        ("records",),
-        ("styles",),
-        ("background", "controls"),
-    ],
-    [
-        ("masks",),
-        ("models",),
-        ("sampling",),
-        ("epsilon",),
-        ("painting",),
-        ("points", "grid", "results"),
-        ("tables",),
-    ],
-    [("networks", "perceptual", "readers"), ("inversion",), ("attention",), ("widgets",), ("runs",)],
-    [("attention_maps",), ("methods",), ("compare",)],
-    [("comparison",), ("baselines",)],
-    [("bench", "bench_sections", "bench_plots")],
-    [("training",)],
-    [("__main__",)],
+    ["images", "kernels", "plotting", "records", "styles"],
+    ["masks", "models", "sampling", "epsilon", "metrics", "runs", "widgets"],
+    ["inversion", "attention"],
+    ["attention_maps", "methods"],
+    ["comparison", "bench"],
+    ["training"],
+    ["__main__"],
 ]
-TIER = {name: tier for tier, groups in enumerate(TIERS) for group in groups for name in group}
-GROUP = {name: group for groups in TIERS for group in groups for name in group}
+TIER = {name: tier for tier, names in enumerate(TIERS) for name in names}
 
 
 def modules():
@@ -70,7 +52,7 @@ def test_no_import_points_back(name):
     path = PACKAGE / name
     for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
         for other in imported(file):
-            if other in TIER and other != name and other not in GROUP[name]:
+            if other in TIER and other != name:
                 assert TIER[other] < TIER[name], f"{file.relative_to(PACKAGE)} imports {other}"
 
 

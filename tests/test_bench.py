@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import make_scheduler, make_unet
 
-from dsnb import baselines, bench, bench_plots, bench_sections, masks
+from dsnb import bench, masks
+from dsnb.bench import baselines, plots, sections
 from dsnb.methods import METHODS
 from dsnb.models import Model, count_unet_samples
 
@@ -27,8 +28,8 @@ def tiny_unet():
 @pytest.fixture
 def small(monkeypatch, tiny_unet):
     """The bench on a tiny model and tiny kernels."""
-    monkeypatch.setattr(bench_sections, "_model", lambda name, device, dtype: tiny_unet)
-    monkeypatch.setattr(bench_sections, "SHAPES", ((16, 2, 8),))
+    monkeypatch.setattr(sections, "_model", lambda name, device, dtype: tiny_unet)
+    monkeypatch.setattr(sections, "SHAPES", ((16, 2, 8),))
     return dict(device="cpu", dtype=torch.float32, repeats=2, steps=2, progress=False)
 
 
@@ -158,6 +159,6 @@ def test_peak_memory_sees_what_a_call_takes():
 
 
 def test_plots_do_not_need_pyplot():
-    bench_plots.plot_kernels(ROWS)
-    code = "import sys; from dsnb import bench_plots; assert 'matplotlib.pyplot' not in sys.modules"
+    plots.plot_kernels(ROWS)
+    code = "import sys; from dsnb.bench import plots; assert 'matplotlib.pyplot' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,7 +4,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from dsnb import compare, runs
+from dsnb.comparison import command
+from dsnb.runs import runner
 
 PARAMETERS = """
 pictures: int = 2
@@ -39,17 +40,17 @@ def notebook(tmp_path, monkeypatch):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = tmp_path / "ten.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    monkeypatch.setattr(compare, "NOTEBOOK", path)
-    questions = {"guidance": compare.QUESTIONS["guidance"], "skip": compare.QUESTIONS["skip"]}
-    monkeypatch.setattr(compare, "QUESTIONS", questions)
+    monkeypatch.setattr(command, "NOTEBOOK", path)
+    questions = {"guidance": command.QUESTIONS["guidance"], "skip": command.QUESTIONS["skip"]}
+    monkeypatch.setattr(command, "QUESTIONS", questions)
     return path
 
 
 def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_path, capsys):
     output = tmp_path / "out"
-    with runs._local_cluster(1, 1) as cluster:
+    with runner._local_cluster(1, 1) as cluster:
         words = ["--output", str(output), "--pictures", "5", "--chunk", "2", "--fewer", "1"]
-        assert compare.main([*words, "--scheduler", cluster.scheduler_address]) == 0
+        assert command.main([*words, "--scheduler", cluster.scheduler_address]) == 0
     table = pd.read_csv(output / "compare" / "table.csv")
     assert table.picture.tolist() == [0, 1, 2, 3, 4, 5]  # whole chunks, each picture once
     assert set(table.steps) == {0}  # the model's own
@@ -62,13 +63,13 @@ def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_p
 
 
 def test_bad_numbers_are_a_sentence(notebook, tmp_path, capsys):
-    assert compare.main(["--output", str(tmp_path / "out"), "--pictures", "0"]) == 2
+    assert command.main(["--output", str(tmp_path / "out"), "--pictures", "0"]) == 2
     assert "expected at least 1" in capsys.readouterr().err
 
 
 def test_every_question_is_about_parameters_that_the_notebook_has():
-    from dsnb.grid import make_grid
+    from dsnb.runs.grid import make_grid
 
-    for held, varied in compare.QUESTIONS.values():
-        grid = make_grid(compare.NOTEBOOK, varied, {k: v for k, v in held.items() if k not in varied})
+    for held, varied in command.QUESTIONS.values():
+        grid = make_grid(command.NOTEBOOK, varied, {k: v for k, v in held.items() if k not in varied})
         assert len(grid.points()) > 1

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import dsnb
-from dsnb import comparison, masks, readers, tables
+from dsnb import comparison, masks
+from dsnb.comparison import tables
 from dsnb.images import to_pil
-from dsnb.perceptual import load_lpips
+from dsnb.metrics import readers
+from dsnb.metrics.networks import load_lpips
 from dsnb.training.styles import draw, draw_mix
 from dsnb.training.world import random_pictures
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from dsnb import networks, perceptual
 from dsnb.masks import linear, logistic
+from dsnb.metrics import networks, perceptual
 
 
 def noise(*shape, seed=0):
@@ -17,7 +17,7 @@ def noise(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def alex():
-    return perceptual.load_lpips("st-alex")
+    return networks.load_lpips("st-alex")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def tiny_clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return perceptual.load_clip(folder)
+    return networks.load_clip(folder)
 
 
 class ColourClip:
@@ -121,7 +121,7 @@ def test_usual_lpips_has_the_published_shape(monkeypatch, tmp_path):
     heads = {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}
     torch.save(heads, tmp_path / "heads.pth")
     monkeypatch.setattr(networks, "_usual_heads", lambda trunk: tmp_path / "heads.pth")
-    network = perceptual.load_lpips("alex")
+    network = networks.load_lpips("alex")
     assert network.name == "LPIPS (alex)"
     maps = network.features(noise(1, 3, 64, 64))
     assert [tuple(x.shape[1:]) for x in maps] == [
@@ -136,17 +136,17 @@ def test_usual_lpips_has_the_published_shape(monkeypatch, tmp_path):
 
 def test_lpips_refusals(monkeypatch):
     with pytest.raises(ValueError, match="expected one of st-alex"):
-        perceptual.load_lpips("resnet")
+        networks.load_lpips("resnet")
     monkeypatch.setattr(networks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install stlpips_pytorch"):
-        perceptual.load_lpips("st-alex")
+        networks.load_lpips("st-alex")
 
     def offline(*args, **options):
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(OSError, match="offline, use 'st-alex'"):
-        perceptual.load_lpips("alex")
+        networks.load_lpips("alex")
 
 
 def test_lpips_wants_equal_sizes(alex):
@@ -228,7 +228,7 @@ def test_transformers_clip_on_a_tiny_model(tiny_clip):
     assert torch.allclose(
         texts[:1], tiny_clip.text_features(["a bear"]), atol=1e-5
     )  # padding changes nothing
-    pixels = (perceptual.resize(images, 32) - torch.tensor(tiny_clip.ground).view(1, 3, 1, 1)) / torch.tensor(
+    pixels = (networks.resize(images, 32) - torch.tensor(tiny_clip.ground).view(1, 3, 1, 1)) / torch.tensor(
         networks.CLIP_STD
     ).view(1, 3, 1, 1)
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_transformers_clip_on_a_tiny_model(tiny_clip):
 
 def test_an_absent_or_incomplete_clip_is_refused(tiny_clip, tmp_path):
     with pytest.raises(OSError, match="cannot be opened; offline, pass a folder"):
-        perceptual.load_clip(tmp_path / "nothing")
+        networks.load_clip(tmp_path / "nothing")
 
 
 def test_a_convolutional_dual_encoder_serves_as_well(tiny_clip, tmp_path):
@@ -256,7 +256,7 @@ def test_a_convolutional_dual_encoder_serves_as_well(tiny_clip, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(
         '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}'
     )
-    clip = perceptual.load_clip(tmp_path)
+    clip = networks.load_clip(tmp_path)
     assert clip.ground == (0.5, 0.5, 0.5)
     images = noise(2, 3, 32, 32)
     assert clip.image_features(images).shape == (2, 12) and clip.patch_features(images).shape == (2, 12, 4, 4)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dsnb import readers
 from dsnb.masks import linear, logistic
-from dsnb.perceptual import load_lpips
+from dsnb.metrics import readers
+from dsnb.metrics.networks import load_lpips
 from dsnb.training.styles import draw_mix
 from dsnb.training.world import random_pictures
 

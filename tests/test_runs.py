@@ -14,9 +14,10 @@ import pytest
 from distributed import Client
 
 from dsnb import runs
-from dsnb.grid import GridError, convert, make_grid, parse_settings, parse_values
 from dsnb.records import once, record, recorded
-from dsnb.results import FolderError
+from dsnb.runs import runner
+from dsnb.runs.grid import GridError, convert, make_grid, parse_settings, parse_values
+from dsnb.runs.results import FolderError
 
 PARAMETERS = """
 sharpness: float = 20.0  # how sharp
@@ -60,7 +61,7 @@ def notebook(tmp_path):
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers that outlive the single runs, as a cluster of the user's own would."""
-    with runs._local_cluster(2, 2) as cluster:
+    with runner._local_cluster(2, 2) as cluster:
         yield cluster
 
 
@@ -220,14 +221,14 @@ def test_a_table_of_another_grid_is_refused(notebook, tmp_path, capsys, cluster,
 
 def test_a_changed_notebook_and_a_foreign_folder_are_refused(notebook, tmp_path):
     grid = make_grid(notebook, {"seed": [1]})
-    runs.Folder(tmp_path / "out", grid)
+    runner.Folder(tmp_path / "out", grid)
     notebook.write_text(notebook.read_text().replace("how sharp", "how very sharp"))
     with pytest.raises(FolderError, match="an earlier version of this notebook"):
-        runs.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
+        runner.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "table.csv").write_text("a,b\n")
     with pytest.raises(FolderError, match="no grid.json"):
-        runs.Folder(tmp_path / "other", grid)
+        runner.Folder(tmp_path / "other", grid)
     assert (tmp_path / "other" / "table.csv").read_text() == "a,b\n"
 
 
@@ -355,12 +356,12 @@ def test_once_makes_a_thing_once():
 
 def test_gpus_are_told_without_torch(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert runs.visible_gpus() == ["2", "5"]
-    with runs._local_cluster(None, 8) as cluster, Client(cluster) as client:
+    assert runner.visible_gpus() == ["2", "5"]
+    with runner._local_cluster(None, 8) as cluster, Client(cluster) as client:
         seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
     assert sorted(seen.values()) == ["2", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert runs.visible_gpus() == []
+    assert runner.visible_gpus() == []
 
 
 def test_the_command_line_does_not_import_torch(tmp_path):

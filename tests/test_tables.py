@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dsnb import tables
+from dsnb.comparison import tables
 
 
 def measured():

@@ -9,10 +9,10 @@ import papermill
 import pytest
 import torch
 
-from dsnb import painting, plotting, widgets
-from dsnb.background import Superseded, worker
-from dsnb.controls import is_interactive, read_control
-from dsnb.widgets import explore, paint
+from dsnb import plotting
+from dsnb.widgets import explore, paint, painting, sliders
+from dsnb.widgets.background import Superseded, worker
+from dsnb.widgets.controls import is_interactive, read_control
 
 
 @pytest.fixture(autouse=True)
@@ -323,7 +323,7 @@ def test_settle_gives_up_after_its_timeout():
 
 
 def test_progress_bar_appears_for_what_takes_long_and_goes_again(monkeypatch):
-    monkeypatch.setattr(widgets, "PATIENCE", 0.2)
+    monkeypatch.setattr(sliders, "PATIENCE", 0.2)
     seen = []
 
     def draw(value, report):
@@ -340,7 +340,7 @@ def test_progress_bar_appears_for_what_takes_long_and_goes_again(monkeypatch):
 
 
 def test_play_sweeps_once_and_comes_back(monkeypatch):
-    monkeypatch.setattr(widgets, "FRAME", 0.0)
+    monkeypatch.setattr(sliders, "FRAME", 0.0)
     full, frames = [], []
 
     def draw(angle):
@@ -359,12 +359,12 @@ def test_play_sweeps_once_and_comes_back(monkeypatch):
 
 
 def test_a_fine_slider_is_swept_in_a_few_frames(monkeypatch):
-    monkeypatch.setattr(widgets, "FRAME", 0.0)
+    monkeypatch.setattr(sliders, "FRAME", 0.0)
     seen = []
     panel = live(lambda x: seen.append(x) or shade(0), play="x", x=(0.0, 1.0, 0.001, 0.5))
     panel.play()
     panel.settle()
-    assert 20 <= len(seen) <= widgets.FRAMES + 3 and min(seen) == 0.0 and max(seen) > 0.95 and seen[-1] == 0.5
+    assert 20 <= len(seen) <= sliders.FRAMES + 3 and min(seen) == 0.0 and max(seen) > 0.95 and seen[-1] == 0.5
 
 
 def test_save_button_writes_the_picture_with_all_it_takes_to_make_it_again(folder):

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import metrics, perceptual
-from .images import read_image
-from .inversion import invert
-from .masks import Mask
-from .methods import blend, decode
-from .models import Model
-from .networks import Lpips
-from .readers import Reader, style_shown
+from .. import metrics
+from ..images import read_image
+from ..inversion import invert
+from ..masks import Mask
+from ..methods import blend, decode
+from ..metrics import perceptual
+from ..metrics.networks import Lpips
+from ..metrics.readers import Reader, style_shown
+from ..models import Model
 
 SIDES = ("left", "right")
 

@@ -18,7 +18,7 @@ import traitlets
 from ipycanvas import Canvas, hold_canvas
 from PIL import Image, ImageDraw, ImageFilter
 
-from . import plotting
+from .. import plotting
 from .controls import is_interactive
 
 

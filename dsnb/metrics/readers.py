@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from . import data_path
-from .metrics import balance, check_images, monotonicity, side_weights, strips
+from .. import data_path
+from .measures import balance, check_images, monotonicity, side_weights, strips
 from .networks import Lpips, load_lpips, resize
 from .perceptual import Clip, isolate
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import data_path
-from .metrics import check_images
+from .. import data_path
+from .measures import check_images
 
 LPIPS_NETWORKS = ("st-alex", "st-vgg", "alex", "vgg")
 TRUNKS = {

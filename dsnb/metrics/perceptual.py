@@ -1,8 +1,7 @@
 """Measures that look through a network, which the caller passes in: LPIPS, CLIP, structure.
 
 Images are float32 in [0, 1], (B, 3, H, W); every docstring gives range, direction and source. Two families of
-networks: an `Lpips` (`load_lpips("st-alex")` works offline, from the weights inside the stlpips_pytorch
-package) and anything with the methods of `Clip` (`load_clip(folder or id)`); one parameter changes them.
+networks, both opened in `networks`: an `Lpips`, and anything with the methods of `Clip`.
 """
 
 from __future__ import annotations
@@ -13,14 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .metrics import check_images, side_weights
-from .networks import Lpips, bundled_clip, load_clip, load_lpips, resize
-
-__all__ = [
-    "Clip", "bundled_clip", "direction", "isolate", "load_clip", "load_lpips", "lpips", "resize",
-    "side_direction", "side_similarity", "similarity", "structure_distance",
-]  # fmt: skip
-
+from .measures import check_images, side_weights
+from .networks import Lpips
 
 # --- LPIPS -------------------------------------------------------------------------------------------
 

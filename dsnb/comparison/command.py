@@ -11,11 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .grid import GridError
-from .results import FolderError
-from .runs import ClusterError, run
+from ..runs import ClusterError, FolderError, GridError, run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "10_compare_methods.ipynb"
 HOOKED = {"methods": "epsilon,attention", "masks": "logistic"}
 # What the paper leaves open: name → (what is fixed, what varies); 0 and -1 stand for the model's own.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .bench import Row
-from .plotting import STYLE_COLORS, save_figure
+from ..plotting import STYLE_COLORS, save_figure
+from .harness import Row
 
 
 def save_all(rows: Sequence[Row], folder: Path, suffix: str = "") -> list[Path]:

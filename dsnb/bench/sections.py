@@ -11,17 +11,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import kernels, masks, styles
-from .attention import cross_attention_layers
+from .. import kernels, masks, styles
+from ..attention import cross_attention_layers
+from ..epsilon import blend_eps
+from ..images import read_image
+from ..inversion import invert
+from ..methods import METHODS, blend
+from ..metrics.measures import layout, psnr
+from ..models import Model, count_unet_samples, load
+from ..sampling import ddim_mean, make_schedule
 from .baselines import CONFIGS, make_loop, random_model, reuse_deep_features, source_attention, source_epsilon
-from .bench import Bench, ratios
-from .epsilon import blend_eps
-from .images import read_image
-from .inversion import invert
-from .methods import METHODS, blend
-from .metrics import layout, psnr
-from .models import Model, count_unet_samples, load
-from .sampling import ddim_mean, make_schedule
+from .harness import Bench, ratios
 
 MODELS = ("bundled", *CONFIGS)
 SHAPES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160))  # tokens, heads, head size of SD 1.5
@@ -212,7 +212,7 @@ def steps_section(bench: Bench, options: Options) -> None:
                     found.setdefault(f"PSNR to {counts[0]} steps", []).append(psnr(result, best).item())
                 found.setdefault("layout kept", []).append(layout(result, image).item())
                 if reader is not None:
-                    from .readers import style_shown
+                    from ..metrics.readers import style_shown
 
                     weights = masks.logistic().weights(*result.shape[-2:])
                     shown = style_shown(reader, result, weights, pair)["side"][0]
@@ -398,7 +398,7 @@ def _blended(model: Model, picture, method: str, pair, steps: int) -> tuple[Tens
 def _reader():
     """The style probe, where it is there."""
     try:
-        from .readers import load_probe
+        from ..metrics.readers import load_probe
 
         return load_probe()
     except (ImportError, OSError, SafetensorError):

@@ -157,8 +157,8 @@ def run(
     "wall", or "processor": the time the CPU worked for this process, fair on a busy machine with threads=1.
     Raises ValueError for an unknown section, model or clock.
     """
-    from . import bench_sections as parts
-    from .models import choose_device, choose_dtype
+    from ..models import choose_device, choose_dtype
+    from . import sections as parts
 
     for name, given, known in (
         ("sections", sections or (), parts.SECTIONS),
@@ -238,8 +238,8 @@ def text(row: Row) -> str:
 
 def save(head: dict[str, str], rows: Sequence[Row], folder: str | Path | None = None) -> list[Path]:
     """Writes 11_cost_cpu.csv or 11_cost_gpu.csv, the Markdown table of both, and the plots, into figures/."""
-    from . import bench_plots
-    from .plotting import figures_folder
+    from ..plotting import figures_folder
+    from . import plots
 
     folder = figures_folder() if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ def save(head: dict[str, str], rows: Sequence[Row], folder: str | Path | None = 
     }
     table = folder / "11_cost.md"
     table.write_text(to_markdown(results) + "\n")
-    return [*written, table, *bench_plots.save_all(rows, folder, suffix="" if kind == "CPU" else "_gpu")]
+    return [*written, table, *plots.save_all(rows, folder, suffix="" if kind == "CPU" else "_gpu")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

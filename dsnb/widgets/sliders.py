@@ -18,7 +18,7 @@ import traceback
 import ipywidgets
 from tqdm.auto import tqdm
 
-from . import plotting
+from .. import plotting
 from .background import Superseded, worker
 from .controls import is_interactive, make_control, read_control
 from .painting import paint

@@ -26,7 +26,7 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
-from .records import pictures, recorded
+from ..records import pictures, recorded
 
 PACKAGES = ("dsnb", "torch", "diffusers", "transformers", "papermill", "numpy")
 CLEAR = """
