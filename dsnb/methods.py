@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .attention import blend_cross_attention
-from .epsilon import blend_eps, guidance_per_style
+from .epsilon import Predictions, guidance_per_style
 from .inversion import Trajectory, guided_eps
 from .masks import Mask
 from .models import Model, decode_latents, encode_prompts, unet_eps
@@ -155,7 +155,7 @@ def _epsilon(job: Job) -> Tensor:
         batch = len(x_t)
         rows = contexts.repeat_interleave(batch, 0)
         uncond, *styles = unet_eps(job.model, x_t.repeat(len(contexts), 1, 1, 1), t, rows).split(batch)
-        return blend_eps(uncond, torch.stack(styles), weights(progress), job.guidance)
+        return Predictions(uncond, torch.stack(styles), weights(progress), job.guidance)
 
     return job.run(eps)
 
@@ -182,7 +182,8 @@ def _hooked(job: Job, switch: float) -> Tensor:
             hook.at(progress, [role for role in roles for _ in range(batch)])
             rows = contexts[: len(roles)].repeat_interleave(batch, 0)
             uncond, *preds = unet_eps(job.model, x_t.repeat(len(roles), 1, 1, 1), t, rows).split(batch)
-            return blend_eps(uncond, torch.stack(preds), weights(progress), job.guidance)
+            cond = torch.stack(preds).expand(job.mask.n, *x_t.shape)
+            return Predictions(uncond, cond, weights(progress), job.guidance)
 
         return job.run(eps)
 

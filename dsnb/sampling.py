@@ -12,7 +12,10 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-Eps = Callable[[Tensor, Tensor, float], Tensor]
+from .epsilon import Predictions, blend_eps
+from .kernels import blend_step
+
+Eps = Callable[[Tensor, Tensor, float], Tensor | Predictions]
 
 
 @dataclass(frozen=True)
@@ -85,19 +88,24 @@ def denoise(
 ) -> Tensor:
     """Runs the schedule from x_T (B, C, h, w) to x_0, adding sigma_t noises[t] at each step.
 
-    eps(x_t, t, progress) predicts the noise; progress goes from 0 to below 1. noises: (T, B, C, h, w), needed
-    where eta > 0. callback: called with a `Step` after each step. progress: show a bar.
+    eps(x_t, t, progress) predicts the noise, merged or as `Predictions`; progress goes from 0 to below 1. noises:
+    (T, B, C, h, w), needed where eta > 0. callback: called with a `Step` after each step. progress: show a bar.
     """
     if eta > 0 and noises is None:
         raise ValueError(f"eta is {eta}, so the noise of every step is needed: pass noises, or eta=0")
-    schedule = schedule.to(x_T.device)
-    sigma, total = schedule.sigma(eta), len(schedule)
-    x_t = x_T
-    for i, t in enumerate(tqdm(schedule.timesteps, desc="decoding", disable=not progress, leave=False)):
+    alpha, alpha_prev, sigma = (
+        x.tolist() for x in (schedule.alpha, schedule.alpha_prev, schedule.sigma(eta))
+    )
+    times, total, x_t = schedule.timesteps.to(x_T.device), len(schedule), x_T
+    everywhere = x_T.new_ones(1, *x_T.shape[-2:])
+    for i, t in enumerate(tqdm(times, desc="decoding", disable=not progress, leave=False)):
         predicted = eps(x_t, t, i / total)
-        mean, x_0 = ddim_mean(x_t, predicted, schedule.alpha[i], schedule.alpha_prev[i], sigma[i])
-        x_prev = mean + sigma[i] * noises[i] if eta > 0 else mean
+        merged = isinstance(predicted, Tensor)
+        parts = (None, predicted[None], everywhere, 1.0) if merged else predicted
+        noise = noises[i] if eta > 0 else None
+        x_prev, x_0 = blend_step(*parts, x_t, noise, alpha[i], alpha_prev[i], sigma[i], return_x0=True)
         if callback is not None:
-            callback(Step(i, total, int(t), x_t, predicted, x_0, x_prev))
+            eps_t = predicted if merged else blend_eps(*predicted)
+            callback(Step(i, total, int(t), x_t, eps_t, x_0, x_prev))
         x_t = x_prev
     return x_t

@@ -10,8 +10,8 @@ import dsnb
 PACKAGE = Path(dsnb.__file__).parent
 # From the bottom up.
 TIERS = [
-    ["images", "kernels", "plotting", "records", "styles"],
-    ["masks", "models", "sampling", "epsilon", "metrics", "runs", "widgets"],
+    ["epsilon", "images", "kernels", "plotting", "records", "styles"],
+    ["masks", "models", "sampling", "metrics", "runs", "widgets"],
     ["inversion", "attention"],
     ["attention_maps", "methods"],
     ["comparison", "bench"],

@@ -3,7 +3,7 @@
 Images are float32 in [0, 1], shape (B, 3, H, W); mask weights are (N, H, W) with sum 1 over N, index 0 the
 first (left) style. Every measure returns one number per image, shape (B,), and every docstring says what
 range it has, which direction is better and where it comes from. Nothing here loads a network; the Gram
-measures take features that `dsnb.perceptual` (or anything else) computed.
+measures take features that `perceptual` (or anything else) computed.
 """
 
 from __future__ import annotations

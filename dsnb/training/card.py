@@ -1,8 +1,10 @@
 """The model card that travels with the weights: what it was trained on, how, how good it is, what it
 cannot."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from .clip import WIDTH
 from .evaluate import Row, as_markdown
 from .export import read_log
 from .icons import DRAWINGS
@@ -68,11 +70,30 @@ It knows the words above and no others. It draws one object; not two, not counts
 can be inverted and rebuilt as far as the autoencoder carries them, but are far from anything it has learnt.
 """
 
+JUDGE = """\
+---
+license: apache-2.0
+library_name: transformers
+---
 
-def stage_table(state: Path) -> str:
+# A small CLIP of the drawn world
+
+It judges what the generator draws: which style, which object. A VisionTextDualEncoderModel (ConvNeXt picture tower,
+CLIP text tower, one space of {width} numbers) that `AutoModel.from_pretrained` opens; pictures of 128 x 128,
+normalised by mean 0.5 and deviation 0.25. It was trained on drawn pictures and their captions alone, with seed {seed},
+and never saw a picture that the generator made. World, sources and licences are those of the generator's model card.
+
+{stages}
+
+{table}
+It knows the world's words and no others. A photograph is far from anything it has learnt.
+"""
+
+
+def stage_table(state: Path, stages: Sequence[str] = ("autoencoder", "generator", "judge", "unet")) -> str:
     """Steps and hours of each stage, from the logs."""
     lines = ["| stage | steps | last logged loss |", "|---|---|---|"]
-    for stage in ("autoencoder", "generator", "judge", "unet"):
+    for stage in stages:
         file = Path(state) / f"{stage}.csv"
         if file.is_file():
             log = read_log(file)
@@ -101,4 +122,12 @@ def write_card(
         table=as_markdown(rows) if rows else "Not measured.\n",
     )
     path.write_text(text)
+    return path
+
+
+def write_judge_card(folder: Path, rows: list[Row], state: Path, seed: int) -> Path:
+    """Write README.md beside the judge's weights."""
+    path = Path(folder) / "README.md"
+    stages = stage_table(state, ["judge"])
+    path.write_text(JUDGE.format(width=WIDTH, seed=seed, stages=stages, table=as_markdown(rows)))
     return path

@@ -8,6 +8,7 @@ Once the UNet has begun, the networks it stands on stay as they are.
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from transformers import CLIPTokenizer
 
 from . import autoencoder as autoencoders
 from . import captions, clip, diffusion
-from .card import write_card
-from .evaluate import evaluate, write_table
+from .card import write_card, write_judge_card
+from .evaluate import evaluate, measure_reading, write_table
 from .export import export, plot_logs, sheet
 from .judge import Judge, open_judge, top, truth
 from .loop import Plan
@@ -154,7 +155,7 @@ def plan_for(recipe: Recipe, stage: str, seconds: float) -> Plan:
 
 
 def run(recipe: Recipe) -> Path | None:
-    """Work on the recipe for its minutes; returns the folder of the exported model.
+    """Work on the recipe for its minutes; returns the folder of the exported model, the judge beside it.
 
     None without `out`, or as long as no UNet has been begun. The evaluation comes on top of the minutes.
     """
@@ -185,6 +186,10 @@ def run(recipe: Recipe) -> Path | None:
     judge = clip.train("judge", tokenizer, plan("judge"), state, device, good)
     if (state / "judge.pt").is_file():
         clip.save_judge(judge, tokenizer, state / "judge")
+        rows = measure_reading(open_judge(state / "judge", device), 360)
+        write_judge_card(state / "judge", rows, state, recipe.seed)
+        if recipe.out is not None:
+            shutil.copytree(state / "judge", f"{recipe.out}-judge", dirs_exist_ok=True)
     unet = diffusion.train(
         autoencoder, text_encoder, tokenizer, plan("unet"), state, device, recipe.size, recipe.compiled
     )
