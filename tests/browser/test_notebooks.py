@@ -34,9 +34,10 @@ def test_sliders_of_notebook_00(notebook, tmp_path):
 
 def test_slider_and_painting_of_notebook_03(notebook, tmp_path):
     book = notebook(with_parameters("03_draw_masks.ipynb", tmp_path, steps=6), seconds=400)
-    first, unpainted = book.picture(), book.canvas()
+    first, unpainted, before = book.picture(), book.canvas(), book.picture(panel=1)
     book.paint_stroke((0.2, 0.3), (0.7, 0.6))
     book.wait_for_change(book.canvas, unpainted)
+    book.wait_for_change(lambda: book.picture(panel=1), before, seconds=120)
     book.press(0, "sharpness", "End")
     book.wait_for_change(book.picture, first, seconds=120)
     book.assert_no_error()
