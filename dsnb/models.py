@@ -19,7 +19,7 @@ from . import data_path
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the libraries' remarks on what is normal here: no torchvision, a small autoencoder."""
     before = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
     for library, _ in before:
@@ -33,7 +33,7 @@ def _quietly() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-with _quietly():
+with quietly():
     from diffusers import StableDiffusionPipeline
 
 BUNDLED = "drawn-world"
@@ -236,7 +236,7 @@ def count_unet_samples(unet) -> Iterator[UNetCount]:
 def _open(source: str | Path, options: dict, allow_pickle: bool) -> StableDiffusionPipeline:
     """A folder or hub id -> pipeline; pickled weights only when allowed."""
     try:
-        with _quietly():
+        with quietly():
             return StableDiffusionPipeline.from_pretrained(
                 source, use_safetensors=None if allow_pickle else True, **options
             )
@@ -253,7 +253,7 @@ def _open(source: str | Path, options: dict, allow_pickle: bool) -> StableDiffus
 
 def _open_file(path: Path, options: dict) -> StableDiffusionPipeline:
     try:
-        with _quietly():
+        with quietly():
             return StableDiffusionPipeline.from_single_file(str(path), **options)
     except Exception as error:
         raise ValueError(

@@ -11,8 +11,8 @@ PACKAGE = Path(dsnb.__file__).parent
 # From the bottom up.
 TIERS = [
     ["epsilon", "images", "kernels", "plotting", "records", "styles"],
-    ["masks", "models", "sampling", "metrics", "runs", "widgets"],
-    ["inversion", "attention"],
+    ["masks", "models", "sampling", "runs", "widgets"],
+    ["inversion", "attention", "metrics"],
     ["attention_maps", "methods"],
     ["comparison", "bench"],
     ["training"],

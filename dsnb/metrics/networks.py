@@ -223,8 +223,11 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
     """
     from transformers import AutoModel, AutoTokenizer
 
+    from ..models import quietly
+
     try:
-        model = AutoModel.from_pretrained(source).float()
+        with quietly():
+            model = AutoModel.from_pretrained(source).float()
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise OSError(f"clip {str(source)!r} cannot be opened; offline, pass a folder ({error})") from None
@@ -239,9 +242,11 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
     return TransformersClip(model.to(device), tokenizer, *norm)
 
 
-def bundled_clip() -> Path | None:
-    """The folder of the CLIP that comes with the workbook (`data/models/…`), or None where there is none."""
+def bundled_clip() -> Path:
+    """The folder of the CLIP that comes with the workbook. FileNotFoundError where it was taken away."""
     for file in sorted(data_path("models").glob("*/config.json")):
         if json.loads(file.read_text()).get("model_type") in ("clip", "vision-text-dual-encoder"):
             return file.parent
-    return None
+    raise FileNotFoundError(
+        f"there is no CLIP in {data_path('models')}; pass the folder or the hub id of one"
+    )
