@@ -9,7 +9,7 @@ import torch
 from conftest import make_scheduler, make_unet
 
 from dsnb import bench, masks
-from dsnb.bench import baselines, plots, sections
+from dsnb.bench import baselines, kernel_section, plots, sections
 from dsnb.methods import METHODS
 from dsnb.models import Model, count_unet_samples
 
@@ -29,7 +29,7 @@ def tiny_unet():
 def small(monkeypatch, tiny_unet):
     """The bench on a tiny model and tiny kernels."""
     monkeypatch.setattr(sections, "_model", lambda name, device, dtype: tiny_unet)
-    monkeypatch.setattr(sections, "SHAPES", ((16, 2, 8),))
+    monkeypatch.setattr(kernel_section, "SHAPES", ((16, 2, 8),))
     return dict(device="cpu", dtype=torch.float32, repeats=2, steps=2, progress=False)
 
 

@@ -6,29 +6,16 @@ import pytest
 import torch
 
 import dsnb
-from dsnb import comparison, masks
+from dsnb import comparison, masks, styles
 from dsnb.comparison import tables
 from dsnb.images import to_pil
 from dsnb.metrics import readers
-from dsnb.metrics.networks import load_lpips
+from dsnb.metrics.networks import bundled_clip, load_clip, load_lpips
+from dsnb.training.captions import phrase
 from dsnb.training.styles import draw, draw_mix
 from dsnb.training.world import random_pictures
 
 PAIR = ("minecraft", "vangogh")
-
-
-class Clip:
-    """Hand-made: features are mean colours, texts are colours."""
-
-    ground, scale = (0.5, 0.5, 0.5), 1.0
-
-    def image_features(self, images):
-        return torch.nn.functional.normalize(images.mean((2, 3)) - 0.45, dim=-1)
-
-    def text_features(self, texts):
-        return torch.nn.functional.normalize(
-            torch.tensor([[len(t) % 3, len(t) % 5, 1.0] for t in texts]), dim=-1
-        )
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +24,16 @@ def eyes():
     generator = torch.Generator().manual_seed(5)
     references = {style: draw(random_pictures(32, generator), style) for style in PAIR}
     grams = comparison.gram_references(lpips, references)
-    return comparison.Eyes(lpips, readers.load_probe(network=lpips), Clip(), grams)
+    return comparison.Eyes(lpips, readers.load_probe(network=lpips), load_clip(bundled_clip()), grams)
 
 
 def drawn_task(seed=3, layers=True):
     pictures = random_pictures(1, torch.Generator().manual_seed(seed))
     true = torch.cat([draw(pictures, style) for style in PAIR]) if layers else None
-    prompts = tuple(f"{style} a thing" for style in PAIR)
-    image = draw(pictures, "plain")
-    return pictures, comparison.Task("drawn", image, "a thing", prompts, "both things", PAIR, true)
+    caption = phrase(pictures, 0)
+    prompts = tuple(styles.prompt(style, caption) for style in PAIR)
+    one, image = styles.one_prompt(PAIR, caption), draw(pictures, "plain")
+    return pictures, comparison.Task("drawn", image, caption, prompts, one, PAIR, true)
 
 
 @pytest.mark.parametrize("mask", [masks.linear(), masks.logistic(20)], ids=["linear", "logistic"])
@@ -57,7 +45,7 @@ def test_a_true_mix_beats_its_mirror_by_every_measure_of_sides(eyes, mask):
     right, wrong = gauge(mix), gauge(draw_mix(pictures, PAIR[::-1], weights))
     for name in ("gram_left", "gram_right", "truth"):
         assert right[name] < wrong[name], name
-    for name in ("style_left", "style_right", "both", "monotonicity"):
+    for name in ("style_left", "style_right", "both", "monotonicity", "direction_left", "direction_right"):
         assert right[name] > wrong[name], name
     assert right["truth"] == pytest.approx(0, abs=1e-6)
     assert right["seam_single"] == pytest.approx(1, abs=0.5)

@@ -1,0 +1,95 @@
+"""Measure what everything costs: one code path for `python -m dsnb bench` and for the notebook."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from ..models import choose_device, choose_dtype
+from .harness import CLOCKS, Bench, Options, Row, header
+from .report import save
+from .sections import MODELS, SECTIONS
+
+
+def run(
+    sections: Sequence[str] | None = None,
+    *,
+    models: Sequence[str] = ("bundled",),
+    styles: Sequence[int] = (2, 3, 5),
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    repeats: int = 5,
+    steps: int | None = None,
+    compiled: bool = False,
+    threads: int | None = None,
+    clock: str = "wall",
+    progress: bool = True,
+) -> tuple[dict[str, str], list[Row]]:
+    """Measures the named sections (default: all of SECTIONS) -> the header and the rows.
+
+    models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets, random weights. styles: the
+    numbers of prompts (on a CPU only the first for the large models). steps: denoising steps per picture
+    (default: all for the bundled model, 1 for the others, scaled up). compiled: also measure `torch.compile`,
+    which takes minutes. threads: of the CPU (default: as torch chose). clock:
+    "wall", or "processor": the time the CPU worked for this process, fair on a busy machine with threads=1.
+    Raises ValueError for an unknown section, model or clock.
+    """
+
+    for name, given, known in (
+        ("sections", sections or (), SECTIONS),
+        ("models", models, MODELS),
+        ("clock", (clock,), CLOCKS),
+    ):
+        unknown = [x for x in given if x not in known]
+        if unknown:
+            raise ValueError(f"{name} must be of {', '.join(known)}; got {', '.join(unknown)}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    device = choose_device(device)
+    bench = Bench(device, dtype or choose_dtype(device), repeats, [], progress, clock)
+    options = Options(tuple(models), tuple(styles), steps, compiled)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        head = header(bench)
+        for name in sections or SECTIONS:
+            SECTIONS[name](bench, options)
+    finally:
+        torch.set_num_threads(before)
+    return head, bench.rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m dsnb bench`."""
+    p = argparse.ArgumentParser("python -m dsnb bench", description="Measure what everything costs.")
+    p.add_argument("--sections", nargs="+", help="pictures overhead kernels cpu steps caching; default: all")
+    p.add_argument(
+        "--models", nargs="+", default=["bundled"], help="bundled, 'SD 1.5', SDXL; default: bundled"
+    )
+    p.add_argument("--device", help="cpu, cuda, …; default: the best there is")
+    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--steps", type=int, help="denoising steps per measured picture")
+    p.add_argument("--compile", action="store_true", help="measure torch.compile too, which takes minutes")
+    p.add_argument("--threads", type=int, help="threads of the CPU")
+    p.add_argument(
+        "--clock", default="wall", help="wall, or processor (for a busy machine, with --threads 1)"
+    )
+    p.add_argument("--output", help="folder of the tables and plots; default: figures/")
+    a = p.parse_args(argv)
+    try:
+        head, rows = run(
+            a.sections,
+            models=a.models,
+            device=a.device,
+            repeats=a.repeats,
+            steps=a.steps,
+            compiled=a.compile,
+            threads=a.threads,
+            clock=a.clock,
+        )
+        for path in save(head, rows, a.output):
+            sys.stdout.write(f"{path}\n")
+    except (ValueError, OSError) as error:
+        p.exit(1, f"{error}\n")
+    return 0
