@@ -49,7 +49,7 @@ class Blend:
             )
         key = (self._rows, tokens)
         if key not in self._mixes:
-            weights, roles = self._weights(tokens), torch.tensor(self._rows)
+            weights, roles = self._weights(tokens), torch.tensor(self._rows, dtype=torch.int32)
             self._mixes[key] = weights.to(self._device), roles.to(self._device), make_plan(weights, roles)
         return self._mixes[key]
 
@@ -71,21 +71,27 @@ class Blend:
 class BlendProcessor:
     """Stands in for one cross-attention's processor; the text keys and values are projected once, here."""
 
-    def __init__(self, attn: nn.Module, contexts: Tensor, blend: Blend):
+    def __init__(self, attn: nn.Module, contexts: Tensor, blend: Blend, passes: Sequence[float] = (1.0,)):
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).contiguous()
         with torch.no_grad():
             self.keys, self.values = heads(attn.to_k(contexts)), heads(attn.to_v(contexts))
-        self.contexts, self.blend = contexts, blend
+        self.contexts, self.blend, self.passes = contexts, blend, passes
         self.watch = getattr(attn.processor, "watch", None)  # of a recorder, see `attention_maps`
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        if attention_mask is not None:
+            raise NotImplementedError("a cross-attention was given an attention mask, which cannot be blended")
         batch, tokens, _ = hidden_states.shape
-        query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         weights, roles, plan = self.blend.mix(batch, tokens)
-        mixed = blend_attention(query, self.keys, self.values, weights, roles, plan)
-        if self.watch is not None:
-            self.watch(query, self.keys, self.values, self.contexts, weights, roles)
-        out = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
+        mixed = hidden_states
+        for factor in self.passes:
+            query = attn.to_q(mixed).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            if self.watch is not None and mixed is hidden_states:  # the first pass is what is watched
+                self.watch(query, self.keys, self.values, self.contexts, weights, roles)
+            answer = blend_attention(query, self.keys, self.values, weights, roles, plan)
+            answer = answer.transpose(1, 2).flatten(2)
+            mixed = answer if factor == 1 else torch.lerp(mixed, answer, factor)
+        out = attn.to_out[1](attn.to_out[0](mixed))
         if attn.residual_connection:
             out = out + hidden_states
         return out / attn.rescale_output_factor
@@ -99,13 +105,16 @@ def blend_cross_attention(
     size: tuple[int, int],
     *,
     layers: Callable[[str], bool] | None = None,
+    passes: Sequence[float] = (1.0,),
     sampling: str = "area",
 ) -> Iterator[Blend]:
     """While the block runs, the UNet's cross-attentions mix the prompts of `contexts` by the mask.
 
     contexts: (1 + N, L, D) text embeddings, the unconditional one first. size: height and width of the latents.
     layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`; the others keep the
-    `encoder_hidden_states` of their row. Before each UNet call, `blend.at(progress, rows)` says what each row is.
+    `encoder_hidden_states` of their row. passes: each layer is asked once per weight f, its last answer as the new
+    query, h <- f O(Q(h)) + (1 - f) h; (1.0,) is plain.
+    Before each UNet call, `blend.at(progress, rows)` says what each row is.
     The processors are restored whatever happens. Raises RuntimeError when the UNet is hooked already, ValueError for
     prompts that do not match the mask, NotImplementedError for attention that cannot be blended.
     """
@@ -113,6 +122,9 @@ def blend_cross_attention(
         raise ValueError(
             f"the mask has {mask.n} styles, so {mask.n + 1} contexts are needed; got {len(contexts)}"
         )
+    passes = tuple(float(factor) for factor in passes)
+    if not passes or not all(0 <= factor <= 1 for factor in passes):
+        raise ValueError(f"passes must be one weight from 0 to 1 or more of them, got {passes}")
     before = dict(unet.attn_processors)
     names = [n for n in cross_attention_layers(unet) if layers is None or layers(n)]
     if not names:
@@ -120,7 +132,7 @@ def blend_cross_attention(
     check_hookable(unet, names, watched=True)
     levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
     blend = Blend(mask, size, levels, sampling, contexts.device)
-    ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend) for name in names}
+    ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend, passes) for name in names}
     try:
         unet.set_attn_processor({**before, **{f"{name}.processor": p for name, p in ours.items()}})
         yield blend

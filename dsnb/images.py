@@ -33,8 +33,11 @@ def read_image(path: str | Path, model=None, size: int | tuple[int, int] | None 
     return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
 
 
-def read_grey(source: str | Path | Image.Image) -> np.ndarray:
-    """Grey values (H, W) in [0, 1] of a picture; its alpha channel instead where there is one that varies."""
+def read_grey(source) -> np.ndarray:
+    """Grey values (H, W) in [0, 1] of a picture; its alpha channel instead where there is one that varies.
+
+    source: a path, an open file, or a PIL picture. Raises as `read_image`.
+    """
     picture = source if isinstance(source, Image.Image) else _open(source)
     if _has_alpha(picture):
         alpha = np.asarray(picture.convert("RGBA"))[..., 3] / 255.0
@@ -56,16 +59,17 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _open(path: str | Path) -> Image.Image:
+def _open(path) -> Image.Image:
+    name = path if isinstance(path, str | Path) else getattr(path, "name", "file")
     try:
         picture = Image.open(path)
         picture.load()
     except FileNotFoundError:
-        raise FileNotFoundError(f"image {str(path)!r} does not exist") from None
+        raise FileNotFoundError(f"image {str(name)!r} does not exist") from None
     except IsADirectoryError:
-        raise ValueError(f"image {str(path)!r} is a folder; name a picture file") from None
+        raise ValueError(f"image {str(name)!r} is a folder; name a picture file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {str(path)!r} cannot be read as a picture: {error}") from None
+        raise ValueError(f"image {str(name)!r} cannot be read as a picture: {error}") from None
     return ImageOps.exif_transpose(picture)
 
 

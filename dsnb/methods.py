@@ -30,6 +30,7 @@ def blend(
     guidance: float | Sequence[float] | None = None,
     one_prompt: str | None = None,
     switch: float = 0.5,
+    passes: Sequence[float] = (1.0,),
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
@@ -39,6 +40,7 @@ def blend(
     "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "combined" (epsilon while the
     progress is below `switch`, attention after). guidance: one number or one per prompt, default
     `model.settings.guidance`. one_prompt: the text of method "prompt", default the prompts with their places.
+    passes: weights of repeated passes through each blended cross-attention, see `attention.blend_cross_attention`.
     callback: called with a `sampling.Step` after each step. Raises ValueError naming what is wrong.
     """
     prompts = list(prompts)
@@ -50,7 +52,7 @@ def blend(
         raise ValueError(f"the mask has {mask.n} styles, so {mask.n} prompts are needed; got {len(prompts)}")
     guidance = model.settings.guidance if guidance is None else guidance
     guidance = guidance_per_style(guidance, mask.n, model.device)
-    job = Job(model, trajectory, prompts, mask, guidance, one_prompt, switch, callback, progress)
+    job = Job(model, trajectory, prompts, mask, guidance, one_prompt, switch, callback, progress, tuple(passes))
     return METHODS[method](job)
 
 
@@ -113,6 +115,7 @@ class Job:
     switch: float
     callback: Callable[[Step], None] | None
     progress: bool
+    passes: tuple[float, ...] = (1.0,)
 
     def decode(self, prompt: str, guidance: Tensor) -> Tensor:
         options = {"guidance": guidance, "callback": self.callback, "progress": self.progress}
@@ -175,7 +178,7 @@ def _combined(job: Job) -> Tensor:
 def _hooked(job: Job, switch: float) -> Tensor:
     contexts, weights = job.contexts(), job.latent_weights()
     styles = [ALONE + i for i in range(job.mask.n)]
-    with blend_cross_attention(job.model.unet, contexts, job.mask, job.size()) as hook:
+    with blend_cross_attention(job.model.unet, contexts, job.mask, job.size(), passes=job.passes) as hook:
 
         def eps(x_t, t, progress):
             batch, roles = len(x_t), [UNCONDITIONAL, *(styles if progress < switch else [MIXED])]

@@ -17,7 +17,7 @@ guidance: float = 0.0
 steps: int = 10
 skip: int = -1
 eta: float = 0.0
-passes: int = 1
+passes: str = "1"
 tables: str = ""
 """
 BODY = """

@@ -92,12 +92,12 @@ def test_methods_share_one_trajectory_and_pixel_is_the_blend_of_singles(eyes):
     )
     expected = dsnb.blend(model, trajectory, task.prompts, maps["logistic"], method="pixel", progress=False)
     assert torch.allclose(pictures["drawn", task.pair, "logistic", "pixel"], expected, atol=1e-5)
-    twice, _ = comparison.compare(
-        model, [task], maps, ["epsilon"], eyes, steps=4, skip=1, passes=2, progress=False
-    )
-    assert twice[0]["psnr"] < rows[2]["psnr"]  # a second pass moves further from the source
-    with pytest.raises(ValueError, match="passes is 0"):
-        comparison.compare(model, [task], maps, ["epsilon"], eyes, passes=0)
+    few = {"steps": 4, "skip": 1, "progress": False}
+    twice, _ = comparison.compare(model, [task], maps, ["attention"], eyes, passes=[1, 1], **few)
+    once = [row for row in rows if row["method"] == "attention"]
+    assert [row["psnr"] for row in twice] != [row["psnr"] for row in once]
+    with pytest.raises(ValueError, match="passes must be"):
+        comparison.compare(model, [task], maps, ["attention"], eyes, passes=[], **few)
 
 
 def test_a_pairs_file(tmp_path):

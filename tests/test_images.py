@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,24 @@ def test_any_mode_and_size_can_be_a_mask(save, mode, size):
     suffix = "picture.tiff" if mode == "F" else "picture.png"
     weights = masks.image(save(picture, suffix)).weights(16, 16)
     torch.testing.assert_close(weights.sum(0), torch.ones(16, 16))
+
+
+def test_masks_from_unusual_files_have_the_right_values(save):
+    deep = masks.image(save(Image.fromarray(np.full((1, 1), 40000, np.uint16)))).weights(2, 2)
+    torch.testing.assert_close(deep[0], torch.full((2, 2), 40000 / 65535), atol=1e-3, rtol=0)
+    palette = Image.new("L", (4, 4), 255).convert("P")
+    assert masks.image(save(palette, "palette.png")).weights(2, 2)[0].min() == 1
+    first, second = (Image.new("L", (4, 4), value) for value in (255, 0))
+    film = io.BytesIO()
+    first.save(film, "GIF", save_all=True, append_images=[second])
+    assert masks.image(film).weights(2, 2)[0].min() == 1  # of an animation, the first frame
+
+
+def test_a_broken_upload_is_refused_with_its_name():
+    upload = io.BytesIO(b"no picture")
+    upload.name = "mask.png"
+    with pytest.raises(ValueError, match="image 'mask.png' cannot be read as a picture"):
+        masks.image(upload)
 
 
 def test_a_mask_with_transparency_uses_its_alpha(save):

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from conftest import make_unet
 
 import dsnb
 from dsnb import masks, models
+from dsnb.attention import blend_cross_attention, cross_attention_layers, token_sizes
 
 LEFT, RIGHT, MIDDLE = "a mosaic of a bear", "a sketch of a bear", "a bear in oil"
 
@@ -154,3 +156,34 @@ def test_bad_calls_are_refused(tiny, trajectory, change, words):
         dsnb.blend(tiny, trajectory, [LEFT, RIGHT], masks.linear(), guidance=[1, 2, 3])
     with pytest.raises(ValueError, match="finite"):
         dsnb.blend(tiny, trajectory, [LEFT, RIGHT], masks.linear(), guidance=float("nan"))
+
+
+def test_passes_ask_a_layer_again_with_its_own_answer(generator):
+    unet, contexts = make_unet(), torch.randn(3, 77, 32, generator=generator)
+    layer, mask, seen = cross_attention_layers(unet)[0], masks.linear(), {}
+    attn = unet.get_submodule(layer)
+    hook = attn.register_forward_hook(lambda module, args, out: seen.update(x=args[0], out=out))
+    chosen = {"layers": lambda name: name == layer, "passes": (1, 0.3)}
+    with torch.no_grad(), blend_cross_attention(unet, contexts, mask, (16, 16), **chosen) as blend:
+        blend.at(0.0, [1])
+        unet(torch.randn(1, 4, 16, 16, generator=generator), 500, encoder_hidden_states=contexts[:1])
+        split = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        K, V = split(attn.to_k(contexts[1:])), split(attn.to_v(contexts[1:]))
+        height, width = token_sizes(16, 16)[seen["x"].shape[1]]
+        M, h = mask.weights(height, width).flatten(1)[:, None, :, None], seen["x"]
+        for f in (1, 0.3):
+            Q = split(attn.to_q(h))
+            A = (Q @ K.transpose(-1, -2) / Q.shape[-1] ** 0.5).softmax(-1)
+            h = f * (M * (A @ V)).sum(0, keepdim=True).transpose(1, 2).flatten(2) + (1 - f) * h
+        expected = attn.to_out[0](h)
+    hook.remove()
+    assert torch.allclose(seen["out"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("passes", [(), (1, 2), (-0.1,)])
+def test_passes_that_are_no_weights_are_refused(passes):
+    with pytest.raises(ValueError, match="passes must be"):
+        with blend_cross_attention(
+            make_unet(), torch.zeros(3, 77, 32), masks.linear(), (16, 16), passes=passes
+        ):
+            pass

@@ -213,9 +213,15 @@ def test_isolate_shows_one_side_and_nothing_of_the_other():
     image, side = noise(1, 3, 8, 8), torch.zeros(8, 8)
     side[:, :3], side[:, 3] = 1.0, 0.25
     shown = perceptual.isolate(image, side, (0.1, 0.2, 0.3))
-    assert torch.equal(shown[..., :3], image[..., :3])
-    assert torch.allclose(shown[..., 3], (image[..., 3] + torch.tensor([0.1, 0.2, 0.3])[:, None]) / 2)
-    assert torch.allclose(shown[..., 4:], torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand(1, 3, 8, 4))
+    assert torch.equal(
+        shown, image[..., [0, 1, 2, 2, 1, 0, 0, 1]]
+    )  # the box, mirrored until the frame is full
+    side[5:], side[4, :3] = 0, 0.25
+    shown = perceptual.isolate(image, side, (0.1, 0.2, 0.3))
+    assert torch.equal(shown[..., :3], image[:, :, [0, 1, 2, 3, 3, 2, 1, 0], :3])
+    side[0, 0] = 0.25  # inside the box, but hardly of this side
+    shown = perceptual.isolate(image, side, (0.1, 0.2, 0.3))
+    assert torch.allclose(shown[0, :, 0, 0], (image[0, :, 0, 0] + torch.tensor([0.1, 0.2, 0.3])) / 2)
 
 
 def test_transformers_clip_on_a_tiny_model(tiny_clip):

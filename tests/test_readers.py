@@ -5,8 +5,9 @@ import torch
 
 from dsnb.masks import linear, logistic
 from dsnb.metrics import readers
-from dsnb.metrics.networks import load_lpips
-from dsnb.training.styles import draw_mix
+from dsnb.metrics.networks import Lpips, bundled_clip, load_clip, load_lpips
+from dsnb.training.captions import templates
+from dsnb.training.styles import STYLES, draw_mix
 from dsnb.training.world import random_pictures
 
 PAIRS = [("minecraft", "vangogh"), ("mosaic", "warhol")]
@@ -66,6 +67,8 @@ def test_probe_is_deterministic_and_survives_the_disk(probe, network, tmp_path):
     loaded = readers.load_probe(path, network)
     assert loaded.styles == probe.styles and torch.equal(loaded.weight, probe.weight)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+    with pytest.raises(ValueError, match="network is 'st-vgg', but the probe was fitted on 'st-alex'"):
+        readers.load_probe(path, Lpips("vgg"))
     with pytest.raises(FileNotFoundError, match="no style probe"):
         readers.load_probe(tmp_path / "none.safetensors")
 
@@ -93,6 +96,18 @@ def test_a_picture_of_another_size_is_read_at_the_probe_s_own(network):
     large = torch.nn.functional.interpolate(mix, (256, 192), mode="bicubic").clamp(0, 1)
     read = readers.style_shown(probe, large, weights.weights(256, 192), PAIRS[0])
     assert read["both"].item() == 1 and read["side"].min() > 0.7
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_the_bundled_clip_reads_true_pictures_better_than_their_mirrors(pair):
+    texts = tuple(templates(style)[0].format("a picture") for style in STYLES)
+    reader = readers.ClipReader(load_clip(bundled_clip()), tuple(STYLES), texts)
+    weights = logistic(20).weights(128, 128)
+    pictures = random_pictures(8, torch.Generator().manual_seed(78))
+    right = readers.style_shown(reader, draw_mix(pictures, pair, weights), weights, pair)
+    wrong = readers.style_shown(reader, draw_mix(pictures, pair[::-1], weights), weights, pair)
+    for name in ("side", "both", "monotonicity"):
+        assert (right[name].mean(0) > wrong[name].mean(0)).all(), name
 
 
 def test_clip_reader_by_hand():

@@ -63,6 +63,15 @@ def test_better_goes_by_the_measure_s_direction():
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
+def test_two_values_equally_far_from_one_are_not_told_apart():
+    noise = np.random.default_rng(0).normal(size=(2, 30)) / 50
+    far = {"one": 1.06 * np.exp(noise[0]), "two": np.exp(-noise[1]) / 1.06}
+    table = pd.DataFrame([{"picture": k, "method": m, "seam": far[m][k]} for m in far for k in range(30)])
+    row = tables.paired(table, "method", "one", "two", ["seam"]).iloc[0]
+    assert row.low < 0 < row.high and row.better == ""
+    assert (far["one"] > far["two"]).all()  # though one is the larger on every picture
+
+
 def test_markdown_and_refusals():
     assert (
         tables.markdown(pd.DataFrame({"a|b": ["x"], "n": [0.12345]}))

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runs import ClusterError, FolderError, GridError, run
+from ..runs.grid import parse_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "10_compare_methods.ipynb"
+PASSES = ["1", "1, 0.02", "1, 0.02, 0.02, 0.02", "1, 1"]  # weights of the passes in each cross-attention
 HOOKED = {"methods": "epsilon,attention", "masks": "logistic"}
 # What the paper leaves open: name → (what is fixed, what varies); 0 and -1 stand for the model's own.
 QUESTIONS = {
@@ -25,11 +27,11 @@ QUESTIONS = {
     "eta": (HOOKED, {"eta": [0.05, 0.1, 0.3, 1.0]}),
     "steps": (HOOKED, {"steps": [12, 25, 50, 99]}),
     "skip": (HOOKED | {"steps": 50}, {"skip": [0, 5, 10, 20, 30]}),
-    "passes": (HOOKED, {"passes": [1, 2, 3]}),
+    "passes": ({"methods": "attention", "masks": "logistic"}, {"passes": PASSES}),
 }
 
 
-def compare(
+def compare_all(
     output: str | Path,
     *,
     pictures: int = 96,
@@ -74,16 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument(
         "--fewer", type=int, default=12, help="pictures per setting of the open questions (default: 12)"
     )
+    p.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
+        help="set a parameter of the notebook, e.g. pairs_file=my_pairs.json or model=FOLDER",
+    )  # fmt: skip
     p.add_argument("--output", type=Path, default=ROOT / "runs" / "compare", help="folder of all results")
     p.add_argument("--workers", type=int, help="processes here (default: one per GPU, else one per core)")
     p.add_argument("--scheduler", metavar="ADDRESS", help="use the Dask cluster at this address")
     given = p.parse_args(argv)
     try:
-        failed = compare(
+        failed = compare_all(
             given.output,
             pictures=given.pictures,
             chunk=given.chunk,
             fewer=given.fewer,
+            parameters=parse_settings(given.parameter, "-p"),
             scheduler=given.scheduler,
             workers=given.workers,
         )
@@ -93,5 +100,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"tables are in figures/10_*, all results in {given.output}; {failed} points failed")
+    print(f"all results are in {given.output}, the tables in figures/10_*; {failed} points failed")
     return 1 if failed else 0

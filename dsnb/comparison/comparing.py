@@ -170,19 +170,16 @@ def compare(
     steps: int | None = None,
     skip: int | None = None,
     eta: float | None = None,
-    passes: int = 1,
+    passes: Sequence[float] = (1.0,),
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[list[dict], dict[tuple[str, str, str, str], Tensor]]:
     """Run every method on every task and mask, and measure → rows, pictures by (name, pair, mask, method).
 
     Every method decodes the same trajectory of the same picture, recorded with the same noise, at
-    the same guidance; None takes the model's own settings. `passes` above 1 inverts each result again,
-    under the caption, and blends once more. ValueError for passes < 1 and whatever `invert` and `blend`
-    refuse.
+    the same guidance; None takes the model's own settings. `passes`: of attention, see `methods.blend`.
+    ValueError for whatever `invert` and `blend` refuse.
     """
-    if passes < 1:
-        raise ValueError(f"passes is {passes}, expected at least 1")
     options = {"guidance": guidance, "progress": False}
     record = {"steps": steps, "skip": skip, "eta": eta, "progress": False}
     rows, pictures = [], {}
@@ -197,18 +194,13 @@ def compare(
             weights = mask.weights(*task.image.shape[2:])
             gauge = Gauge(eyes, task, weights, singles)
             for method in methods:
-                if method == "pixel" and passes == 1:
+                if method == "pixel":
                     image = (singles * weights[:, None]).sum(0, keepdim=True)
                 elif method in unmasked:
                     image = unmasked[method]
                 else:
-                    image, one = task.image, {"one_prompt": task.one_prompt}
-                    for again in range(passes):
-                        noise = torch.Generator().manual_seed(noise_seed(task, seed) + again)
-                        path = (
-                            invert(model, image, task.caption, generator=noise, **record) if again else start
-                        )
-                        image = blend(model, path, task.prompts, mask, method=method, **one, **options)
+                    own = {"passes": passes} if method == "attention" else {"one_prompt": task.one_prompt}
+                    image = blend(model, start, task.prompts, mask, method=method, **own, **options)
                 if method == "prompt":
                     unmasked[method] = image
                 head = {"picture": task.name, "pair": task.pair, "mask": mask_name, "method": method}

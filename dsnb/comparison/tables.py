@@ -126,7 +126,8 @@ def paired(
     Rows of one `unit` are averaged first, so that n counts pictures and not settings. The interval is
     Student's for paired differences, at `level` for all of `comparisons` together (Bonferroni). Columns:
     measure, first, second, difference, low, high, n, better (the one better beyond doubt, or ""; fewer than
-    LEAST pictures decide nothing, however equal they happen to be).
+    LEAST pictures decide nothing, however equal they happen to be). Of a measure that is best at 1 the difference
+    is that of |ln value|, the distance from 1, so that it decides like any other.
     ValueError for a column or value that is not there.
     """
     measures = list(present(table) if measures is None else measures)
@@ -136,21 +137,17 @@ def paired(
             raise ValueError(f"{column} is never {value!r}, expected one of {sorted(set(table[column]))}")
     rows = []
     for name in measures:
-        means = table.pivot_table(index=unit, columns=column, values=name, aggfunc="mean")
-        gap = (
-            (means[first] - means[second]).dropna()
-            if {first, second} <= set(means)
-            else pd.Series(dtype=float)
-        )
+        goal = MEASURES[name].better if name in MEASURES else None
+        values = table[name].clip(lower=1e-9).map(math.log).abs() if goal == "one" else table[name]
+        means = values.groupby([table[unit], table[column]]).mean().unstack()
+        gap = (means[first] - means[second]).dropna()
         low, high = interval(gap, 1 - (1 - level) / comparisons)
-        row = {
-            "measure": name,
-            "first": first,
-            "second": second,
-            "difference": gap.mean() if len(gap) else math.nan,
-        }
-        better = _better(name, means, row, low, high) if len(gap) >= LEAST else ""
-        rows.append(row | {"low": low, "high": high, "n": len(gap), "better": better})
+        better = ""
+        if goal and len(gap) >= LEAST and (low > 0 or high < 0):
+            better = first if (low > 0) == (goal == "higher") else second
+        mean = gap.mean() if len(gap) else math.nan
+        names = {"measure": name, "first": first, "second": second}
+        rows.append(names | {"difference": mean, "low": low, "high": high, "n": len(gap), "better": better})
     return pd.DataFrame(rows)
 
 
@@ -162,16 +159,6 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     count = sum(not math.isnan(v) for v in values)
     reach = float(student.ppf((1 + level) / 2, count - 1)) * error
     return mean - reach, mean + reach
-
-
-def _better(name: str, means: pd.DataFrame, row: dict, low: float, high: float) -> str:
-    """Which of two is better beyond doubt. A measure best at 1 is not decided by the sign of a difference."""
-    if name not in MEASURES or not (low > 0 or high < 0):
-        return ""
-    first, second = row["first"], row["second"]
-    if MEASURES[name].better == "one":
-        return min((first, second), key=lambda value: abs(math.log(max(means[value].mean(), 1e-9))))
-    return first if (low > 0) == (MEASURES[name].better == "higher") else second
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:

@@ -83,13 +83,25 @@ def direction(features: Tensor, source: Tensor, text: Tensor, source_text: Tenso
 
 
 def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) -> Tensor:
-    """Show one side and hide the rest under a neutral colour: (B, 3, H, W) with `side` (H, W) in [0, 1].
+    """Show one side alone: (B, 3, H, W) with `side` (H, W) in [0, 1].
 
-    Fully shown where the style leads by half or more, fading out towards the border. Unlike pooled patch
-    tokens, nothing of the hidden side leaks in through attention, and it works with any image tower.
+    The box around where the style leads by half or more, mirrored until it fills the frame, so that a network sees
+    a picture without an empty part; inside the box, what is not of that side fades into a neutral colour. Unlike
+    pooled patch tokens, nothing of the other side leaks in through attention, and it works with any image tower.
     """
-    shown = (2 * torch.as_tensor(side).float()).clamp(0, 1)
-    return check_images(images) * shown + torch.tensor(ground).view(1, 3, 1, 1) * (1 - shown)
+    side = torch.as_tensor(side).to(images)
+    shown = (2 * side).clamp(0, 1)
+    images = check_images(images) * shown + torch.tensor(ground).to(images).view(1, 3, 1, 1) * (1 - shown)
+    led = side >= min(0.5, side.max().item())
+    rows, columns = led.any(1).nonzero()[:, 0], led.any(0).nonzero()[:, 0]
+    box = images[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return box[:, :, _mirrored(box.shape[2], side.shape[0])][..., _mirrored(box.shape[3], side.shape[1])]
+
+
+def _mirrored(length: int, total: int) -> Tensor:
+    """Indices 0, 1, …, length − 1, length − 1, …, 0, 0, 1, … up to `total` of them."""
+    place = torch.arange(total) % (2 * length)
+    return torch.where(place < length, place, 2 * length - 1 - place)
 
 
 def side_similarity(clip: Clip, images: Tensor, weights: Tensor, texts: list[str]) -> Tensor:
@@ -108,7 +120,7 @@ def side_direction(
 ) -> Tensor:
     """Directional CLIP of each side towards its own prompt: (B, N). Range [-1, 1]; higher is better.
 
-    Result and source are hidden alike, so that what the neutral ground does to the features cancels.
+    Result and source are cut out alike, so that what the cut does to the features cancels.
     """
     *targets, origin = clip.text_features([*texts, source_text])
     columns = []

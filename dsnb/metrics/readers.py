@@ -56,7 +56,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Zero-shot CLIP: softmax over the styles' texts, the rest of the picture hidden under a neutral one."""
+    """Zero-shot CLIP: softmax over the styles' texts, each region cut out as `perceptual.isolate` does."""
 
     clip: Clip
     styles: tuple[str, ...]
@@ -138,11 +138,11 @@ def fit_probe(
     return Probe(network, tuple(styles), weight.detach(), bias.detach(), centre, spread, width)
 
 
-def save_probe(probe: Probe, path: str | Path, network: str = "st-alex") -> Path:
+def save_probe(probe: Probe, path: str | Path) -> Path:
     """Write a probe's numbers (not its network) as safetensors, whole or not at all; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    note = {"styles": json.dumps(probe.styles), "network": network, "size": str(probe.size)}
+    note = {"styles": json.dumps(probe.styles), "network": probe.network.key, "size": str(probe.size)}
     tensors = {name: getattr(probe, name).contiguous() for name in ("weight", "bias", "centre", "spread")}
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(save(tensors, metadata=note))
@@ -151,7 +151,10 @@ def save_probe(probe: Probe, path: str | Path, network: str = "st-alex") -> Path
 
 
 def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> Probe:
-    """Open a probe, by default the one in `data/readers/`, with the perceptual network it was fitted on."""
+    """Open a probe, by default the one in `data/readers/`, with the perceptual network it was fitted on.
+
+    network: that network, where it is open already. FileNotFoundError, or ValueError for another network.
+    """
     path = data_path("readers", "style_probe.safetensors") if path is None else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no style probe {path}; fit_probe makes one, save_probe keeps it")
@@ -159,6 +162,8 @@ def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> 
         note = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     network = load_lpips(note["network"]) if network is None else network
+    if network.key != note["network"]:
+        raise ValueError(f"network is {network.key!r}, but the probe was fitted on {note['network']!r}")
     return Probe(network, tuple(json.loads(note["styles"])), **tensors, size=int(note["size"]))
 
 
