@@ -1,18 +1,25 @@
 """Every notebook runs headless from top to bottom, with its defaults and with other parameters."""
 
 import ast
+import json
 import os
 import re
+from itertools import product
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import papermill
 import pytest
+
+from dsnb.comparison.tables import MEASURES
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 KEPT = ROOT / "runs" / "tests"  # executed copies; of a notebook that failed, as far as it came
 CELL_LIMIT = 600  # seconds for one cell, so that nothing hangs for ever
+MARGIN = 5  # how many times as long as it says a notebook may take, on a slower or a busy machine
 
 # The other parameters, at toy size. A notebook that is not named here gets {"seed": 1}.
 OTHER = {
@@ -149,6 +156,7 @@ OTHER = {
     },
     "solutions/08_beyond_two_styles": {"image": "photo_coffee", "steps": 4, "seed": 1},
     "solutions/09_measure_two_styles": {"left": "mosaic", "right": "warhol", "seed": 1},
+    "solutions/10_compare_methods": {"steps": 4, "seed": 1},
     "solutions/11_measure_cost": {"samples_styles": 3, "tokens": 256, "repeats": 3, "seed": 1},
     "solutions/12_train_the_model": {"steps": 5, "seed": 1},
 }
@@ -180,7 +188,16 @@ def parameters(name):
     return {statement.target.id: ast.literal_eval(statement.value) for statement in body}
 
 
+def stated_seconds(name):
+    """What a notebook says of itself: "About 20 seconds on two CPU cores."."""
+    text = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+    found = re.findall(r"About (\d+) seconds on two CPU cores\.", text)
+    assert len(found) == 1, f"{name} says {len(found)} times how long it takes, expected once"
+    return int(found[0])
+
+
 def run(name, case, parameters, monkeypatch):
+    """Execute a notebook and keep the copy → seconds; a notebook that fails is a failure with what it said."""
     monkeypatch.setenv("DSNB_FIGURES", str(KEPT / "figures" / case))  # figures/ keeps the full-size ones
     monkeypatch.setenv("DSNB_INTERACTIVE", "0")
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
@@ -188,15 +205,16 @@ def run(name, case, parameters, monkeypatch):
     output.parent.mkdir(parents=True, exist_ok=True)
     options = {"cwd": FOUND[name].parent, "progress_bar": False, "execution_timeout": CELL_LIMIT}
     try:
-        papermill.execute_notebook(FOUND[name], output, parameters, **options)
+        book = papermill.execute_notebook(FOUND[name], output, parameters, **options)
+        return book.metadata.papermill.duration
     except papermill.PapermillExecutionError as error:
         said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
         pytest.fail(f"{name} failed; {output} has what it did until then\n{said[-3000:]}", pytrace=False)
 
 
 @each
-def test_runs_with_its_defaults(name, monkeypatch):
-    run(name, "defaults", {}, monkeypatch)
+def test_runs_with_its_defaults_within_its_stated_time(name, monkeypatch):
+    assert run(name, "defaults", {}, monkeypatch) < MARGIN * stated_seconds(name)
 
 
 @each
@@ -241,6 +259,43 @@ def test_links_lead_somewhere(name):
 def test_needs_no_installation(name):
     code = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "code")
     assert not re.search(r"sys\.path|^\s*[!%]\s*pip|^\s*!", code, re.MULTILINE)
+
+
+def test_the_comparison_reads_a_pairs_file(tmp_path, monkeypatch):
+    entry = {
+        "encode_text": "a bear on grass",
+        "decode_text": {"left_prompt": "a mosaic of a bear", "right_prompt": "pop art of a bear"},
+        "decode_text_total": "a bear, half mosaic, half pop art",
+        "img_path": str(ROOT / "data" / "images" / "bear_grass.png"),
+    }
+    (tmp_path / "pairs.json").write_text(json.dumps([entry]))
+    asked = {"pairs_file": str(tmp_path / "pairs.json"), "pairs": "mosaic/warhol", "judge": "clip"}
+    asked |= {"masks": "linear", "passes": "1, 0.02", "steps": 3}
+    run("10_compare_methods", "pairs", asked, monkeypatch)
+
+
+def test_the_comparison_draws_its_tables(tmp_path, monkeypatch):
+    draws = np.random.default_rng(0)
+
+    def measured(folder, **settings):
+        rows = [
+            {"picture": k, "pair": pair, "mask": mask, "method": method, "status": "done", **values}
+            | {name: draws.random() for name in MEASURES}
+            for k, pair, mask, method in product(
+                range(7), ("a / b", "c / d"), ("linear", "logistic"), ("epsilon", "attention", "pixel")
+            )
+            for values in ([dict(zip(settings, row, strict=True)) for row in product(*settings.values())])
+        ]
+        (tmp_path / folder).mkdir()
+        pd.DataFrame(rows).to_parquet(tmp_path / folder / "table.parquet")
+
+    measured("compare")
+    measured("guidance", guidance=[5.0, 30.0], sharpness=[20.0, 70.0])
+    measured("steps", steps=[12, 50])
+    run("10_compare_methods", "tables", {"tables": str(tmp_path), "pictures": 1, "steps": 3}, monkeypatch)
+    drawn = {path.name for path in (KEPT / "figures" / "tables").iterdir()}
+    assert {"10_table.csv", "10_table.md", "10_differences.md", "10_questions.csv"} <= drawn
+    assert {"10_differences.png", "10_guidance.png", "10_questions.png", "10_seams.png"} <= drawn
 
 
 def test_there_are_notebooks():

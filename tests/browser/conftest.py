@@ -40,6 +40,7 @@ def browser():
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
+        "--disable-dev-shm-usage",
     ]
     with sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=[*quiet, "--no-first-run"])
