@@ -26,7 +26,7 @@ compare: $(READY)  ## notebook 10 in full: the tables of the comparison (hours o
 	$(BIN)/python -m dsnb compare
 
 bench: $(READY)  ## what each method costs here
-	$(BIN)/python -m dsnb bench
+	$(BIN)/python -m dsnb bench --compile
 
 MINUTES ?= 90
 DEVICE  ?= cpu

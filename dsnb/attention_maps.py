@@ -41,6 +41,8 @@ def record_attention(
     by name. groups: parts that each layer's heads are divided into. buckets: parts of the time from noise to
     picture. A `blend_cross_attention` may be entered inside, or any method of `dsnb.blend`; prompt i is then
     recorded with its mask, M_i softmax(Q K_i^T / sqrt(d)). The processors are restored whatever happens.
+    A UNet under `torch.compile` is recorded too, but the sums are kept outside of its graphs, which costs a
+    graph break in every recorded layer: compile it without `fullgraph`.
     Raises RuntimeError when the UNet is hooked already, ValueError for wrong numbers or layers,
     NotImplementedError for attention that cannot be recorded.
     """
@@ -190,6 +192,7 @@ class AttentionMaps:
 
     # Recording
 
+    @torch.compiler.disable
     def _next_call(self, unet, args, kwargs) -> None:
         """Before each UNet call: where in the denoising it stands, and which prompt each of its rows has."""
         time = int(args[1] if len(args) > 1 else kwargs["timestep"])
@@ -205,6 +208,7 @@ class AttentionMaps:
         near = nearest.values <= self._tolerance * self._embedded.flatten(1).norm(dim=-1)[nearest.indices]
         return [i if ok else None for i, ok in zip(nearest.indices.tolist(), near.tolist(), strict=True)]
 
+    @torch.compiler.disable
     def _plain(self, layer: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of each row to its own text, recorded -> (B, heads, T, d)."""
         out, maps = self._attend(query, keys, values)
@@ -213,6 +217,7 @@ class AttentionMaps:
             self._add(layer, prompt, maps[:, rows].sum(1), len(rows))
         return out
 
+    @torch.compiler.disable
     def _blended(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts, weights, roles):
         """Records what others mix, by weights (roles, prompts, T) and the role of each row."""
         if contexts is not self._contexts:

@@ -73,7 +73,7 @@ def ddim_mean(
 ) -> tuple[Tensor, Tensor]:
     """The mean of x_{t-1} and the predicted x_0 (DDIM, equations 9 and 12); shapes as x_t."""
     x_0 = (x_t - (1 - alpha).sqrt() * eps) / alpha.sqrt()
-    return alpha_prev.sqrt() * x_0 + (1 - alpha_prev - sigma**2).sqrt() * eps, x_0
+    return alpha_prev.sqrt() * x_0 + (1 - alpha_prev - sigma**2).clamp(min=0).sqrt() * eps, x_0
 
 
 def denoise(

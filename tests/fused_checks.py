@@ -15,6 +15,7 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 
 import dsnb  # noqa: E402
 from dsnb import kernels, masks  # noqa: E402
+from dsnb.attention_maps import record_attention  # noqa: E402
 from dsnb.methods import blend  # noqa: E402
 
 HALF, BF, FULL = torch.float16, torch.bfloat16, torch.float32
@@ -223,15 +224,35 @@ def test_compiled_call_is_one_node():
     assert torch.equal(compiled(q, k, v), call(q, k, v))
 
 
-@pytest.mark.parametrize("tiny_folder", [1], indirect=True, ids=["sd1"])
-def test_pictures_are_the_same_with_and_without(tiny_folder):
-    model = dsnb.load(tiny_folder, device=DEVICE, dtype=FULL)
+def tiny_and_trajectory(folder, dtype):
+    model = dsnb.load(folder, device=DEVICE, dtype=dtype)
     image = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(0))
     source = torch.Generator(DEVICE).manual_seed(1)
     settings = {"steps": 3, "skip": 2, "eta": 0.5, "generator": source, "progress": False}
-    trajectory = dsnb.invert(model, image, "a", **settings)
-    options = {"method": "attention", "guidance": 3.0, "progress": False}
+    return model, dsnb.invert(model, image, "a", **settings)
+
+
+@pytest.mark.parametrize("tiny_folder", [1], indirect=True, ids=["sd1"])
+@pytest.mark.parametrize(
+    "method, dtype, tolerance",
+    [("epsilon", FULL, 1e-4), ("attention", FULL, 1e-4), ("combined", FULL, 1e-4), ("attention", BF, 3e-2)],
+)
+def test_pictures_are_the_same_with_and_without(tiny_folder, method, dtype, tolerance):
+    model, trajectory = tiny_and_trajectory(tiny_folder, dtype)
+    options = {"method": method, "guidance": 3.0, "progress": False}
     with_kernels = blend(model, trajectory, ["b", "c"], masks.linear(2), **options)
     with kernels.force("torch"):
         without = blend(model, trajectory, ["b", "c"], masks.linear(2), **options)
-    assert (with_kernels - without).abs().max() < 1e-4
+    assert (with_kernels - without).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("tiny_folder", [1], indirect=True, ids=["sd1"])
+def test_recorded_maps_are_the_same_with_and_without(tiny_folder):
+    model, trajectory = tiny_and_trajectory(tiny_folder, FULL)
+    heats = []
+    for choice in ("triton", "torch"):
+        with kernels.force(choice), record_attention(model, ["b", "c"], trajectory.x_T.shape[-2:]) as maps:
+            blend(model, trajectory, ["b", "c"], masks.linear(2), guidance=3.0, progress=False)
+        heats.append(torch.stack([maps.heat(word, prompt=i) for i, word in enumerate("bc")]))
+    assert heats[0].max() > 0
+    torch.testing.assert_close(*heats, atol=1e-5, rtol=0)

@@ -77,6 +77,23 @@ def test_recording_leaves_the_prediction_as_it_is(tiny, x):
     assert tiny.unet.attn_processors == before and not tiny.unet._forward_pre_hooks
 
 
+def test_a_compiled_unet_is_recorded_with_a_break_in_every_layer(tiny, x):
+    contexts, t = models.encode_prompts(tiny, ["", LEFT, RIGHT]), torch.tensor(500)
+    found = {}
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for name, unet in (("plain", tiny.unet), ("compiled", torch.compile(tiny.unet, backend="eager"))):
+        with torch.no_grad(), record_attention(tiny, [LEFT, RIGHT], SIZE) as maps:
+            unet(x, t, encoder_hidden_states=contexts[1:2])
+            with blend_cross_attention(tiny.unet, contexts, masks.linear(2), SIZE) as blend:
+                blend.at(0.0, [1])
+                unet(x, t, encoder_hidden_states=contexts[:1])
+        found[name] = [maps.heat("bear", prompt=prompt) for prompt in (0, 1)]
+    torch.testing.assert_close(found["compiled"], found["plain"], atol=1e-6, rtol=0)
+    breaks = torch._dynamo.utils.counters["graph_break"]
+    assert sum(breaks.values()) == 2 * len(cross_attention_layers(tiny.unet))
+
+
 def test_only_rows_with_the_prompt_are_recorded(tiny, x):
     with record_attention(tiny, [LEFT, RIGHT], SIZE) as alone:
         call(tiny, x, [LEFT])

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from conftest import make_scheduler, make_unet
 
 from dsnb import bench, masks
-from dsnb.bench import baselines, kernel_section, plots, sections
+from dsnb.bench import baselines, command, kernel_section, plots, sections
 from dsnb.methods import METHODS
 from dsnb.models import Model, count_unet_samples
 
@@ -31,6 +33,13 @@ def small(monkeypatch, tiny_unet):
     monkeypatch.setattr(sections, "_model", lambda name, device, dtype: tiny_unet)
     monkeypatch.setattr(kernel_section, "SHAPES", ((16, 2, 8),))
     return dict(device="cpu", dtype=torch.float32, repeats=2, steps=2, progress=False)
+
+
+@pytest.fixture
+def quick_compile(monkeypatch):
+    """Tracing without generating code, which is what takes the minutes."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 def find(rows, **wanted):
@@ -84,7 +93,8 @@ def test_the_configurations_are_the_published_ones(name, millions):
 
 def test_pictures_and_overhead(small):
     head, rows = bench.run(["pictures", "overhead"], **small)
-    assert {"device", "dtype", "versions", "repeats"} <= set(head)
+    assert list(head)[:4] == ["device", "dtype", "versions", "repeats"]
+    assert head["kind"] == "cpu"
     samples = find(rows, case="bundled, N = 2", metric="UNet samples per step")
     expected = {
         "prompt": 2,
@@ -109,6 +119,56 @@ def test_kernels_have_a_floor_and_every_variant(small):
         "floor",
     ]
     assert find(rows, case="copy", metric="bandwidth")
+
+
+def test_compiled_variants_are_measured_too(small, quick_compile):
+    rows = bench.run(["kernels", "cpu"], **small, compiled=True)[1]
+    times = [r for r in rows if "compile" in r.variant and r.metric == "time"]
+    assert [(r.case.split(",")[0], r.variant) for r in times] == [
+        ("blend attention", "torch.compile"),
+        ("map read-out", "torch.compile, every map"),
+        ("blend step", "torch.compile"),
+        ("blend step", "torch.compile"),
+        ("bundled", "float32, channels-last, compiled"),
+        ("bundled", "bfloat16, channels-last, compiled"),
+    ]
+
+
+def test_large_models_are_repeated_less_on_a_cpu():
+    tool = bench.Bench(torch.device("cpu"), torch.float32, 5, [], False)
+    patient, quick = (sections._patience(tool, name) for name in ("bundled", "SD 1.5"))
+    assert (patient.repeats, quick.repeats) == (5, 2)
+    assert quick.rows is tool.rows
+    assert "(2 at most for the large models)" in bench.header(tool)["repeats"]
+
+
+def test_the_command_prints_the_header_and_the_tables_and_the_files(small, tmp_path, capsys):
+    given = ["--sections", "overhead", "--models", "bundled", "--dtype", "float32", "--device", "cpu"]
+    assert (
+        bench.main([*given, "--styles", "2", "--repeats", "1", "--steps", "1", "--output", str(tmp_path)])
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:4]] == ["device", "dtype", "versions", "repeats"]
+    assert "dtype: float32" in lines
+    assert "| case | variant | measure | CPU | GPU |" in lines
+    assert "| SDXL | | | not measured | not measured |" in lines
+    assert lines[-2:] == [str(tmp_path / "11_cost_cpu.csv"), str(tmp_path / "11_cost.md")]
+
+
+def test_a_part_never_replaces_the_whole_table(monkeypatch, capsys):
+    folders, sizes = [], []
+    head = {"device": "a processor", "kind": "cpu"}
+    monkeypatch.setattr(command, "run", lambda *args, **options: sizes.append(options) or (head, []))
+    monkeypatch.setattr(command, "save", lambda head, rows, folder: folders.append(folder) or [])
+    for given in ("", "--models bundled", "--sections steps", "--styles 2", "--steps 3", "--output here"):
+        bench.main(given.split())
+    part = Path("runs", "bench")
+    assert folders == [None, part, part, part, part, "here"]
+    assert sizes[0]["models"] == ("bundled", "SD 1.5") and sizes[0]["dtype"] is None
+    with pytest.raises(SystemExit):
+        bench.main(["--help"])
+    assert "runs/bench/ where sections" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_unknown_is_named():
@@ -146,10 +206,22 @@ def test_a_column_without_device_says_not_measured(tmp_path):
 def test_tables_and_plots_are_written(tmp_path):
     row = bench.Row("pictures", "tiny, N = 2", "epsilon", "time per picture", 1.5, 0.1, "s")
     step = bench.Row("steps", "tiny", "epsilon, 25 steps", "PSNR to 99 steps", 30.0, 1.0, "dB")
-    written = bench.save({"device": "a processor"}, [*ROWS, row, step], tmp_path)
+    written = bench.save({"device": "a processor", "kind": "cpu"}, [*ROWS, row, step], tmp_path)
     names = {"11_cost_cpu.csv", "11_cost.md", "11_pictures.png", "11_kernels.png", "11_steps.png"}
     assert {path.name for path in written} == names
     assert all(path.stat().st_size > 0 for path in written)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert (tmp_path / "11_cost.md").read_text().count("| SD 1.5 | | | not measured | not measured |") == 1
+
+
+def test_the_column_follows_from_the_kind_of_device(tmp_path):
+    for kind, value in (("cpu", 2.0), ("cuda", 1.0)):
+        row = bench.Row("pictures", "tiny, N = 2", "epsilon", "time per picture", value, 0.0, "s")
+        bench.save({"device": "a name", "kind": kind}, [row], tmp_path)
+    assert "| epsilon | time per picture | 2 s | 1 s |" in (tmp_path / "11_cost.md").read_text()
+    assert {"11_cost_cpu.csv", "11_cost_gpu.csv", "11_pictures_gpu.png"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
 
 
 def test_peak_memory_sees_what_a_call_takes():

@@ -91,16 +91,19 @@ def test_the_mask_keeps_its_sides_on_latents_that_are_not_square(unet, x, contex
 
 
 def test_the_compiled_unet_is_one_graph(unet, x, contexts):
-    """No graph break in any layer, and no new compilation for a new block, new texts or a mask that moves."""
+    """No graph break in any layer, and no new compilation for a new block, new texts or a mask that moves.
+
+    Tracing alone shows this, so the backend is the one that runs the traced graph as it is.
+    """
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(lambda x, c: call(unet, x, c), backend="eager", fullgraph=True)
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)
     for texts, mask in ((contexts, masks.linear(2)), (contexts.flip(1), masks.sharpen(4, 40))):
         with blend_cross_attention(unet, texts, mask, SIZE) as hook:
             for progress in (0.0, 0.5):
                 hook.at(progress, [UNCONDITIONAL, MIXED])
                 rows = texts[[0, 0]]
-                assert close(compiled(x[:2], rows), call(unet, x[:2], rows))
+                assert close(call(compiled, x[:2], rows), call(unet, x[:2], rows))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -136,6 +139,15 @@ def test_attention_slicing_is_refused(unet, x, contexts):
         blended(unet, x, contexts, [MIXED] * 4)
     unet.set_default_attn_processor()
     assert blended(unet, x, contexts, [MIXED] * 4).shape == x.shape
+
+
+def test_an_attention_mask_is_refused(unet, x, contexts):
+    added = {"text_embeds": torch.ones(1, 32), "time_ids": torch.ones(1, 6)}
+    given = {"encoder_attention_mask": torch.ones(1, 77), "added_cond_kwargs": added}
+    with blend_cross_attention(unet, contexts, masks.linear(2), SIZE) as hook:
+        hook.at(0.0, [MIXED])
+        with pytest.raises(NotImplementedError, match="attention mask, which cannot be blended"):
+            unet(x[:1], torch.tensor(500), encoder_hidden_states=contexts[:1], **given)
 
 
 def test_an_ip_adapter_is_refused(unet, x, contexts):

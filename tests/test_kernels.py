@@ -47,6 +47,49 @@ def test_blend_attention_is_the_sum(data, roles, dtype, tolerance):
         assert (out - exact).norm() / exact.norm() < tolerance
 
 
+TOKENS = [1, 17, 77, 1000, 4099]  # bfloat16 goes another way above 2048; maps of 4099 are made in blocks
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
+
+
+def assert_close(out, exact, dtype):
+    assert out.shape == exact.shape and torch.isfinite(out).all()
+    error = (out.double() - exact).norm() / exact.norm()
+    assert error < TOLERANCE[dtype], f"relative error {error:.2e}"
+
+
+def random(*shape, seed, dtype=torch.float32, strided=False):
+    """Normal numbers; strided: every other row and column of a tensor whose axes lie the other way round."""
+    generator = torch.Generator().manual_seed(seed)
+    if not strided:
+        return torch.randn(shape, generator=generator).to(dtype)
+    *rest, rows, width = shape
+    wide = torch.randn(*reversed(rest), 2 * width, 2 * rows, generator=generator).to(dtype)
+    return wide.permute(*reversed(range(len(rest))), -1, -2)[..., ::2, ::2]
+
+
+def hard_and_soft_weights(styles, tokens, strided):
+    """Roles: the empty prompt alone, a random mix of the styles, halves of exact ones and zeros, one style."""
+    weights = torch.zeros(4, 1 + styles, tokens * 2)
+    mix = torch.rand(styles, tokens * 2, generator=torch.Generator().manual_seed(3))
+    weights[0, 0] = weights[2, 1, :tokens] = weights[2, -1, tokens:] = weights[3, -1] = 1
+    weights[1, 1:] = mix / mix.sum(0)
+    return weights[..., ::2] if strided else weights[..., tokens // 2 :][..., :tokens].contiguous()
+
+
+@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("styles", [1, 2, 5])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_blend_attention_at_every_shape(tokens, styles, dtype, strided):
+    like = {"dtype": dtype, "strided": strided}
+    q = random(4, 2, tokens, 8, seed=0, **like)
+    k, v = (random(1 + styles, 2, 77, 8, seed=seed, **like) for seed in (1, 2))
+    weights, roles = hard_and_soft_weights(styles, tokens, strided), [0, 1, 2, 3]
+    exact = exact_blend(q, k, v, weights, roles)
+    for plan in (kernels.make_plan(weights, roles), kernels.make_plan(weights, roles, skip=False)):
+        assert_close(kernels.blend_attention(q, k, v, weights, roles, plan), exact, dtype)
+
+
 def test_unconditional_rows_take_the_plain_path_bit_for_bit(data):
     q, k, v, weights = data
     out = kernels.blend_attention(q, k, v, weights, [1, 0, 1])
@@ -85,34 +128,57 @@ def test_blend_attention_has_gradients(data):
     assert torch.allclose(q.grad, exact.grad, atol=1e-5)
 
 
-def test_maps_are_head_means(data):
+@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_maps_are_head_means(tokens, heads, dtype, strided):
+    like, chosen = {"dtype": dtype, "strided": strided}, [3, 76, 3]
+    q, k, v = (random(2, heads, n, 8, seed=seed, **like) for seed, n in enumerate((tokens, 77, 77)))
+    out, maps = kernels.attention_with_maps(q, k, v, chosen)
+    probs = (q.double() @ k.double().transpose(-1, -2) / 8**0.5).softmax(-1)
+    assert_close(out, probs @ v.double(), dtype)
+    assert_close(maps, probs.mean(1)[..., chosen], dtype)
+    assert out.dtype == dtype and maps.dtype == torch.float32
+
+
+def test_maps_by_blocks_are_the_maps_at_once(data, monkeypatch):
     q, k, v, _ = data
-    out, maps = kernels.attention_with_maps(q, k, v, [3, 76, 3])
-    probs = (q.double() @ k.double().transpose(-1, -2) / 4).softmax(-1)
-    assert torch.allclose(out.double(), probs @ v.double(), atol=1e-6)
-    assert torch.allclose(maps.double(), probs.mean(1)[..., [3, 76, 3]], atol=1e-7)
+    whole = kernels.attention_with_maps(q, k, v, [3, 76, 3])
+    for block in (1, 3 * 2 * 77 * 7):  # one query at a time, seven with a rest
+        monkeypatch.setattr(kernels.reference, "BLOCK", block)
+        for part, expected in zip(kernels.attention_with_maps(q, k, v, [3, 76, 3]), whole, strict=True):
+            torch.testing.assert_close(part, expected, atol=1e-6, rtol=0)
 
 
-def test_blend_step_is_ddim_with_blended_guidance(generator):
+@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("styles, height, width", [(1, 1, 1), (2, 17, 3), (5, 5, 7), (2, 64, 64)])
+@pytest.mark.parametrize("numbers", [(0.3, 0.5, 0.1), (0.3, 0.9, 0.5)], ids=["usual", "more noise than room"])
+def test_blend_step_is_ddim_with_blended_guidance(styles, height, width, numbers, strided):
     from dsnb.epsilon import blend_eps
     from dsnb.sampling import ddim_mean
 
-    x_t, noise, uncond = (torch.randn(2, 4, 5, 7, generator=generator) for _ in range(3))
-    cond = torch.randn(3, 2, 4, 5, 7, generator=generator)
-    weights = torch.rand(3, 5, 7, generator=generator)
-    numbers = torch.tensor([0.3, 0.5, 0.1])
-    guidance = torch.tensor([2.0, 5.0, 7.0])
+    shape, numbers = (2, 4, height, width), torch.tensor(numbers, dtype=torch.float64)
+    x_t, noise, uncond = (random(*shape, seed=seed, strided=strided) for seed in range(3))
+    cond, weights = random(styles, *shape, seed=3, strided=strided), random(styles, height, width, seed=4)
+    weights, guidance = weights.softmax(0), torch.linspace(2, 7, styles)
     x_prev, x_0 = kernels.blend_step(uncond, cond, weights, guidance, x_t, noise, *numbers, return_x0=True)
-    mean, clean = ddim_mean(x_t, blend_eps(uncond, cond, weights, guidance), *numbers)
-    assert torch.allclose(x_prev, mean + 0.1 * noise, atol=1e-5)
-    assert torch.allclose(x_0, clean, atol=1e-5)
+    doubles = [x.double() for x in (uncond, cond, weights, guidance)]
+    mean, clean = ddim_mean(x_t.double(), blend_eps(*doubles), *numbers)
+    assert_close(x_prev, mean + numbers[2] * noise, torch.float32)
+    assert_close(x_0, clean, torch.float32)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"weights": torch.ones(2, 3, 49)}, r"weights must be \(R, 3, 50\)"),
-        ({"roles": [0]}, "one role per row of q \\(3\\), got 1"),
+        ({"roles": [0]}, "roles must name one role per row of q \\(3\\), got 1"),
+        ({"plan": kernels.Plan((0, 1), (0, 1), ())}, "plan.roles must name one role per row of q .3., got 2"),
+        ({"roles": None, "plan": kernels.Plan((0,), (0,), ())}, "plan.roles must name one role .*, got 1"),
+        ({"roles": [0, 1, 2]}, r"roles must be indices from 0 to 1, got \[0, 1, 2\]"),
+        ({"roles": torch.tensor([0, -1, 1])}, r"roles must be indices from 0 to 1, got \[0, -1, 1\]"),
+        ({"plan": kernels.Plan((0, 1, 2), (0, 1, 1), ())}, "plan.roles must be indices from 0 to 1"),
         ({"roles": None}, "roles must be given"),
         ({"v": torch.ones(3, 2, 77, 8)}, "k and v must be"),
     ],
@@ -124,13 +190,26 @@ def test_wrong_shapes_are_named(data, change, message):
 
 
 def test_wrong_tokens_and_numbers_are_named(data):
-    with pytest.raises(ValueError, match="from 0 to 76, got"):
-        kernels.attention_with_maps(*data[:3], [77])
-    x = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(ValueError, match="alpha"):
-        kernels.blend_step(x, x[None], x[0, :1], 1.0, x, None, 1.5, 0.5, 0.0)
-    with pytest.raises(ValueError, match="noise must be given"):
-        kernels.blend_step(x, x[None], x[0, :1], 1.0, x, None, 0.5, 0.5, 0.1)
+    for tokens in ([77], [-1], torch.tensor([3, 77])):
+        with pytest.raises(ValueError, match="tokens must be indices from 0 to 76, got"):
+            kernels.attention_with_maps(*data[:3], tokens)
+    x = torch.zeros(2, 4, 3, 3)
+    right = {"eps_uncond": x, "eps_cond": x.expand(3, *x.shape), "weights": x[0, :3], "guidance": 1.0}
+    right |= {"x_t": x, "noise": x, "alpha": 0.5, "alpha_prev": 0.6, "sigma": 0.1}
+    for wrong, message in (
+        ({"alpha": 1.5}, "alpha and alpha_prev must be in .0, 1., got 1.5"),
+        ({"noise": None}, "noise must be given where sigma is not 0, got sigma 0.1"),
+        ({"noise": x[:1]}, r"noise must have x_t's shape \(2, 4, 3, 3\), got \(1, 4, 3, 3\)"),
+        ({"eps_uncond": x[..., :1]}, r"eps_uncond must have x_t's shape .*, got \(2, 4, 3, 1\)"),
+        ({"eps_cond": x}, "eps_cond must be"),
+        ({"sigma": -0.1}, "sigma must be at least 0, got -0.1"),
+        ({"sigma": float("nan")}, "sigma must be at least 0, got nan"),
+        ({"guidance": [1.0, 2.0]}, r"guidance must be one number or \(3,\), one per style; got \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.blend_step(**right | wrong)
+    for guidance in (2, [2.0], [2.0, 2.0, 2.0], torch.full((3,), 2.0)):
+        assert torch.isfinite(kernels.blend_step(**right | {"guidance": guidance})).all()
 
 
 def test_force_is_the_switch():

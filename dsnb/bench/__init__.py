@@ -2,9 +2,9 @@
 
 from .command import main, run
 from .harness import Bench, Options, Row, header, median_and_spread, ratios
-from .report import NOT_MEASURED, read_csv, save, text, to_markdown, write_csv
+from .report import NOT_MEASURED, read_csv, save, tables, text, to_markdown, write_csv
 
 __all__ = [
     "NOT_MEASURED", "Bench", "Options", "Row", "header", "main", "median_and_spread", "ratios", "read_csv", "run",
-    "save", "text", "to_markdown", "write_csv",
+    "save", "tables", "text", "to_markdown", "write_csv",
 ]  # fmt: skip

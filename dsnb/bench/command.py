@@ -3,13 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from ..models import choose_device, choose_dtype
 from .harness import CLOCKS, Bench, Options, Row, header
-from .report import save
+from .report import kind, save, tables
 from .sections import MODELS, SECTIONS
+
+DTYPES = ("float32", "bfloat16", "float16")
+TABLE = {"models": ("bundled", "SD 1.5"), "styles": (2, 3, 5)}  # what the table in figures/ holds at least
 
 
 def run(
@@ -29,13 +33,13 @@ def run(
     """Measures the named sections (default: all of SECTIONS) -> the header and the rows.
 
     models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets, random weights. styles: the
-    numbers of prompts (on a CPU only the first for the large models). steps: denoising steps per picture
-    (default: all for the bundled model, 1 for the others, scaled up). compiled: also measure `torch.compile`,
-    which takes minutes. threads: of the CPU (default: as torch chose). clock:
-    "wall", or "processor": the time the CPU worked for this process, fair on a busy machine with threads=1.
+    numbers of prompts (on a CPU only the first for the large models). repeats: of each measurement (on a CPU at
+    most 2 for the large models). steps: denoising steps per picture (default: all for the bundled model, 1 for
+    the others, scaled up). compiled: also measure `torch.compile`, which takes minutes. threads: of the CPU
+    (default: as torch chose). clock: "wall", or "processor": the time the CPU worked for this process, fair on a
+    busy machine with threads=1.
     Raises ValueError for an unknown section, model or clock.
     """
-
     for name, given, known in (
         ("sections", sections or (), SECTIONS),
         ("models", models, MODELS),
@@ -61,13 +65,20 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m dsnb bench`."""
+    """`python -m dsnb bench`: the header, the tables, and the files they were written into."""
     p = argparse.ArgumentParser("python -m dsnb bench", description="Measure what everything costs.")
-    p.add_argument("--sections", nargs="+", help="pictures overhead kernels cpu steps caching; default: all")
     p.add_argument(
-        "--models", nargs="+", default=["bundled"], help="bundled, 'SD 1.5', SDXL; default: bundled"
+        "--sections", nargs="+", default=list(SECTIONS), help=f"of {' '.join(SECTIONS)}; default: all"
     )
+    p.add_argument(
+        "--models",
+        nargs="+",
+        default=TABLE["models"],
+        help="of bundled, 'SD 1.5', SDXL; default: the first two",
+    )
+    p.add_argument("--styles", nargs="+", type=int, default=TABLE["styles"], help="how many; default: 2 3 5")
     p.add_argument("--device", help="cpu, cuda, …; default: the best there is")
+    p.add_argument("--dtype", choices=DTYPES, help="default: the fastest that the device multiplies natively")
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--steps", type=int, help="denoising steps per measured picture")
     p.add_argument("--compile", action="store_true", help="measure torch.compile too, which takes minutes")
@@ -75,20 +86,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument(
         "--clock", default="wall", help="wall, or processor (for a busy machine, with --threads 1)"
     )
-    p.add_argument("--output", help="folder of the tables and plots; default: figures/")
+    p.add_argument(
+        "--output",
+        help="folder of the tables and plots; default: figures/, or runs/bench/ where sections, models, styles or "
+        "steps are fewer than by default, so that a part never replaces the whole table",
+    )
     a = p.parse_args(argv)
+    whole = a.steps is None and all(
+        set(least) <= set(given)
+        for least, given in ((SECTIONS, a.sections), (TABLE["models"], a.models), (TABLE["styles"], a.styles))
+    )
     try:
         head, rows = run(
             a.sections,
             models=a.models,
+            styles=a.styles,
             device=a.device,
+            dtype=a.dtype and getattr(torch, a.dtype),
             repeats=a.repeats,
             steps=a.steps,
             compiled=a.compile,
             threads=a.threads,
             clock=a.clock,
         )
-        for path in save(head, rows, a.output):
+        for key, value in head.items():
+            sys.stdout.write(f"{key}: {value}\n")
+        sys.stdout.write(f"\n{tables({kind(head): rows})}\n")
+        for path in save(head, rows, a.output or (None if whole else Path("runs", "bench"))):
             sys.stdout.write(f"{path}\n")
     except (ValueError, OSError) as error:
         p.exit(1, f"{error}\n")

@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+MOST_REPEATS = 2  # of the large models on a CPU, where a single UNet call takes seconds
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,17 @@ def header(bench: Bench) -> dict[str, str]:
     """The first lines of every table."""
     device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else _processor()
     packages = ("torch", "diffusers", "transformers", "triton")
+    versions = [*(f"{name} {_version(name)}" for name in packages), f"python {platform.python_version()}"]
+    few = f" ({MOST_REPEATS} at most for the large models)" if bench.device.type == "cpu" else ""
     return {
         "device": device,
         "dtype": str(bench.dtype).removeprefix("torch."),
+        "versions": ", ".join(versions),
+        "repeats": f"{bench.repeats}{few}, taking turns; median ± half the distance between the quartiles",
+        "kind": bench.device.type,
         "threads": str(torch.get_num_threads()),
         "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         "clock": bench.clock,
-        "versions": ", ".join(f"{name} {_version(name)}" for name in packages)
-        + f", python {platform.python_version()}",
-        "repeats": f"{bench.repeats}, taking turns; median ± half the distance between the quartiles",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 

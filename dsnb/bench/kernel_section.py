@@ -25,7 +25,7 @@ def kernel_section(bench: Bench, options: Options) -> None:
     for tokens, heads, dim in tqdm(shapes, desc="kernels", leave=False, disable=not bench.progress):
         for batch in (2, 64) if gpu else (2,):
             _blend_attention(bench, options, speed, batch, tokens, heads, dim)
-            _map_readout(bench, speed, batch, tokens, heads, dim)
+            _map_readout(bench, options, speed, batch, tokens, heads, dim)
     for batch in (1, 64):
         _blend_step(bench, options, speed, batch)
 
@@ -43,37 +43,40 @@ def _blend_attention(bench, options, speed, batch, tokens, heads, dim) -> None:
     mix = weights[1, 1:, :, None].to(bench.dtype)
     spread = lambda x, i: x[i : i + 1].expand(half, -1, -1, -1)
 
-    def attend(attention):
+    def attend(attention, q, k, v):
         plain = attention(q[:half], spread(k, 0), spread(v, 0))
         left, right = (attention(q[half:], spread(k, i), spread(v, i)) for i in (1, 2))
         return torch.cat([plain, mix[0] * left + mix[1] * right])
 
     variants = {
-        "eager": lambda: attend(_materialised),
-        "two SDPA and a blend": lambda: attend(F.scaled_dot_product_attention),
+        "eager": lambda: attend(_materialised, q, k, v),
+        "two SDPA and a blend": lambda: attend(F.scaled_dot_product_attention, q, k, v),
         "dsnb": lambda: kernels.blend_attention(q, k, v, weights, rows, plan),
     }
     if options.compiled:
-        compiled = torch.compile(lambda q, k, v: attend(_materialised), dynamic=False)
+        compiled = torch.compile(lambda q, k, v: attend(_materialised, q, k, v), dynamic=False)
         variants["torch.compile"] = lambda: compiled(q, k, v)
     moved = (2 * q.numel() + k.numel() + v.numel()) * q.element_size() + weights.numel() * 4
     _compare(bench, case, variants, "two SDPA and a blend", moved, speed)
 
 
-def _map_readout(bench, speed, batch, tokens, heads, dim) -> None:
+def _map_readout(bench, options, speed, batch, tokens, heads, dim) -> None:
     case = f"map read-out, {tokens} tokens, {heads} × {dim}, batch {batch}, 8 words"
     q, k, v = _qkv(bench, batch, batch, tokens, heads, dim)
     words = torch.arange(1, 9, device=bench.device)
 
-    def every_map():
+    def every_map(q, k, v):
         probabilities = _probabilities(q, k)
         return probabilities @ v, probabilities.float().mean(1)
 
     variants = {
         "plain attention (SDPA)": lambda: F.scaled_dot_product_attention(q, k, v),
-        "eager, every map": every_map,
+        "eager, every map": lambda: every_map(q, k, v),
         "dsnb": lambda: kernels.attention_with_maps(q, k, v, words),
     }
+    if options.compiled:
+        compiled = torch.compile(every_map, dynamic=False)
+        variants["torch.compile, every map"] = lambda: compiled(q, k, v)
     moved = (2 * q.numel() + k.numel() + v.numel()) * q.element_size() + batch * tokens * len(words) * 4
     _compare(bench, case, variants, "plain attention (SDPA)", moved, speed)
 

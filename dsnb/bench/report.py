@@ -1,14 +1,15 @@
 """The bench's rows as CSV, as Markdown and as plots in `figures/`."""
 
 import csv
+import io
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import torch
-
 from ..plotting import figures_folder
 from . import plots
+from .baselines import CONFIGS
 from .harness import Row
 
 NOT_MEASURED = "not measured"
@@ -16,12 +17,12 @@ NOT_MEASURED = "not measured"
 
 def write_csv(path: Path, head: dict[str, str], rows: Sequence[Row]) -> Path:
     """The header as comment lines, then the rows."""
-    with open(path, "w", newline="") as file:
-        file.writelines(f"# {key}: {value}\n" for key, value in head.items())
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    return path
+    file = io.StringIO()
+    file.writelines(f"# {key}: {value}\n" for key, value in head.items())
+    writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return _write_whole(path, file.getvalue())
 
 
 def read_csv(path: Path) -> tuple[dict[str, str], list[Row]]:
@@ -33,21 +34,31 @@ def read_csv(path: Path) -> tuple[dict[str, str], list[Row]]:
 
 
 def to_markdown(results: dict[str, tuple[dict[str, str], Sequence[Row]]]) -> str:
-    """Tables of all sections, a column per kind of device; `results`: "CPU" and "GPU" -> header, rows."""
+    """The headers and the tables; `results`: "CPU" and "GPU" -> header, rows."""
     lines = ["# What everything costs", ""]
-    for kind in ("CPU", "GPU"):
-        head = results.get(kind, ({"device": NOT_MEASURED}, []))[0]
-        lines += [f"**{kind}**: " + "; ".join(f"{key} {value}" for key, value in head.items()), ""]
+    for device in ("CPU", "GPU"):
+        head = results.get(device, ({"device": NOT_MEASURED}, []))[0]
+        lines += [f"**{device}**: " + "; ".join(f"{key} {value}" for key, value in head.items()), ""]
+    return "\n".join(lines) + "\n" + tables({device: rows for device, (_, rows) in results.items()})
+
+
+def tables(results: dict[str, Sequence[Row]]) -> str:
+    """One table per section, a column per kind of device; a large model that nobody measured has a line too."""
+    lines: list[str] = []
     found: dict[tuple, dict[str, Row]] = {}
-    for kind, (_, rows) in results.items():
+    for device, rows in results.items():
         for row in rows:
-            found.setdefault((row.section, row.case, row.variant, row.metric), {})[kind] = row
+            found.setdefault((row.section, row.case, row.variant, row.metric), {})[device] = row
     for section in dict.fromkeys(key[0] for key in found):
         lines += [f"## {section}", "", "| case | variant | measure | CPU | GPU |", "|---|---|---|---|---|"]
-        for (part, *names), by_kind in found.items():
+        for (part, *names), by_device in found.items():
             if part == section:
-                cells = [text(by_kind[kind]) if kind in by_kind else NOT_MEASURED for kind in ("CPU", "GPU")]
+                cells = [text(by_device[d]) if d in by_device else NOT_MEASURED for d in ("CPU", "GPU")]
                 lines.append(f"| {' | '.join([*names, *cells])} |")
+        if section in ("pictures", "overhead"):
+            cases = [key[1] for key in found if key[0] == section]
+            missing = [name for name in CONFIGS if not any(case.startswith(name) for case in cases)]
+            lines += [f"| {name} | | | {NOT_MEASURED} | {NOT_MEASURED} |" for name in missing]
         lines.append("")
     return "\n".join(lines)
 
@@ -66,18 +77,25 @@ def text(row: Row) -> str:
     return f"{row.value * scale:.3g}{spread} {unit}".strip()
 
 
+def kind(head: dict[str, str]) -> str:
+    """The column of a run with this header: "CPU" or "GPU"."""
+    return "CPU" if head["kind"] == "cpu" else "GPU"
+
+
 def save(head: dict[str, str], rows: Sequence[Row], folder: str | Path | None = None) -> list[Path]:
     """Writes 11_cost_cpu.csv or 11_cost_gpu.csv, the Markdown table of both, and the plots, into figures/."""
-
     folder = figures_folder() if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kind = "GPU" if torch.cuda.is_available() and torch.cuda.get_device_name() == head["device"] else "CPU"
-    written = [write_csv(folder / f"11_cost_{kind.lower()}.csv", head, rows)]
-    results = {
-        k: read_csv(folder / f"11_cost_{k.lower()}.csv")
-        for k in ("CPU", "GPU")
-        if (folder / f"11_cost_{k.lower()}.csv").is_file()
-    }
-    table = folder / "11_cost.md"
-    table.write_text(to_markdown(results) + "\n")
-    return [*written, table, *plots.save_all(rows, folder, suffix="" if kind == "CPU" else "_gpu")]
+    files = {device: folder / f"11_cost_{device.lower()}.csv" for device in ("CPU", "GPU")}
+    written = write_csv(files[kind(head)], head, rows)
+    results = {device: read_csv(file) for device, file in files.items() if file.is_file()}
+    table = _write_whole(folder / "11_cost.md", f"{to_markdown(results)}\n")
+    return [written, table, *plots.save_all(rows, folder, suffix="" if kind(head) == "CPU" else "_gpu")]
+
+
+def _write_whole(path: Path, content: str) -> Path:
+    """The file appears whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(content.encode())
+    os.replace(temporary, path)
+    return path

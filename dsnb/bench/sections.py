@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -18,7 +19,7 @@ from ..metrics.readers import load_probe, style_shown
 from ..models import Model, count_unet_samples, load
 from ..sampling import make_schedule
 from .baselines import CONFIGS, make_loop, random_model, reuse_deep_features, source_attention, source_epsilon
-from .harness import Bench, Options, ratios
+from .harness import MOST_REPEATS, Bench, Options, ratios
 from .kernel_section import kernel_section
 
 MODELS = ("bundled", *CONFIGS)
@@ -35,7 +36,7 @@ def pictures(bench: Bench, options: Options) -> None:
             calls = {method: METHODS[method] for method in methods}
             calls |= {"source's epsilon": source_epsilon, "source's attention": source_attention}
             variants = _bound(calls, make_loop(model, masks.logistic(n=n), steps))
-            seconds = bench.time(variants, note=case)
+            seconds = _patience(bench, name).time(variants, note=case)
             for variant, call in variants.items():
                 with count_unet_samples(model.unet) as count, torch.no_grad():
                     memory = bench.peak_memory(call)
@@ -60,7 +61,7 @@ def overhead(bench: Bench, options: Options) -> None:
         for method, samples in (("epsilon", 3), ("attention", 2)):
             variants |= _bound({method: METHODS[method]}, loop)
             variants[f"bare {method}"] = _bare_calls(model, loop, steps, samples)
-        seconds = bench.time(variants, note=f"{name}: the loop's share")
+        seconds = _patience(bench, name).time(variants, note=f"{name}: the loop's share")
         for method in ("epsilon", "attention"):
             share = [100 * (r - 1) for r in ratios(seconds, f"bare {method}")[method]]
             per_call = [s / steps for s in seconds[f"bare {method}"]]
@@ -69,7 +70,11 @@ def overhead(bench: Bench, options: Options) -> None:
 
 
 def cpu_section(bench: Bench, options: Options) -> None:
-    """float32 against bfloat16, channels-last, threads and torch.compile, for one UNet call of 3 samples."""
+    """float32 against bfloat16, channels-last, threads and torch.compile, for one UNet call of 3 samples.
+
+    SD 1.5 is not compiled, which takes many minutes on a CPU; SDXL is left out: its weights in both dtypes and
+    layouts do not fit into an ordinary machine's memory.
+    """
     if bench.device.type != "cpu":
         return
     threads = torch.get_num_threads()
@@ -86,11 +91,11 @@ def cpu_section(bench: Bench, options: Options) -> None:
             plain = Model(copy.copy(model.pipe), model.name, model.settings)
             plain.pipe.unet = copy.deepcopy(model.unet).to(memory_format=torch.contiguous_format)
             variants[label] = _bare_calls(plain, make_loop(plain, masks.logistic(), 1), 1, 3)
-            if options.compiled:
+            if options.compiled and name == "bundled":
                 unet = torch.compile(model.unet, dynamic=False)
                 variants[f"{label}, channels-last, compiled"] = _bare_calls(model, make_loop(
                     model, masks.logistic(), 1), 1, 3, unet)  # fmt: skip
-        seconds = bench.time(variants, note=f"{name}: dtypes, layouts, threads")
+        seconds = _patience(bench, name).time(variants, note=f"{name}: dtypes, layouts, threads")
         best = min(seconds, key=lambda v: sorted(seconds[v])[len(seconds[v]) // 2])
         for variant, ratio in ratios(seconds, best).items():
             bench.add("cpu", f"{name}, one call of 3", variant, "time", seconds[variant], "s")
@@ -126,7 +131,7 @@ def caching_section(bench: Bench, options: Options) -> None:
         model = _model(name, bench.device, bench.dtype)
         loop = make_loop(model, masks.logistic(), 1)
         project = _text_projections(model, loop.embeddings)
-        seconds = bench.time(
+        seconds = _patience(bench, name).time(
             {"projecting them": project, "one UNet call of 2": _bare_calls(model, loop, 1, 2)},
             note="text keys",
         )
@@ -182,6 +187,12 @@ def _model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     return random_model(CONFIGS[name], device, dtype, name)
 
 
+def _patience(bench: Bench, name: str) -> Bench:
+    """The same bench, with fewer repeats where this model's calls take seconds."""
+    slow = name != "bundled" and bench.device.type == "cpu"
+    return replace(bench, repeats=min(bench.repeats, MOST_REPEATS)) if slow else bench
+
+
 def _steps(name: str, options: Options, total: int) -> int:
     return min(total, options.steps or (total if name == "bundled" else 1))
 
@@ -190,7 +201,7 @@ def _bare_calls(model: Model, loop, steps: int, samples: int, unet=None) -> Call
     """The UNet alone, `steps` times, on the first `samples` texts."""
     x = loop.trajectory.x_T.to(model.device, model.dtype).repeat(samples, 1, 1, 1)
     times = make_schedule(model.scheduler, steps).timesteps.to(model.device)
-    rows, unet = loop.embeddings[:samples], unet or model.unet
+    rows, unet = loop.embeddings[:samples], model.unet if unet is None else unet
 
     def call():
         for t in times:

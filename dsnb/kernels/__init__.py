@@ -70,7 +70,7 @@ def blend_attention(
     cares for speed or compiles; without it the plan is made here on a CPU, and on a GPU the torch path skips
     nothing (to look at the weights would stall it).
     Returns (B, heads, T, d) in q's dtype.
-    ValueError where the shapes do not fit.
+    ValueError where the shapes do not fit, or a role is out of range (not looked at where it is on a GPU).
     """
     if weights.ndim == 2:
         weights = weights[None]
@@ -79,8 +79,11 @@ def blend_attention(
         raise ValueError(f"k and v must be (P, {heads}, L, {dim}), got {tuple(k.shape)} and {tuple(v.shape)}")
     if weights.ndim != 3 or weights.shape[1] != k.shape[0] or weights.shape[2] != n_queries:
         raise ValueError(f"weights must be (R, {k.shape[0]}, {n_queries}), got {tuple(weights.shape)}")
-    if roles is not None and len(roles) != batch:
-        raise ValueError(f"roles must name one role per row of q ({batch}), got {len(roles)}")
+    for name, given in (("roles", roles), ("plan.roles", plan.roles if plan else None)):
+        if given is not None:
+            if len(given) != batch:
+                raise ValueError(f"{name} must name one role per row of q ({batch}), got {len(given)}")
+            _check_indices(name, given, weights.shape[0])
     if roles is None:
         if plan is None and weights.shape[0] != 1:
             raise ValueError(f"roles must be given where weights hold {weights.shape[0]} roles")
@@ -120,15 +123,12 @@ def attention_with_maps(
 
     q (B, heads, T, d); k, v (B, heads, L, d); tokens (n,) indices into L.
     Returns (B, heads, T, d) in q's dtype and float32 (B, T, n) in [0, 1].
-    ValueError where the shapes do not fit.
+    ValueError where the shapes do not fit, or a token is out of range (not looked at where it is on a GPU).
     """
     if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
         raise ValueError(f"k and v must be (B, heads, L, d) as q {tuple(q.shape)}, got {tuple(k.shape)}")
-    if not isinstance(tokens, Tensor):
-        if not all(0 <= t < k.shape[2] for t in tokens):
-            raise ValueError(f"tokens must be indices from 0 to {k.shape[2] - 1}, got {list(tokens)}")
-        tokens = torch.tensor(tokens, dtype=torch.long)
-    tokens = tokens.to(q.device)
+    _check_indices("tokens", tokens, k.shape[2])
+    tokens = torch.as_tensor(tokens, dtype=torch.long).to(q.device)
     if backend(q.device) == "triton":
         both = _fused("attention_with_maps", q, k, v, tokens)
         if both is not None:
@@ -151,8 +151,8 @@ def blend_step(
     """Guidance, the masked blend of N predictions and one DDIM step, in one pass over memory.
 
     eps_uncond (B, C, h, w), or None for the blend without guidance; eps_cond (N, B, C, h, w);
-    weights (N, h, w); guidance one number or one per style; x_t (B, C, h, w); noise alike,
-    or None where sigma is 0;
+    weights (N, h, w); guidance one number or one per style; x_t (B, C, h, w); noise alike, or None where
+    sigma is 0;
     alpha, alpha_prev: cumulative ᾱ in (0, 1]; sigma ≥ 0. The equations: `reference.blend_step`.
     Returns x_{t−1}, or (x_{t−1}, x_0) when asked; float32. ValueError where shapes or numbers do not fit.
     """
@@ -162,18 +162,34 @@ def blend_step(
             f"eps_cond must be (N, *x_t.shape) and weights (N, h, w): x_t {tuple(x_t.shape)}, "
             f"eps_cond {tuple(eps_cond.shape)}, weights {tuple(weights.shape)}"
         )
+    for name, given in (("eps_uncond", eps_uncond), ("noise", noise)):
+        if given is not None and given.shape != x_t.shape:
+            raise ValueError(f"{name} must have x_t's shape {tuple(x_t.shape)}, got {tuple(given.shape)}")
     alpha, alpha_prev, sigma = float(alpha), float(alpha_prev), float(sigma)
     if not (0 < alpha <= 1 and 0 < alpha_prev <= 1):
         raise ValueError(f"alpha and alpha_prev must be in (0, 1], got {alpha} and {alpha_prev}")
+    if not sigma >= 0:
+        raise ValueError(f"sigma must be at least 0, got {sigma}")
     if noise is None and sigma != 0:
         raise ValueError(f"noise must be given where sigma is not 0, got sigma {sigma}")
     if not isinstance(guidance, Tensor):
         guidance = torch.tensor(guidance, dtype=torch.float32)
+    if guidance.shape not in ((), (1,), (n,)):
+        raise ValueError(f"guidance must be one number or ({n},), one per style; got {tuple(guidance.shape)}")
     guidance = guidance.to(x_t.device).expand(n)
     args = (eps_uncond, eps_cond, weights, guidance, x_t, noise if sigma else None, alpha, alpha_prev, sigma)
     both = _fused("blend_step", *args, return_x0) if backend(x_t.device) == "triton" else None
     x_prev, x_0 = reference.blend_step(*args) if both is None else both
     return (x_prev, x_0) if return_x0 else x_prev
+
+
+def _check_indices(name: str, given: Tensor | Sequence[int], n: int) -> None:
+    """ValueError unless all are from 0 to n - 1; not looked at on a GPU (it would stall) or while compiling."""
+    if torch.compiler.is_compiling() or isinstance(given, Tensor) and given.device.type != "cpu":
+        return
+    given = given.tolist() if isinstance(given, Tensor) else list(given)
+    if not all(0 <= index < n for index in given):
+        raise ValueError(f"{name} must be indices from 0 to {n - 1}, got {given}")
 
 
 def _fused(name: str, *args):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 1_500_000  # probabilities at a time on a CPU: 6 MB of float32, beyond which memory sets the pace
+
 
 class Plan(NamedTuple):
     """Row b has role `roles[b]` and first meets prompt `first[b]`; then terms (start, stop, role, prompt).
@@ -92,7 +94,12 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tupl
 
     q (B, heads, T, d), k and v (B, heads, L, d), tokens (n,) long into L.
     Returns the output (B, heads, T, d) in q's dtype and float32 maps (B, T, n), each in [0, 1].
+    On a CPU block by block of queries, so that the probabilities of one block stay in the cache.
     """
+    rows = max(1, BLOCK // (q.shape[0] * q.shape[1] * k.shape[2]))
+    if q.device.type == "cpu" and q.shape[2] > rows:
+        blocks = [attention_with_maps(part, k, v, tokens) for part in q.split(rows, 2)]
+        return torch.cat([out for out, _ in blocks], 2), torch.cat([maps for _, maps in blocks], 1)
     probs = _probabilities(q, k)
     maps = probs.index_select(-1, tokens).mean(1)
     return probs.to(v.dtype) @ v, maps.float()
