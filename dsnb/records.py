@@ -7,10 +7,10 @@ Light on purpose: every notebook of a grid imports it. `record` and `once` are f
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 MARK = "dsnb-rows"  # metadata of the outputs that carry rows
-NUMBERS = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 _kept: dict = {}
 
 
@@ -30,19 +30,37 @@ def record(rows: Sequence[dict] | None = None, /, **values) -> None:
 
 def _plain(name: str, value: object) -> object:
     value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, float) and not (value - value == 0):  # JSON has no such numbers
-        return "nan" if value != value else "inf" if value > 0 else "-inf"
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # JSON has no such numbers; nothing else is recorded as a dict
     if value is not None and not isinstance(value, (bool, int, float, str)):
         raise ValueError(f"{name} is {type(value).__name__}, expected one number, text, truth value or None")
     return value
 
 
 def once(make: Callable, *args, **options):
-    """`make(*args, **options)`, kept for this process, so that a worker loads a model once, not per point."""
+    """`make(*args, **options)`, kept for this process, so that a worker loads a model once, not per point.
+
+    What was made is found again by the `repr` of the arguments. TypeError for a tensor or array among them.
+    """
+    for name, value in [*enumerate(args), *options.items()]:
+        if _abbreviated(value):
+            raise TypeError(
+                f"argument {name!r} of once is a {type(value).__name__} that is or holds an array, which its repr "
+                "does not tell from others; expected numbers, texts or paths"
+            )
     key = (make.__module__, make.__qualname__, repr(args), repr(sorted(options.items())))
     if key not in _kept:
         _kept[key] = make(*args, **options)
     return _kept[key]
+
+
+def _abbreviated(value: object) -> bool:
+    """Whether a value is or holds a tensor or array (anything with a shape), whose `repr` leaves out most."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set):
+        return any(map(_abbreviated, value))
+    return bool(getattr(value, "shape", ()))
 
 
 def recorded(notebook) -> list[dict]:
@@ -51,7 +69,7 @@ def recorded(notebook) -> list[dict]:
     for output in _outputs(notebook):
         if output.output_type == "display_data" and output.metadata.get(MARK):
             rows += [dict(row) for row in output.data["application/json"]]
-    return [{k: NUMBERS.get(v, v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    return [{k: float(v["float"]) if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
 
 
 def pictures(notebook) -> list[bytes]:

@@ -1,21 +1,27 @@
 """Grids run for real: papermill, Dask workers, kernels; on notebooks that import nothing heavy."""
 
+import errno
 import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
 
+import dsnb
 from dsnb import runs
 from dsnb.records import once, record, recorded
-from dsnb.runs import runner
+from dsnb.runs import points, runner
 from dsnb.runs.grid import GridError, convert, make_grid, parse_settings, parse_values
 from dsnb.runs.results import FolderError
 
@@ -65,6 +71,44 @@ def cluster():
         yield cluster
 
 
+@contextmanager
+def started(*words):
+    """A process in a group of its own, which is killed afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline, f"not within 90 s: {what}"
+        time.sleep(0.05)
+
+
+def finished(output):
+    """The points of a folder that are done, by their sharpness."""
+    rows = [json.loads(file.read_text()) for file in output.glob("points/[!.]*/row.json")]
+    return sorted(row["parameters"]["sharpness"] for row in rows if row["status"] == "done")
+
+
+def begun(log):
+    """The sharpness of each point begun, in order."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [float(line.split()[1]) for line in lines if line.startswith("begin")]
+
+
 def command(notebook, output, *words, cluster=None):
     where = ["--scheduler", cluster.scheduler_address] if cluster else ["--workers", "1"]
     return runs.main([str(notebook), "--output", str(output), *where, *words])
@@ -84,6 +128,7 @@ def test_a_grid_becomes_a_table_and_only_what_is_missing_is_run_again(notebook, 
     failed = nbformat.read(output / table.notebook[2], as_version=4)
     assert any("seven" in str(cell.get("outputs", "")) for cell in failed.cells)
     assert table.version_papermill.notna().all() and table.version_python.notna().all()
+    assert set(table.version_dsnb) == {dsnb.__version__}  # installed or not
     assert pd.read_parquet(output / "table.parquet").score.dropna().tolist() == [10, -1, 40, -1]
     point = output / Path(table.notebook[0]).parent
     assert (point / "00.png").read_bytes().startswith(b"\x89PNG")
@@ -105,9 +150,98 @@ def test_more_values_extend_a_table_and_kernels_are_kept_but_clean(notebook, tmp
     assert table.sharpness.tolist() == [k for k in range(1, 7) for _ in range(2)]
     first = table[table.score >= 0]
     assert (first.kernel == first.kept).all()  # what `once` kept belongs to this very kernel …
-    assert (
-        first.kernel.nunique() <= 2 < len(first)
-    )  # … which served several points, with no variable left over
+    before, after = set(first.kernel[:2]), set(first.kernel[2:])
+    assert len(after) <= 2 < len(first[2:])  # … which served several points, with no variable left over …
+    assert not before & after  # … and one run
+    for kernel in before | after:  # they end with their run, although the workers live on
+        wait_until(lambda kernel=int(kernel): _ended(kernel), f"kernel {kernel} ended")
+
+
+def _ended(pid):
+    """Whether a process has ended, if perhaps nobody has asked for its status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_kept_kernel_starts_each_point_in_its_folder_and_gives_way_to_another_run_or_name(
+    tmp_path, monkeypatch
+):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "kernels" / name).mkdir(parents=True)
+        words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec = {"argv": words, "display_name": name, "language": "python", "env": {"KERNEL": name}}
+        (tmp_path / "kernels" / name / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    source = "import os\nfrom dsnb.records import record"
+    source += "\nrecord(folder=os.getcwd(), kernel=os.getpid(), name=os.environ['KERNEL'])\nos.chdir('/')"
+
+    def row(name, folder, run):
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nb.metadata.kernelspec = {"name": name, "display_name": name, "language": "python"}
+        outcome = points.run_point(points.Point("id", nbformat.writes(nb), {}, str(tmp_path / folder)), run)
+        assert outcome.status == "done", outcome.error
+        assert outcome.rows[0]["name"] == name and outcome.rows[0]["folder"] == str(tmp_path / folder)
+        return outcome.rows[0]["kernel"]
+
+    try:
+        first = row("one", "one", "a")
+        assert row("one", "one", "a") == row("one", "two", "a") == first
+        third = row("two", "two", "a")
+        fourth = row("two", "two", "b")
+        assert len({first, third, fourth}) == 3 and len(points._kernels) == 1
+        wait_until(lambda: _ended(first) and _ended(third), "replaced kernels ended")
+    finally:
+        points.end_kernels()
+    wait_until(lambda: _ended(fourth), "last kernel ended")
+
+
+def test_a_run_stopped_midway_goes_on_from_there(notebook, tmp_path):
+    output, log = tmp_path / "out", tmp_path / "log"
+    words = ["-m", "dsnb", "run", str(notebook), "--output", str(output), "--workers", "1"]
+    words += ["--grid", "sharpness=1,2,3,4", "-p", f"log={log}", "-p", "pause=1"]
+    with started(*words) as process:
+        wait_until(lambda: finished(output), "a finished point")
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the workers too
+        _, text = process.communicate(timeout=60)
+    assert process.returncode == 130 and text.rstrip().endswith("the same command goes on from here")
+    assert "Traceback" not in text
+    done = finished(output)
+    assert 1 <= len(done) < 4 and not list(output.rglob("*tmp*"))
+    assert pd.read_csv(output / "table.csv").sharpness.nunique() == len(done)
+
+    log.unlink()
+    with started(*words) as process:
+        text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and f"{4 - len(done)} done, 0 failed, {len(done)} from before" in text
+    assert sorted([*begun(log), *done]) == [1, 2, 3, 4]
+    assert pd.read_csv(output / "table.csv").sharpness.tolist() == [k for k in range(1, 5) for _ in range(2)]
+
+
+def test_a_lost_scheduler_is_a_sentence_and_finished_rows_stay(notebook, tmp_path, capsys):
+    output = tmp_path / "out"
+    words = ["--grid", "sharpness=1,2,3,4", "-p", "pause=1"]
+    code = "import time\nfrom distributed import LocalCluster\n"
+    code += "cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol='tcp')\n"
+    code += "print(cluster.scheduler_address, flush=True)\ntime.sleep(300)"
+    status = []
+    with started("-c", code) as process:
+        process.scheduler_address = process.stdout.readline().strip()
+        run = threading.Thread(
+            target=lambda: status.append(command(notebook, output, *words, cluster=process))
+        )
+        run.start()
+        wait_until(lambda: finished(output) or status, "a finished point")
+        os.killpg(process.pid, signal.SIGKILL)
+        run.join(timeout=60)
+    assert status == [2]
+    text = capsys.readouterr().err
+    assert f"scheduler {process.scheduler_address!r} was lost before all points were done" in text
+    done = finished(output)
+    table = pd.read_csv(output / "table.csv")
+    assert 1 <= len(done) < 4 and table.sharpness.nunique() == len(done) and set(table.status) == {"done"}
 
 
 def test_a_killed_worker_s_point_is_done_by_another_and_no_row_is_lost_or_doubled(
@@ -118,10 +252,7 @@ def test_a_killed_worker_s_point_is_done_by_another_and_no_row_is_lost_or_double
     status = []
     run = threading.Thread(target=lambda: status.append(command(notebook, output, *words, cluster=cluster)))
     run.start()
-    deadline = time.monotonic() + 60
-    while not log.exists() or "begin" not in log.read_text():
-        assert time.monotonic() < deadline, "no point began"
-        time.sleep(0.05)
+    wait_until(lambda: begun(log), "a point begun")
     with Client(cluster.scheduler_address) as client:
         busy = [worker for worker, tasks in client.processing().items() if tasks]
         pids = client.run(os.getpid, workers=busy[:1])
@@ -134,8 +265,7 @@ def test_a_killed_worker_s_point_is_done_by_another_and_no_row_is_lost_or_double
         "done"
     }
     assert str(victim) not in {worker.split(":")[1] for worker in table.worker}
-    began = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("begin")]
-    assert set(began) == set("123456") and len(began) > 6  # some point was begun twice
+    assert set(begun(log)) == {1, 2, 3, 4, 5, 6} and len(begun(log)) > 6  # some point was begun twice
     time.sleep(1.5)
     assert all(_parent_alive(int(pid)) for pid in {line.split()[2] for line in log.read_text().splitlines()})
 
@@ -222,7 +352,7 @@ def test_a_table_of_another_grid_is_refused(notebook, tmp_path, capsys, cluster,
 def test_a_changed_notebook_and_a_foreign_folder_are_refused(notebook, tmp_path):
     grid = make_grid(notebook, {"seed": [1]})
     runner.Folder(tmp_path / "out", grid)
-    notebook.write_text(notebook.read_text().replace("how sharp", "how very sharp"))
+    notebook.write_text(notebook.read_text().replace("score=2 * sharpness", "score=3 * sharpness"))
     with pytest.raises(FolderError, match="an earlier version of this notebook"):
         runner.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
     (tmp_path / "other").mkdir()
@@ -232,11 +362,39 @@ def test_a_changed_notebook_and_a_foreign_folder_are_refused(notebook, tmp_path)
     assert (tmp_path / "other" / "table.csv").read_text() == "a,b\n"
 
 
+def test_prose_comments_and_layout_do_not_make_another_notebook(notebook):
+    def source(*cells):
+        new = [nbformat.v4.new_markdown_cell(text) if kind == "text" else nbformat.v4.new_code_cell(text)
+               for kind, text in cells]  # fmt: skip
+        nb = nbformat.read(notebook, as_version=4)
+        path = notebook.with_name("other.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=nb.cells[:1] + new, metadata=nb.metadata), path)
+        return make_grid(path, {"seed": [1]}).identity["source"]
+
+    plain = source(("text", "Prose."), ("code", "x = 'a'  # why\ny = (1, 2)"))
+    assert plain == source(("code", "# other words"), ("code", 'x = "a"\n\ny = (\n    1,\n    2,\n)'))
+    assert plain != source(("code", "x = 'b'\ny = (1, 2)"))
+    assert plain != source(("code", "x = 'a'"), ("code", "y = (1, 2)"))  # a cell shows its last value
+    magic = source(("code", "%matplotlib inline\nx = 1"))
+    assert magic == source(("text", "Prose."), ("code", "%matplotlib inline\nx = 1"))
+    assert magic != source(("code", "%matplotlib inline\nx = 2"))
+
+
 def test_a_folder_that_cannot_be_written(notebook, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "out", Path("/proc/nothing")):
         assert command(notebook, place) == 2
         assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_read_only_disk(notebook, tmp_path, capsys, monkeypatch):
+    def mkdir(path, *args, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert command(notebook, tmp_path / "out") == 2
+    sentence = f"error: output folder {str(tmp_path / 'out')!r} cannot be written: Read-only file system"
+    assert capsys.readouterr().err.startswith(sentence)
 
 
 def test_a_full_disk_stops_with_a_sentence_and_leaves_only_whole_points(notebook, tmp_path, capsys, cluster):
@@ -324,7 +482,7 @@ def test_settings_and_lists_that_cannot_be_read():
 
 
 def test_records_survive_the_notebook_format(capsys):
-    rows = [{"a": 1, "b": "text", "c": True, "d": None, "e": 0.5}]
+    rows = [{"a": 1, "b": "text", "c": True, "d": None, "e": 0.5, "f": "nan", "g": "-inf"}]
     outputs = []
 
     def display(data, raw, metadata):
@@ -333,14 +491,16 @@ def test_records_survive_the_notebook_format(capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("IPython.display.display", display)
         record(rows)
-        record(x=float("inf"), y=float("-inf"))
+        record(x=float("inf"), y=np.float32("-inf"), z=float("nan"))
         with pytest.raises(ValueError, match="z is list, expected one number"):
             record(z=[1])
     cell = nbformat.v4.new_code_cell("", outputs=outputs)
     notebook = nbformat.from_dict(
         json.loads(json.dumps(nbformat.v4.new_notebook(cells=[cell]), allow_nan=False))
     )
-    assert recorded(notebook) == [*rows, {"x": float("inf"), "y": float("-inf")}]
+    *found, numbers = recorded(notebook)
+    assert found == rows  # a text stays a text
+    assert np.isnan(numbers.pop("z")) and numbers == {"x": float("inf"), "y": float("-inf")}
 
 
 def test_once_makes_a_thing_once():
@@ -354,6 +514,14 @@ def test_once_makes_a_thing_once():
     assert made == [("a", 1), ("b", 2)]
 
 
+@pytest.mark.parametrize("value", [np.zeros(9), [np.zeros(9)], {"a": (np.zeros(9),)}, pd.DataFrame([1])])
+def test_once_takes_no_argument_whose_repr_is_abbreviated(value):
+    with pytest.raises(TypeError, match="argument 0 of once is a .* that is or holds an array"):
+        once(print, value)
+    with pytest.raises(TypeError, match="argument 'end' of once"):
+        once(print, end=value)
+
+
 def test_gpus_are_told_without_torch(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert runner.visible_gpus() == ["2", "5"]
@@ -365,8 +533,5 @@ def test_gpus_are_told_without_torch(monkeypatch):
 
 
 def test_the_command_line_does_not_import_torch(tmp_path):
-    import subprocess
-    import sys
-
     code = "import sys, dsnb.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

@@ -42,10 +42,11 @@ class Grid:
     @property
     def identity(self) -> dict:
         """What two runs that share a table agree on: the notebook's code, fixed values, names varied."""
-        cells = [[c.cell_type, c.source] for c in nbformat.reads(self.source, as_version=4).cells]
+        cells = nbformat.reads(self.source, as_version=4).cells
+        code = [text for c in cells if c.cell_type == "code" and (text := _without_comments(c.source))]
         return {
             "notebook": self.notebook.name,
-            "source": sha256(json.dumps(cells).encode()).hexdigest(),
+            "source": sha256(json.dumps(code).encode()).hexdigest(),
             "fixed": json.loads(json.dumps(self.fixed, sort_keys=True)),
             "grid": sorted(self.varied),
         }
@@ -55,6 +56,14 @@ class Grid:
         combinations = itertools.product(*self.varied.values())
         varied = [dict(zip(self.varied, values, strict=True)) for values in combinations]
         return [Point(point_id(values), self.source, self.fixed | values, os.getcwd()) for values in varied]
+
+
+def _without_comments(source: str) -> str:
+    """A cell's code without comments and layout; as it is where it is not plain Python, as with magics."""
+    try:
+        return ast.unparse(ast.parse(source))  # its text changes less between Pythons than `ast.dump`'s
+    except (SyntaxError, ValueError):
+        return source
 
 
 def point_id(values: Mapping) -> str:

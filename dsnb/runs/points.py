@@ -1,9 +1,9 @@
 """One point of a grid: a notebook run with given parameters in a kernel that the worker keeps.
 
 This is what travels to a worker and back; it imports neither torch nor the rest of the package. A worker
-process keeps one Jupyter kernel per thread. Between points the kernel's variables are cleared but its
+process keeps one Jupyter kernel per thread. Before each point the kernel's variables are cleared but its
 modules stay, so that `once(dsnb.load)` in a notebook loads the model once per worker. A point that fails
-takes its kernel with it.
+takes its kernel with it, and a run that ends those on all workers.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
+from .. import __version__
 from ..records import pictures, recorded
 
-PACKAGES = ("dsnb", "torch", "diffusers", "transformers", "papermill", "numpy")
+PACKAGES = ("torch", "diffusers", "transformers", "papermill", "numpy")
 CLEAR = """
-import sys, os, gc
+import sys, os
 if "matplotlib.pyplot" in sys.modules: sys.modules["matplotlib.pyplot"].close("all")
 if "ipywidgets" in sys.modules: sys.modules["ipywidgets"].Widget.close_all()
 os.chdir({folder!r})
 get_ipython().reset(new_session=True)
 import gc; gc.collect(); del gc
 """
-_kept = threading.local()
+_kernels: dict[tuple[int, str, str], AsyncKernelManager] = {}  # by thread, run and the kernel's name
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class Outcome:
 
 
 class KeptKernel(NBClientEngine):
-    """Papermill's engine in a kernel that outlives the notebook; variables are cleared afterwards."""
+    """Papermill's engine in a kernel that outlives the notebook; variables are cleared beforehand."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, folder, start_timeout=60, **options):
+    def execute_managed_notebook(cls, nb_man, kernel_name, folder, run, start_timeout=60, **options):
+        kernel = _kernel(run, kernel_name)
         client = PapermillNotebookClient(
             nb_man,
-            km=_kernel(kernel_name),
+            km=kernel,
             kernel_name=kernel_name,
             startup_timeout=start_timeout,
             timeout=None,
@@ -81,40 +83,56 @@ class KeptKernel(NBClientEngine):
             extra_arguments=["--IPKernelApp.log_level=40"],
         )
         try:
-            client.execute()
-            client.wait_for_reply(client.kc.execute(CLEAR.format(folder=folder), silent=True))
+            with client.setup_kernel():
+                ready = client.wait_for_reply(client.kc.execute(CLEAR.format(folder=folder), silent=True))
+                if ready["content"]["status"] != "ok":
+                    raise RuntimeError(f"the kept kernel cannot be cleared: {ready['content'].get('evalue')}")
+                if kernel not in _kernels.values():
+                    raise RuntimeError("the run ended while this point's kernel started")
+                client.execute()
         finally:
             if client.kc is not None:
                 client.kc.stop_channels()
+            if kernel not in _kernels.values():  # the run ended meanwhile
+                _end(kernel)
 
 
 papermill_engines.register("kept-kernel", KeptKernel)
 
 
-def _kernel(name: str) -> AsyncKernelManager:
-    if getattr(_kept, "kernel", None) is None:
-        _kept.kernel = AsyncKernelManager(kernel_name=name)
-        atexit.register(_end, _kept.kernel)
-    return _kept.kernel
+def _kernel(run: str, name: str) -> AsyncKernelManager:
+    """This thread's kernel; one of another run or name gives way to a fresh one."""
+    key = threading.get_ident(), run, name
+    if key not in _kernels:
+        end_kernels(thread=threading.get_ident())
+        _kernels[key] = AsyncKernelManager(kernel_name=name)
+    return _kernels[key]
 
 
-def _end(kernel: AsyncKernelManager) -> None:
+def end_kernels(run: str | None = None, thread: int | None = None) -> None:
+    """Forget the kernels of this process, or of one run or thread in it, and end their processes."""
+    for key in list(_kernels):
+        if thread in (None, key[0]) and run in (None, key[1]):
+            _end(_kernels.pop(key, None))
+
+
+def _end(kernel: AsyncKernelManager | None) -> None:
     """Kill a kernel's process; what goes wrong here is of no interest to anyone."""
     try:
+        kernel.cleanup_connection_file()
         kernel.provisioner.process.kill()
     except Exception:
         pass
 
 
-def drop_kernel() -> None:
-    """Forget this thread's kernel and end its process; the next point starts a fresh one."""
-    kernel, _kept.kernel = getattr(_kept, "kernel", None), None
-    if kernel is not None:
-        _end(kernel)
+atexit.register(end_kernels)
 
 
-def run_point(point: Point) -> Outcome:
-    """Run one point and return what came of it; an error in the notebook is an outcome, not an exception."""
+def run_point(point: Point, run: str = "") -> Outcome:
+    """Run one point and return what came of it; an error in the notebook is an outcome, not an exception.
+
+    Points of the same run share this thread's kernel.
+    """
     begin = time.perf_counter()
     folder = point.folder if Path(point.folder or "/nowhere").is_dir() else os.getcwd()
     error = ""
@@ -123,15 +141,14 @@ def run_point(point: Point) -> Outcome:
         path = Path(scratch) / "notebook.ipynb"
         try:
             source = nbformat.reads(point.notebook, as_version=4)
-            papermill.execute_notebook(
-                source, path, point.parameters, engine_name="kept-kernel", progress_bar=False, folder=folder
-            )
+            engine = {"engine_name": "kept-kernel", "progress_bar": False, "folder": folder, "run": run}
+            papermill.execute_notebook(source, path, point.parameters, **engine)
         except papermill.PapermillExecutionError as failure:
             error = f"{failure.ename}: {failure.evalue}"
         except Exception as failure:  # a kernel that died, a kernel that is not installed, …
             error = f"{type(failure).__name__}: {failure}"
         if error:
-            drop_kernel()
+            end_kernels(thread=threading.get_ident())
         notebook = path.read_text() if path.is_file() else point.notebook
     executed = nbformat.reads(notebook, as_version=4)
     return Outcome(
@@ -149,7 +166,7 @@ def run_point(point: Point) -> Outcome:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result, of those that are installed."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "dsnb": __version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -63,7 +63,7 @@ class Folder:
             raise FolderError(f"{str(file)!r} is not readable as JSON; choose another --output") from None
         for key, what in (
             ("notebook", "another notebook"),
-            ("source", "an earlier version of this notebook"),
+            ("source", "an earlier version of this notebook's code"),
             ("fixed", "other fixed parameters"),
             ("grid", "a grid over other parameters"),
         ):

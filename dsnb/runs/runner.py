@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -23,18 +24,19 @@ from uuid import uuid4
 from tqdm.auto import tqdm
 
 from .grid import Grid, GridError, make_grid, parse_settings, parse_values
-from .points import Outcome, Point, run_point, versions
-from .results import Folder, FolderError, read_table
+from .points import Outcome, Point, end_kernels, run_point, versions
+from .results import Folder, FolderError
 
-__all__ = ["Report", "main", "read_table", "run"]
+__all__ = ["ClusterError", "Report", "main", "run"]
 
 QUIET = logging.CRITICAL
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is for this process alone
 HERE = "127.0.0.1"  # a cluster started here is not open to other machines
 TABLE_EVERY = 5.0  # seconds between two versions of the table while points come in
 
 
 class ClusterError(RuntimeError):
-    """The workers cannot be had; the message says why and what to do."""
+    """The workers cannot be had or were lost; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ def run(
 def _run_missing(
     grid: Grid, folder: Folder, missing: list[Point], bar: tqdm, scheduler: str | None, workers, timeout
 ) -> int:
-    """Send the points out, keep each as it comes back; returns how many failed."""
+    """Send the points out, keep each as it comes back; returns how many failed.
+
+    ClusterError where the scheduler is lost midway.
+    """
     from distributed import as_completed
 
     failed, written = 0, time.perf_counter()
@@ -91,11 +96,11 @@ def _run_missing(
     with _client(scheduler, workers, len(missing), timeout) as client:
         batch = uuid4().hex[:8]  # so that two runs on one scheduler never share a key
         keys = {point.id: f"dsnb-{batch}-{point.id}" for point in missing}
-        futures = {client.submit(run_point, point, key=keys[point.id]): point.id for point in missing}
+        futures = {client.submit(run_point, point, batch, key=keys[point.id]): point.id for point in missing}
         try:
             for future in as_completed(list(futures)):
                 point = by_id[futures.pop(future)]
-                outcome = _outcome(future, point)
+                outcome = _outcome(future, point, scheduler)
                 folder.write(outcome, grid.parameters | point.parameters)
                 failed += outcome.status == "failed"
                 bar.update()
@@ -104,17 +109,29 @@ def _run_missing(
                 if time.perf_counter() - written > TABLE_EVERY:
                     folder.write_table()
                     written = time.perf_counter()
-        except BaseException:
-            client.cancel(list(futures))
+        except BaseException as error:
+            if client.status == "running":
+                client.cancel(list(futures))
+            if isinstance(error, KeyboardInterrupt | ClusterError):
+                folder.write_table()
             raise
+        finally:
+            if client.status == "running":
+                with suppress(OSError):  # lost just now
+                    client.run(end_kernels, batch, on_error="ignore")
     return failed
 
 
-def _outcome(future, point: Point) -> Outcome:
-    """A future's result; what the cluster itself could not do becomes a failed outcome too."""
+def _outcome(future, point: Point, scheduler: str | None) -> Outcome:
+    """A future's result; what a worker could not do is a failed outcome, a lost scheduler a ClusterError."""
     try:
         return future.result()
     except Exception as error:
+        if isinstance(error, CancelledError) or future.client.status != "running":
+            raise ClusterError(
+                f"scheduler {scheduler!r} was lost before all points were done; what is finished stays, and "
+                "the same command goes on from it once the scheduler answers again"
+            ) from None
         text = f"{type(error).__name__}: {error}"
         if type(error).__name__ == "KilledWorker":
             text = "KilledWorker: its workers died, one after the other; is there too little memory?"
@@ -169,7 +186,8 @@ def _local_cluster(workers: int | None, points: int):
         )  # on a busy machine: much faster
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        options = {"nthreads": 1, "memory_limit": None, "env": env, "silence_logs": QUIET, "host": HERE}
+        options = {"nthreads": 1, "memory_limit": None, "env": env, "preload": [DEAF]}
+        options |= {"silence_logs": QUIET, "host": HERE}
         spec[index] = {"cls": Nanny, "options": options}
     scheduler = {"cls": Scheduler, "options": {"host": HERE, "dashboard_address": f"{HERE}:0"}}
     return SpecCluster(workers=spec, scheduler=scheduler, silence_logs=QUIET)
