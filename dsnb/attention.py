@@ -80,7 +80,9 @@ class BlendProcessor:
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         if attention_mask is not None:
-            raise NotImplementedError("a cross-attention was given an attention mask, which cannot be blended")
+            raise NotImplementedError(
+                "a cross-attention was given an attention mask, which cannot be blended"
+            )
         batch, tokens, _ = hidden_states.shape
         weights, roles, plan = self.blend.mix(batch, tokens)
         mixed = hidden_states

@@ -52,7 +52,9 @@ def blend(
         raise ValueError(f"the mask has {mask.n} styles, so {mask.n} prompts are needed; got {len(prompts)}")
     guidance = model.settings.guidance if guidance is None else guidance
     guidance = guidance_per_style(guidance, mask.n, model.device)
-    job = Job(model, trajectory, prompts, mask, guidance, one_prompt, switch, callback, progress, tuple(passes))
+    job = Job(
+        model, trajectory, prompts, mask, guidance, one_prompt, switch, callback, progress, tuple(passes)
+    )
     return METHODS[method](job)
 
 
