@@ -270,7 +270,7 @@ def test_the_comparison_reads_a_pairs_file(tmp_path, monkeypatch):
     }
     (tmp_path / "pairs.json").write_text(json.dumps([entry]))
     asked = {"pairs_file": str(tmp_path / "pairs.json"), "pairs": "mosaic/warhol", "judge": "clip"}
-    asked |= {"masks": "linear", "passes": "1, 0.02", "steps": 3}
+    asked |= {"methods": "attention", "masks": "linear", "passes": "1, 0.02", "steps": 3}
     run("10_compare_methods", "pairs", asked, monkeypatch)
 
 
