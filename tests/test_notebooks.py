@@ -295,6 +295,8 @@ def test_the_comparison_draws_its_tables(tmp_path, monkeypatch):
     run("10_compare_methods", "tables", {"tables": str(tmp_path), "pictures": 1, "steps": 3}, monkeypatch)
     drawn = {path.name for path in (KEPT / "figures" / "tables").iterdir()}
     assert {"10_table.csv", "10_table.md", "10_differences.md", "10_questions.csv"} <= drawn
+    table = (KEPT / "figures" / "tables" / "10_table.md").read_text()
+    assert table.startswith("Mean ± standard error over 7 pictures") and "### c / d, linear mask" in table
     assert {"10_differences.png", "10_guidance.png", "10_questions.png", "10_seams.png"} <= drawn
 
 
