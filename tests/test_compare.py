@@ -18,6 +18,7 @@ steps: int = 10
 skip: int = -1
 eta: float = 0.0
 passes: str = "1"
+pairs_file: str = ""
 tables: str = ""
 """
 BODY = """
@@ -60,6 +61,24 @@ def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_p
     )
     assert (output / "drawn").read_text() == "compare guidance skip"
     assert "0 points failed" in capsys.readouterr().out
+
+
+def test_a_pairs_file_says_how_many_pictures_there_are(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "QUESTIONS", {})
+    file, output = tmp_path / "pairs.json", tmp_path / "out"
+    file.write_text("[{}, {}, {}]")
+    words = ["--output", str(output), "--chunk", "2", "--workers", "1", "-p", f"pairs_file={file}"]
+    assert command.main(words) == 0
+    table = pd.read_csv(output / "compare" / "table.csv")
+    assert sorted(set(table["first"])) == [0, 2] and set(table.pairs_file) == {str(file)}
+
+
+@pytest.mark.parametrize("text, said", [("{}", "no list of entries"), ("[", "cannot be read")])
+def test_a_pairs_file_that_is_none_is_a_sentence(notebook, tmp_path, capsys, text, said):
+    (tmp_path / "pairs.json").write_text(text)
+    words = ["--output", str(tmp_path / "out"), "-p", f"pairs_file={tmp_path / 'pairs.json'}"]
+    assert command.main(words) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_bad_numbers_are_a_sentence(notebook, tmp_path, capsys):

@@ -6,6 +6,7 @@ Every grid goes on where it was stopped (see `runs`), so the command may be inte
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ def compare_all(
             f"pictures, chunk and fewer are {pictures}, {chunk}, {fewer}; expected at least 1 each"
         )
     output, fixed = Path(output), {"steps": 0, **(parameters or {})}
+    if fixed.get("pairs_file"):
+        pictures = min(pictures, count_pairs(fixed["pairs_file"]))
     options = {"scheduler": scheduler, "workers": workers, "progress": progress}
     chunk = min(chunk, pictures)
     firsts = list(range(0, pictures, chunk))  # the last chunk is a whole one too
@@ -66,6 +69,17 @@ def compare_all(
         k: v for k, v in fixed.items() if k != "pictures"
     }
     return failed + run(NOTEBOOK, {}, last, output / "tables", progress=progress, workers=1).failed
+
+
+def count_pairs(path: str | Path) -> int:
+    """How many entries a pairs file has. Raises GridError where it is missing or no list of entries."""
+    try:
+        entries = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise GridError(f"pairs_file {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(entries, list) or not entries:
+        raise GridError(f"pairs_file {str(path)!r} is no list of entries; see `comparison.read_pairs`")
+    return len(entries)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
