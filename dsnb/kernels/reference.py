@@ -131,8 +131,9 @@ def blend_step(
         eps_uncond = eps_uncond.to(dtype)
         scale = weights * guidance.to(dtype)[:, None, None]
         eps = eps_uncond + (scale[:, None, None] * (eps_cond - eps_uncond)).sum(0)
-    x_0 = (x_t - (1 - alpha) ** 0.5 * eps) / alpha**0.5
-    x_prev = alpha_prev**0.5 * x_0 + max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
+    alpha, alpha_prev, sigma = (torch.tensor(value, dtype=dtype) for value in (alpha, alpha_prev, sigma))
+    x_0 = (x_t - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+    x_prev = alpha_prev.sqrt() * x_0 + (1 - alpha_prev - sigma**2).clamp(min=0).sqrt() * eps
     return (x_prev if noise is None else x_prev + sigma * noise.to(dtype)), x_0
 
 
