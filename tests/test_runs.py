@@ -253,11 +253,8 @@ def test_a_killed_worker_s_point_is_done_by_another_and_no_row_is_lost_or_double
     run = threading.Thread(target=lambda: status.append(command(notebook, output, *words, cluster=cluster)))
     run.start()
     wait_until(lambda: begun(log), "a point begun")
-    with Client(cluster.scheduler_address) as client:
-        busy = [worker for worker, tasks in client.processing().items() if tasks]
-        pids = client.run(os.getpid, workers=busy[:1])
-        victim = next(iter(pids.values()))
-        os.kill(victim, signal.SIGKILL)
+    victim = _parent(int(log.read_text().splitlines()[-1].split()[2]))  # the worker whose kernel has begun it
+    os.kill(victim, signal.SIGKILL)
     run.join(timeout=120)
     assert status == [0]
     table = pd.read_csv(output / "table.csv")
@@ -270,13 +267,18 @@ def test_a_killed_worker_s_point_is_done_by_another_and_no_row_is_lost_or_double
     assert all(_parent_alive(int(pid)) for pid in {line.split()[2] for line in log.read_text().splitlines()})
 
 
+def _parent(process):
+    """The number of a process's parent; None where the process has ended."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except FileNotFoundError:
+        return None
+
+
 def _parent_alive(kernel):
     """True where the kernel has ended or still has its worker: none is left running on its own."""
-    try:
-        parent = int(Path(f"/proc/{kernel}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except FileNotFoundError:
-        return True
-    return parent > 1
+    parent = _parent(kernel)
+    return parent is None or parent > 1
 
 
 def test_a_notebook_that_kills_its_kernel_is_a_failed_row(notebook, tmp_path, cluster):
