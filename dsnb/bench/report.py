@@ -2,12 +2,12 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from ..plotting import figures_folder
+from ..runs.results import write_whole
 from . import plots
 from .baselines import CONFIGS
 from .harness import Row
@@ -22,7 +22,8 @@ def write_csv(path: Path, head: dict[str, str], rows: Sequence[Row]) -> Path:
     writer = csv.DictWriter(file, [f.name for f in fields(Row)])
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    return _write_whole(path, file.getvalue())
+    write_whole(path, file.getvalue().encode())
+    return path
 
 
 def read_csv(path: Path) -> tuple[dict[str, str], list[Row]]:
@@ -89,13 +90,6 @@ def save(head: dict[str, str], rows: Sequence[Row], folder: str | Path | None = 
     files = {device: folder / f"11_cost_{device.lower()}.csv" for device in ("CPU", "GPU")}
     written = write_csv(files[kind(head)], head, rows)
     results = {device: read_csv(file) for device, file in files.items() if file.is_file()}
-    table = _write_whole(folder / "11_cost.md", f"{to_markdown(results)}\n")
+    table = folder / "11_cost.md"
+    write_whole(table, f"{to_markdown(results)}\n".encode())
     return [written, table, *plots.save_all(rows, folder, suffix="" if kind(head) == "CPU" else "_gpu")]
-
-
-def _write_whole(path: Path, content: str) -> Path:
-    """The file appears whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content.encode())
-    os.replace(temporary, path)
-    return path

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runs import ClusterError, FolderError, GridError, run
+from ..runs import GridError, run
 from ..runs.grid import parse_settings
+from ..runs.runner import exit_status
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "10_compare_methods.ipynb"
@@ -98,21 +98,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--workers", type=int, help="processes here (default: one per GPU, else one per core)")
     p.add_argument("--scheduler", metavar="ADDRESS", help="use the Dask cluster at this address")
     given = p.parse_args(argv)
-    try:
-        failed = compare_all(
-            given.output,
-            pictures=given.pictures,
-            chunk=given.chunk,
-            fewer=given.fewer,
-            parameters=parse_settings(given.parameter, "-p"),
-            scheduler=given.scheduler,
-            workers=given.workers,
-        )
-    except (GridError, FolderError, ClusterError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _compare_given(given))
+
+
+def _compare_given(given: argparse.Namespace) -> int:
+    failed = compare_all(
+        given.output,
+        pictures=given.pictures,
+        chunk=given.chunk,
+        fewer=given.fewer,
+        parameters=parse_settings(given.parameter, "-p"),
+        scheduler=given.scheduler,
+        workers=given.workers,
+    )
     print(f"all results are in {given.output}, the tables in figures/10_*; {failed} points failed")
     return 1 if failed else 0

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .grid import Grid, GridError, make_grid, parse_settings, parse_values
 from .points import Outcome, Point, end_kernels, run_point, versions
 from .results import Folder, FolderError
 
-__all__ = ["ClusterError", "Report", "main", "run"]
+__all__ = ["ClusterError", "Report", "exit_status", "main", "run"]
 
 QUIET = logging.CRITICAL
 DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is for this process alone
@@ -229,27 +229,29 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m dsnb run`: 0 all points done, 1 some failed, 2 it could not run, 130 it was stopped."""
-    given = parser().parse_args(argv)
+def exit_status(work: Callable[[], int]) -> int:
+    """The status of a command: what `work` returns, 2 with a sentence if it could not run, 130 if stopped."""
     try:
-        fixed = parse_settings(given.parameter, "-p")
-        varied = {name: parse_values(text) for name, text in parse_settings(given.grid, "--grid").items()}
-        report = run(
-            given.notebook,
-            varied,
-            fixed,
-            given.output,
-            scheduler=given.scheduler,
-            workers=given.workers,
-            timeout=given.timeout,
-        )
+        return work()
     except (GridError, FolderError, ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m dsnb run`: 0 all points done, 1 some failed, 2 it could not run, 130 it was stopped."""
+    given = parser().parse_args(argv)
+    return exit_status(lambda: _run_given(given))
+
+
+def _run_given(given: argparse.Namespace) -> int:
+    fixed = parse_settings(given.parameter, "-p")
+    varied = {name: parse_values(text) for name, text in parse_settings(given.grid, "--grid").items()}
+    options = {"scheduler": given.scheduler, "workers": given.workers, "timeout": given.timeout}
+    report = run(given.notebook, varied, fixed, given.output, **options)
     counts = f"{report.done} done, {report.failed} failed, {report.skipped} from before"
     print(f"{counts}, {report.seconds:.1f} s: {report.table}")
     if report.failed:
