@@ -89,7 +89,7 @@ class BlendProcessor:
         for factor in self.passes:
             query = attn.to_q(mixed).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             if self.watch is not None and mixed is hidden_states:  # the first pass is what is watched
-                self.watch(query, self.keys, self.values, self.contexts, weights, roles)
+                self.watch(query, self.keys, self.values, self.contexts, weights, plan)
             answer = blend_attention(query, self.keys, self.values, weights, roles, plan)
             answer = answer.transpose(1, 2).flatten(2)
             mixed = answer if factor == 1 else torch.lerp(mixed, answer, factor)

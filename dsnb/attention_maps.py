@@ -40,7 +40,8 @@ def record_attention(
     unconditional one) pass through. size: height and width of the latents. layers: which cross-attentions,
     by name. groups: parts that each layer's heads are divided into. buckets: parts of the time from noise to
     picture. A `blend_cross_attention` may be entered inside, or any method of `dsnb.blend`; prompt i is then
-    recorded with its mask, M_i softmax(Q K_i^T / sqrt(d)). The processors are restored whatever happens.
+    recorded with its mask, M_i softmax(Q K_i^T / sqrt(d)); for that each prompt's attention is computed once more.
+    The processors are restored whatever happens.
     A UNet under `torch.compile` is recorded too, but the sums are kept outside of its graphs, which costs a
     graph break in every recorded layer: compile it without `fullgraph`.
     Raises RuntimeError when the UNet is hooked already, ValueError for wrong numbers or layers,
@@ -81,7 +82,7 @@ class AttentionMaps:
         self._tolerance = max(1e-4, 4 * torch.finfo(model.dtype).eps)  # other batches round otherwise
         self._trained = model.scheduler.config.num_train_timesteps
         self._sizes = token_sizes(*self.size)
-        self._indices = list(range(max(map(len, self._ids))))
+        self._indices = torch.arange(max(map(len, self._ids)), device=model.device)
         self._sums: dict[str, Tensor] = {}  # layer -> (buckets, prompts, groups, T, tokens)
         self._counts: dict[str, Tensor] = {}  # layer -> (buckets, prompts), rows added to each
         self._times: dict[int, list[int]] = {}  # bucket -> the earliest and the latest timestep seen
@@ -218,20 +219,19 @@ class AttentionMaps:
         return out
 
     @torch.compiler.disable
-    def _blended(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts, weights, roles):
-        """Records what others mix, by weights (roles, prompts, T) and the role of each row."""
+    def _blended(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts, weights, plan):
+        """Records what others mix, by weights (roles, prompts, T) and the plan that names the rows of each."""
         if contexts is not self._contexts:
             self._contexts, self._texts = contexts, self._match(contexts)
-        for row, role in enumerate(roles.tolist()):
-            for prompt in set(self._texts) - {None}:
-                mixed = [i for i, one in enumerate(self._texts) if one == prompt and weights[role, i].any()]
-                part = [
-                    self._attend(query[row : row + 1], keys[i : i + 1], values[i : i + 1])[1][:, 0]
-                    * weights[role, i][:, None]
-                    for i in mixed
-                ]
-                if mixed:
-                    self._add(layer, prompt, sum(part), 1)
+        found = {}  # rows and prompt -> maps, for which several texts may be the same prompt's
+        for start, stop, role, i in plan.shares():
+            prompt, spread = self._texts[i], (stop - start, -1, -1, -1)
+            if prompt is not None:
+                part = query[start:stop], keys[i : i + 1].expand(spread), values[i : i + 1].expand(spread)
+                maps = self._attend(*part)[1] * weights[role, i][:, None]
+                found[start, stop, prompt] = found.get((start, stop, prompt), 0) + maps
+        for (start, stop, prompt), maps in found.items():
+            self._add(layer, prompt, maps.sum(1), stop - start)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Attention (B, heads, T, d), and its maps (groups, B, T, tokens), means over each group."""

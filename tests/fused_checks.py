@@ -4,6 +4,7 @@ The interpreter has to be chosen before Triton is imported, so `test_kernels.py`
 process of its own. By hand: `TRITON_INTERPRET=1 python -m pytest tests/fused_checks.py`.
 """
 
+import importlib
 import os
 
 import pytest
@@ -26,6 +27,7 @@ TOLERANCE = {HALF: 2e-3, BF: 1.5e-2, FULL: 5e-6}
 def forced():
     """The fused kernels or an error, and every fresh tensor full of NaN until it is written to."""
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions of whole pictures too are compared to the digit
     assert torch.empty(3, device=DEVICE).isnan().all()
     with kernels.force("triton"):
         yield
@@ -163,6 +165,18 @@ def test_attention_with_maps(tokens, dim, heads, chosen, dtype):
     assert_close(out, probs @ v.double(), dtype)
     assert maps.dtype == FULL
     assert_close(maps, probs[..., chosen].mean(1), FULL)
+
+
+@pytest.mark.parametrize("heads", [5, 8])
+def test_heads_in_groups_for_a_large_gpu(heads, monkeypatch):
+    """A few tokens do not fill a large GPU: the heads are shared out, the last group may be smaller."""
+    fused = importlib.import_module("dsnb.kernels.fused")
+    monkeypatch.setattr(fused, "_processors", lambda device: 3)
+    q, k, v = qkv(2, 2, heads, 50, 40, FULL)
+    out, maps = kernels.attention_with_maps(q, k, v, [1, 70])
+    probs = exact_attention(q, k)[[0, 1], [0, 1]]
+    assert_close(out, probs @ v.double(), FULL)
+    assert_close(maps, probs[..., [1, 70]].mean(1), FULL)
 
 
 STEPS = [  # height, width, styles, dtype of the predictions

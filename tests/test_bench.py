@@ -1,11 +1,13 @@
 """The bench: its arithmetic, its tables, and that what it compares computes the same."""
 
+import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from conftest import make_scheduler, make_unet
@@ -134,12 +136,39 @@ def test_compiled_variants_are_measured_too(small, quick_compile):
     ]
 
 
-def test_large_models_are_repeated_less_on_a_cpu():
+def test_sdxl_is_asked_less_on_a_cpu():
     tool = bench.Bench(torch.device("cpu"), torch.float32, 5, [], False)
-    patient, quick = (sections._patience(tool, name) for name in ("bundled", "SD 1.5"))
+    patient, quick = (sections._patience(tool, name) for name in ("SD 1.5", "SDXL"))
     assert (patient.repeats, quick.repeats) == (5, 2)
     assert quick.rows is tool.rows
-    assert "(2 at most for the large models)" in bench.header(tool)["repeats"]
+    assert "(2 at most for SDXL)" in bench.header(tool)["repeats"]
+    assert sections._affordable(tool, sections.Options(sections.MODELS)) == ["bundled", "SD 1.5"]
+
+
+def test_the_readme_s_costs_are_the_table_s():
+    """Every number of the README's cost table, and what it says of the loop's share, as in figures/11_cost_cpu.csv."""
+    root = Path(__file__).parents[1]
+    table = pd.read_csv(root / "figures" / "11_cost_cpu.csv", comment="#")
+    values = {tuple(row[:4]): (value, spread) for *row, value, spread, _ in table.itertuples(index=False)}
+    readme = (root / "README.md").read_text()
+    written = re.findall(
+        r"^\| (\w+) \| (\d) \| (\d+) \((\d+).*\| (.*) ± (.*) \| (.*) ± (.*) \|$", readme, re.M
+    )
+    assert len(written) == 4
+    for method, n, ours, theirs, *numbers in written:
+        case = "pictures", f"bundled, N = {n}"
+        assert values[*case, method, "UNet samples per step"][0] == int(ours)
+        assert values[*case, f"source's {method}", "UNet samples per step"][0] == int(theirs)
+        seconds, gain = (
+            values[*case, method, "time per picture"],
+            values[*case, method, "times faster than the source's"],
+        )
+        assert [f"{number:.2f}" for number in (*seconds, *gain)] == numbers
+    shares = re.findall(r"(\d+\.\d) ± (\d+\.\d) %\s+\((epsilon|attention)\)", readme)
+    assert len(shares) == 2
+    for value, spread, method in shares:
+        measured = values["overhead", "SD 1.5", method, "the loop's share over bare calls"]
+        assert [f"{number:.1f}" for number in measured] == [value, spread]
 
 
 def test_the_command_prints_the_header_and_the_tables_and_the_files(small, tmp_path, capsys):
@@ -165,7 +194,7 @@ def test_a_part_never_replaces_the_whole_table(monkeypatch, capsys):
         bench.main(given.split())
     part = Path("runs", "bench")
     assert folders == [None, part, part, part, part, "here"]
-    assert sizes[0]["models"] == ("bundled", "SD 1.5") and sizes[0]["dtype"] is None
+    assert sizes[0]["models"] == ("bundled", "SD 1.5", "SDXL") and sizes[0]["dtype"] is None
     with pytest.raises(SystemExit):
         bench.main(["--help"])
     assert "runs/bench/ where sections" in " ".join(capsys.readouterr().out.split())

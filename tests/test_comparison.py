@@ -11,7 +11,7 @@ from dsnb.comparison import tables
 from dsnb.images import to_pil
 from dsnb.metrics import readers
 from dsnb.metrics.networks import bundled_clip, load_clip, load_lpips
-from dsnb.training.captions import phrase
+from dsnb.training.captions import phrase, templates
 from dsnb.training.styles import draw, draw_mix
 from dsnb.training.world import random_pictures
 
@@ -24,7 +24,9 @@ def eyes():
     generator = torch.Generator().manual_seed(5)
     references = {style: draw(random_pictures(32, generator), style) for style in PAIR}
     grams = comparison.gram_references(lpips, references)
-    return comparison.Eyes(lpips, readers.load_probe(network=lpips), load_clip(bundled_clip()), grams)
+    clip = load_clip(bundled_clip())
+    second = readers.ClipReader(clip, PAIR, tuple(templates(style)[0].format("a picture") for style in PAIR))
+    return comparison.Eyes(lpips, readers.load_probe(network=lpips), clip, grams, second=second)
 
 
 def drawn_task(seed=3, layers=True):
@@ -45,7 +47,10 @@ def test_a_true_mix_beats_its_mirror_by_every_measure_of_sides(eyes, mask):
     right, wrong = gauge(mix), gauge(draw_mix(pictures, PAIR[::-1], weights))
     for name in ("gram_left", "gram_right", "truth"):
         assert right[name] < wrong[name], name
-    for name in ("style_left", "style_right", "both", "monotonicity", "direction_left", "direction_right"):
+    for name in (
+        "style_left", "style_right", "both", "balance", "monotonicity", "clip_left", "clip_right",
+        "direction_left", "direction_right", "second_left", "second_right", "second_both",
+    ):  # fmt: skip
         assert right[name] > wrong[name], name
     assert right["truth"] == pytest.approx(0, abs=1e-6)
     assert right["seam_single"] == pytest.approx(1, abs=0.5)
@@ -77,7 +82,9 @@ def test_methods_share_one_trajectory_and_pixel_is_the_blend_of_singles(eyes):
     maps = {"linear": masks.linear(), "logistic": masks.logistic(20)}
     methods = ["prompt", "pixel", "epsilon", "attention"]
     rows, pictures = comparison.compare(model, [task], maps, methods, eyes, steps=4, skip=1, progress=False)
-    assert [(row["mask"], row["method"]) for row in rows] == [(m, n) for m in maps for n in methods]
+    measured = [*methods, comparison.TRUE_MIX]
+    assert [(row["mask"], row["method"]) for row in rows] == [(m, n) for m in maps for n in measured]
+    assert all(row["truth"] == pytest.approx(0, abs=1e-6) for row in rows if row["method"] == measured[-1])
     assert torch.equal(
         pictures["drawn", task.pair, "linear", "prompt"], pictures["drawn", task.pair, "logistic", "prompt"]
     )

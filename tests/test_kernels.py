@@ -238,7 +238,9 @@ def test_a_broken_kernel_is_replaced_with_one_warning(data, monkeypatch):
     monkeypatch.setattr(kernels, "backend", lambda device: "triton")
     monkeypatch.setattr(kernels, "_broken", set())
     q, k, v, weights = data
-    with pytest.warns(UserWarning, match="plain torch takes over: ptxas does not know this GPU"):
+    with pytest.warns(
+        UserWarning, match="for torch.float32, plain torch takes over: ptxas does not know this GPU"
+    ):
         out = kernels.blend_attention(q, k, v, weights, [0, 1, 1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -251,6 +253,80 @@ def test_a_broken_kernel_is_replaced_with_one_warning(data, monkeypatch):
 def test_importing_the_package_does_not_import_triton():
     code = "import sys, dsnb; from dsnb import kernels; assert 'triton' not in sys.modules"
     assert run_python("-c", code).returncode == 0
+
+
+LIMITS = {75: 64, 80: 163, 86: 99, 90: 227}  # KiB of shared memory for a program, by compute capability
+
+
+class Launches:
+    """In the place of a kernel: keeps what it is launched with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.seen.append((args, options))
+
+
+def build(kernel, args, options, capability):
+    """What Triton makes of a launch for a GPU, whether there is one or not."""
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32"}
+    types[torch.int64] = "i64"
+    warps = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
+    signature, constants, known = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        value = args[i] if i < len(args) else options[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{types[value.dtype]}"
+        elif i >= len(args) or value is None or value == 1:
+            signature[name], constants[name] = "constexpr", value
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        if signature[name][0] == "*" or signature[name] == "i32" and value % 16 == 0:
+            known[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, known)
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=warps)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="pip install 'dsnb[triton]'")
+@pytest.mark.parametrize("capability, dtype", [(75, torch.float16), (80, torch.bfloat16), (86, torch.float32),
+                                               (86, torch.bfloat16), (90, torch.float16)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("dim", [40, 64, 80, 160])
+def test_the_kernels_compile_for_gpus_and_fit_them(dim, dtype, capability, monkeypatch):
+    fused = importlib.import_module("dsnb.kernels.fused")
+    like, tokens = {"dtype": dtype, "seed": 0}, 4096
+    q, k, v = (random(n, t, 8 * dim, **like).unflatten(2, (8, dim)).transpose(1, 2)
+               for n, t in ((2, tokens), (3, 77), (3, 77)))  # fmt: skip
+    x, weights, roles = (
+        random(2, 4, 8, 8, **like),
+        torch.zeros(2, 3, tokens),
+        torch.zeros(2, dtype=torch.int32),
+    )
+    calls = {
+        "blend_attention": (q, k, v, weights, roles),
+        "attention_with_maps": (q, k[:2], v[:2], torch.arange(8)),
+        "blend_step": (
+            x,
+            x.expand(3, *x.shape),
+            weights[0, :, :64].view(3, 8, 8),
+            roles[:3],
+            x,
+            x,
+            0.3,
+            0.4,
+            0.1,
+        ),
+    }
+    for name, call in calls.items():
+        kernel, launches = getattr(fused, f"_{name}"), Launches()
+        monkeypatch.setattr(fused, f"_{name}", launches)
+        getattr(fused, name)(*call)
+        made = build(kernel, *launches.seen[0], capability)
+        assert made.asm["cubin"] and made.metadata.shared <= 1024 * LIMITS[capability], name
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="pip install 'dsnb[triton]'")

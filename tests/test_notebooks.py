@@ -270,9 +270,22 @@ def test_the_comparison_reads_a_pairs_file(tmp_path, monkeypatch):
         "img_path": str(ROOT / "data" / "images" / "bear_grass.png"),
     }
     (tmp_path / "pairs.json").write_text(json.dumps([entry]))
-    asked = {"pairs_file": str(tmp_path / "pairs.json"), "pairs": "mosaic/warhol", "judge": "clip"}
+    asked = {"pairs_file": str(tmp_path / "pairs.json"), "pairs": "mosaic/warhol"}
     asked |= {"methods": "attention", "masks": "linear", "passes": "1, 0.02", "steps": 3}
     run("10_compare_methods", "pairs", asked, monkeypatch)
+    # the tables of prompts whose styles nobody knows: neither style columns nor a true mix
+    rows = [
+        {"picture": k, "pair": "own prompts", "mask": "linear", "method": method, "status": "done"}
+        | {"layout": k / 9 + (method == "epsilon"), "lpips": 0.5, "eta": eta}
+        for k, method, eta in product(range(7), ("epsilon", "attention"), (0.1, 0.3))
+    ]
+    for grid in ("compare", "eta"):
+        (tmp_path / grid).mkdir()
+        pd.DataFrame(rows).to_parquet(tmp_path / grid / "table.parquet")
+    asked |= {"pairs": "mosaic/warhol,minecraft/vangogh", "tables": str(tmp_path)}
+    run("10_compare_methods", "own-tables", asked, monkeypatch)
+    drawn = {path.name for path in (KEPT / "figures" / "own-tables").iterdir()}
+    assert {"10_table.md", "10_table.png", "10_questions.md", "10_rows"} <= drawn
 
 
 def test_the_comparison_draws_its_tables(tmp_path, monkeypatch):
@@ -299,6 +312,8 @@ def test_the_comparison_draws_its_tables(tmp_path, monkeypatch):
     table = (KEPT / "figures" / "tables" / "10_table.md").read_text()
     assert table.startswith("Mean ± standard error over 7 pictures") and "### c / d, linear mask" in table
     assert {"10_differences.png", "10_guidance.png", "10_questions.png", "10_seams.png"} <= drawn
+    kept = pd.read_parquet(KEPT / "figures" / "tables" / "10_rows" / "compare.parquet")
+    assert len(kept) == 7 * 2 * 2 * 3 and set(MEASURES) <= set(kept)
 
 
 def test_there_are_notebooks():

@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -198,13 +199,17 @@ def test_a_kept_kernel_starts_each_point_in_its_folder_and_gives_way_to_another_
     wait_until(lambda: _ended(fourth), "last kernel ended")
 
 
-def test_a_run_stopped_midway_goes_on_from_there(notebook, tmp_path):
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_a_run_stopped_midway_goes_on_from_there(notebook, tmp_path, how):
     output, log = tmp_path / "out", tmp_path / "log"
     words = ["-m", "dsnb", "run", str(notebook), "--output", str(output), "--workers", "1"]
     words += ["--grid", "sharpness=1,2,3,4", "-p", f"log={log}", "-p", "pause=1"]
     with started(*words) as process:
         wait_until(lambda: finished(output), "a finished point")
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the workers too
+        if how == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)  # as in a terminal: to the workers too
+        else:
+            process.terminate()
         _, text = process.communicate(timeout=60)
     assert process.returncode == 130 and text.rstrip().endswith("the same command goes on from here")
     assert "Traceback" not in text
@@ -362,6 +367,40 @@ def test_a_changed_notebook_and_a_foreign_folder_are_refused(notebook, tmp_path)
     with pytest.raises(FolderError, match="no grid.json"):
         runner.Folder(tmp_path / "other", grid)
     assert (tmp_path / "other" / "table.csv").read_text() == "a,b\n"
+
+
+def test_another_version_of_the_package_is_refused(notebook, tmp_path, monkeypatch):
+    runner.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
+    monkeypatch.setattr("dsnb.runs.grid.__version__", "99")
+    with pytest.raises(FolderError, match='another version of dsnb .* there, "99" now'):
+        runner.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
+
+
+def test_two_runs_do_not_share_a_folder(notebook, tmp_path, capsys):
+    folder = runner.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
+    with folder.alone():
+        assert command(notebook, tmp_path / "out", "--grid", "seed=1") == 2
+    assert "is in use by another run" in capsys.readouterr().err
+    with folder.alone():
+        pass
+
+
+def test_what_is_recorded_under_a_parameter_s_name_has_a_whole_column(notebook, tmp_path):
+    grid = make_grid(notebook, {"sharpness": [1, 2]})
+    folder = runner.Folder(tmp_path / "out", grid)
+    for point, used in zip(grid.points(), (1.0, 9.0), strict=True):
+        rows = [{"sharpness": used, "method": "epsilon"}]
+        outcome = points.Outcome(point.id, "done", "", rows, point.notebook)
+        folder.write(outcome, grid.parameters | point.parameters)
+    table = folder.write_table()
+    assert table.sharpness.tolist() == [1, 2] and table.recorded_sharpness.tolist() == [1, 9]
+    assert "recorded_method" not in table and set(table.method) == {"epsilon"}
+
+
+def test_workers_of_several_threads_are_warned_of():
+    client = SimpleNamespace(nthreads=lambda: {"a": 1, "b": 4})
+    with pytest.warns(UserWarning, match="a worker has 4 threads"):
+        runner._warn_of_threads(client)
 
 
 def test_prose_comments_and_layout_do_not_make_another_notebook(notebook):

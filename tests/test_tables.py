@@ -63,6 +63,17 @@ def test_better_goes_by_the_measure_s_direction():
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
+def test_equal_answers_on_a_few_pictures_are_no_certainty():
+    table = pd.DataFrame([{"picture": k, "method": m, "both": 1.0} for k in range(8) for m in ("one", "two")])
+    row = tables.paired(table, "method", "one", "two", ["both"]).iloc[0]
+    # eight differences of 0 and two of ±√½: a deviation of 1/3, so an error of 1/3 / √10
+    reach = stats.t.ppf(0.975, 9) / 3 / math.sqrt(10)
+    assert row.difference == 0 and (row.low, row.high) == pytest.approx((-reach, reach))
+    table.loc[table.method == "two", "both"] = 0.0
+    row = tables.paired(table, "method", "one", "two", ["both"]).iloc[0]
+    assert row.difference == 1 and 0.2 < row.low < 0.8 and row.better == "one"
+
+
 def test_two_values_equally_far_from_one_are_not_told_apart():
     noise = np.random.default_rng(0).normal(size=(2, 30)) / 50
     far = {"one": 1.06 * np.exp(noise[0]), "two": np.exp(-noise[1]) / 1.06}
@@ -77,6 +88,7 @@ def test_markdown_and_refusals():
         tables.markdown(pd.DataFrame({"a|b": ["x"], "n": [0.12345]}))
         == "| a\\|b | n |\n| --- | --- |\n| x | 0.123 |\n"
     )
+    assert tables.markdown(pd.DataFrame({"n": [math.nan]})).endswith("| – |\n")
     with pytest.raises(ValueError, match="no column 'speed'"):
         tables.summary(measured(), ["method"], ["speed"])
     with pytest.raises(ValueError, match="never 'three', expected one of"):

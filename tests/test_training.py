@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 import dsnb
 from dsnb import masks
-from dsnb.training import autoencoder, captions, clip, diffusion, evaluate, judge, loop, recipe
+from dsnb.training import autoencoder, captions, card, clip, diffusion, evaluate, judge, loop, recipe
 from dsnb.training.export import export, read_log, sheet
 from dsnb.training.icons import CELL, OBJECTS, SETS, load_atlas
 from dsnb.training.scenery import SCENES
@@ -129,6 +129,8 @@ def test_the_held_out_style_is_never_drawn():
         batch, styles, _ = clip.training_pairs(64, step, torch.Generator().manual_seed(4))
         assert (styles != held_out(batch)).all()
     assert len(batch.scene.unique()) == 1, "odd steps share a scene"
+    batch, styles, _ = clip.training_pairs(512, 0, torch.Generator().manual_seed(4), hide=False)
+    assert (styles == held_out(batch)).any(), "the judge is shown them too"
 
 
 def test_the_tokenizer_knows_the_world_and_survives_saving(tokenizer, tmp_path):
@@ -295,6 +297,10 @@ def test_the_table_says_what_was_missed(tmp_path):
     assert noisy.stat().st_size < 490_000
 
 
+def test_the_card_adds_up_the_sittings():
+    assert card.sittings([10.0, 20.0, 5.0, 30.0]) == [20.0, 30.0] and card.sittings([]) == []
+
+
 def test_a_sitting_without_time_begins_nothing(tmp_path):
     plan = loop.Plan(batch=4, learning_rate=1e-3, seconds=0.0)
     autoencoder.train(plan, tmp_path, "cpu", latent_channels=4, width=8)
@@ -306,6 +312,10 @@ def test_what_a_recipe_refuses(tmp_path):
         recipe.Recipe(0, "cpu", tmp_path)
     with pytest.raises(ValueError, match="stages has"):
         recipe.Recipe(1, "cpu", tmp_path, stages=("vae",))
+    with pytest.raises(ValueError, match="cooldown is 1"):
+        recipe.Recipe(1, "cpu", tmp_path, cooldown=1)
+    with pytest.raises(ValueError, match="no autoencoder and text encoder yet"):
+        recipe.run(recipe.Recipe(1, "cpu", tmp_path / "empty", size="tiny", stages=("unet",)))
     first = recipe.settle(recipe.Recipe(1, "cpu", tmp_path, size="tiny", seed=3))
     assert recipe.settle(recipe.Recipe(9, "cpu", tmp_path, size="large")) == recipe.replace(first, minutes=9)
 

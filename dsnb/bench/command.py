@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from .report import kind, save, tables
 from .sections import MODELS, SECTIONS
 
 DTYPES = ("float32", "bfloat16", "float16")
-TABLE = {"models": ("bundled", "SD 1.5"), "styles": (2, 3, 5)}  # what the table in figures/ holds at least
+TABLE = {"models": tuple(MODELS), "styles": (2, 3, 5)}  # what the table in figures/ holds
 
 
 def run(
@@ -33,11 +34,11 @@ def run(
     """Measures the named sections (default: all of SECTIONS) -> the header and the rows.
 
     models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets, random weights. styles: the
-    numbers of prompts (on a CPU only the first for the large models). repeats: of each measurement (on a CPU at
-    most 2 for the large models). steps: denoising steps per picture (default: all for the bundled model, 1 for
-    the others, scaled up). compiled: also measure `torch.compile`, which takes minutes. threads: of the CPU
-    (default: as torch chose). clock: "wall", or "processor": the time the CPU worked for this process, fair on a
-    busy machine with threads=1.
+    numbers of prompts (on a CPU only the first for the large models). repeats: of each measurement (of SDXL on a
+    CPU at most 2, and of its pictures alone). steps: denoising steps per picture (default: all for the bundled
+    model, 1 for the others, scaled up). compiled: also measure `torch.compile`, which takes minutes. threads: of
+    the CPU (default: as torch chose). clock: "wall", or "processor": the time the CPU worked for this process,
+    fair on a busy machine with threads=1.
     Raises ValueError for an unknown section, model or clock.
     """
     for name, given, known in (
@@ -56,9 +57,10 @@ def run(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or before)
-        head = header(bench)
-        for name in sections or SECTIONS:
-            SECTIONS[name](bench, options)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            head = header(bench)
+            for name in sections or SECTIONS:
+                SECTIONS[name](bench, options)
     finally:
         torch.set_num_threads(before)
     return head, bench.rows
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--models",
         nargs="+",
         default=TABLE["models"],
-        help="of bundled, 'SD 1.5', SDXL; default: the first two",
+        help="of bundled, 'SD 1.5', SDXL; default: all",
     )
     p.add_argument("--styles", nargs="+", type=int, default=TABLE["styles"], help="how many; default: 2 3 5")
     p.add_argument("--device", help="cpu, cuda, …; default: the best there is")

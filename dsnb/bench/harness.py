@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-MOST_REPEATS = 2  # of the large models on a CPU, where a single UNet call takes seconds
+MOST_REPEATS = 2  # of SDXL on a CPU, where a single UNet call takes half a minute
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def header(bench: Bench) -> dict[str, str]:
     device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else _processor()
     packages = ("torch", "diffusers", "transformers", "triton")
     versions = [*(f"{name} {_version(name)}" for name in packages), f"python {platform.python_version()}"]
-    few = f" ({MOST_REPEATS} at most for the large models)" if bench.device.type == "cpu" else ""
+    few = f" ({MOST_REPEATS} at most for SDXL)" if bench.device.type == "cpu" else ""
     return {
         "device": device,
         "dtype": str(bench.dtype).removeprefix("torch."),

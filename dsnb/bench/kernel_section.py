@@ -38,7 +38,7 @@ def _blend_attention(bench, options, speed, batch, tokens, heads, dim) -> None:
     weights[1, 1:] = masks.logistic().weights(1, tokens).flatten(1)
     roles = [0] * (batch // 2) + [1] * (batch // 2)
     plan = kernels.make_plan(weights, roles)
-    weights, rows = weights.to(bench.device), torch.tensor(roles, device=bench.device)
+    weights, rows = weights.to(bench.device), torch.tensor(roles, dtype=torch.int32, device=bench.device)
     half = batch // 2
     mix = weights[1, 1:, :, None].to(bench.dtype)
     spread = lambda x, i: x[i : i + 1].expand(half, -1, -1, -1)

@@ -53,7 +53,7 @@ def pictures(bench: Bench, options: Options) -> None:
 
 def overhead(bench: Bench, options: Options) -> None:
     """What the loop, the blend and the hooks add to bare UNet calls of the same number of samples."""
-    for name in options.models:
+    for name in _affordable(bench, options):
         model = _model(name, bench.device, bench.dtype)
         steps = _steps(name, options, model.settings.steps - model.settings.skip)
         loop = make_loop(model, masks.logistic(), steps)
@@ -72,22 +72,20 @@ def overhead(bench: Bench, options: Options) -> None:
 def cpu_section(bench: Bench, options: Options) -> None:
     """float32 against bfloat16, channels-last, threads and torch.compile, for one UNet call of 3 samples.
 
-    SD 1.5 is not compiled, which takes many minutes on a CPU; SDXL is left out: its weights in both dtypes and
-    layouts do not fit into an ordinary machine's memory.
+    SD 1.5 is not compiled, which takes many minutes on a CPU.
     """
     if bench.device.type != "cpu":
         return
     threads = torch.get_num_threads()
-    for name in options.models:
-        if name == "SDXL":
-            continue
+    for name in _affordable(bench, options):
         variants = {}
         for dtype in (torch.float32, torch.bfloat16):
             model = _model(name, bench.device, dtype)
             label = str(dtype).removeprefix("torch.")
             call = _bare_calls(model, make_loop(model, masks.logistic(), 1), 1, 3)
             variants[f"{label}, channels-last"] = call
-            variants[f"{label}, channels-last, 1 thread"] = lambda c=call: _with_threads(1, threads, c)
+            if threads > 1:
+                variants[f"{label}, channels-last, 1 thread"] = lambda c=call: _with_threads(1, threads, c)
             plain = Model(copy.copy(model.pipe), model.name, model.settings)
             plain.pipe.unet = copy.deepcopy(model.unet).to(memory_format=torch.contiguous_format)
             variants[label] = _bare_calls(plain, make_loop(plain, masks.logistic(), 1), 1, 3)
@@ -127,7 +125,7 @@ def steps_section(bench: Bench, options: Options) -> None:
 
 def caching_section(bench: Bench, options: Options) -> None:
     """What it saves, and what it costs, to keep the texts' keys and values, and deep features."""
-    for name in options.models:
+    for name in _affordable(bench, options):
         model = _model(name, bench.device, bench.dtype)
         loop = make_loop(model, masks.logistic(), 1)
         project = _text_projections(model, loop.embeddings)
@@ -187,9 +185,14 @@ def _model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     return random_model(CONFIGS[name], device, dtype, name)
 
 
+def _affordable(bench: Bench, options: Options) -> list[str]:
+    """The models to ask the smaller questions of: not SDXL on a CPU, half a minute a call."""
+    return [name for name in options.models if name != "SDXL" or bench.device.type == "cuda"]
+
+
 def _patience(bench: Bench, name: str) -> Bench:
-    """The same bench, with fewer repeats where this model's calls take seconds."""
-    slow = name != "bundled" and bench.device.type == "cpu"
+    """The same bench, with fewer repeats where this model's calls take half a minute."""
+    slow = name == "SDXL" and bench.device.type == "cpu"
     return replace(bench, repeats=min(bench.repeats, MOST_REPEATS)) if slow else bench
 
 

@@ -28,6 +28,7 @@ from ..metrics.readers import Reader, style_shown
 from ..models import Model
 
 SIDES = ("left", "right")
+TRUE_MIX = "true mix"  # in the place of a method: the picture as it should be, a yardstick for all measures
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Eyes:
     clip: perceptual.Clip | None = None
     grams: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)  # style → mean Gram matrix per layer
     size: int = 128  # pixels to which pictures are resized before their Gram matrices are taken
+    second: Reader | None = None  # another opinion on the styles, in columns of its own
 
 
 class Gauge:
@@ -74,10 +76,10 @@ class Gauge:
         self.eyes, self.task, self.weights, self.singles = eyes, task, weights, singles
         self.sides = metrics.side_weights(weights)
         self.source = eyes.lpips.features(task.image)
-        self.truth = None
+        self.true_mix = self.truth = None
         if task.layers is not None:
-            truth = (task.layers * weights[:, None]).sum(0, keepdim=True).clamp(0, 1)
-            self.truth = eyes.lpips.features(truth)
+            self.true_mix = (task.layers * weights[:, None]).sum(0, keepdim=True).clamp(0, 1)
+            self.truth = eyes.lpips.features(self.true_mix)
         if eyes.clip is not None:
             self.texts = eyes.clip.text_features([*task.prompts, task.one_prompt, task.caption])
             self.before = self._clip_views(task.image)
@@ -124,6 +126,11 @@ class Gauge:
                 f"style_{side}": value for side, value in zip(SIDES, shown.pop("side")[0], strict=True)
             }
             values |= shown
+        if self.eyes.second is not None:
+            side = self.eyes.second(image, self.sides)[0]
+            index = [self.eyes.second.styles.index(style) for style in styles]
+            values |= {f"second_{name}": side[k, index[k]] for k, name in enumerate(SIDES)}
+            values["second_both"] = (side.argmax(-1) == torch.tensor(index)).all()
         return values
 
     def _clip(self, image: Tensor) -> dict:
@@ -178,6 +185,7 @@ def compare(
 
     Every method decodes the same trajectory of the same picture, recorded with the same noise, at
     the same guidance; None takes the model's own settings. `passes`: of attention, see `methods.blend`.
+    Where a task's true layers are known, their mix is measured too, as the method TRUE_MIX.
     ValueError for whatever `invert` and `blend` refuse.
     """
     options = {"guidance": guidance, "progress": False}
@@ -193,8 +201,10 @@ def compare(
         for mask_name, mask in masks.items():
             weights = mask.weights(*task.image.shape[2:])
             gauge = Gauge(eyes, task, weights, singles)
-            for method in methods:
-                if method == "pixel":
+            for method in [*methods, *([] if gauge.true_mix is None else [TRUE_MIX])]:
+                if method == TRUE_MIX:
+                    image = gauge.true_mix
+                elif method == "pixel":
                     image = (singles * weights[:, None]).sum(0, keepdim=True)
                 elif method in unmasked:
                     image = unmasked[method]

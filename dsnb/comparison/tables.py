@@ -17,11 +17,17 @@ from scipy.stats import t as student
 
 @dataclass(frozen=True)
 class Measure:
-    """What a column means: `better` is "higher", "lower" or "one" (best at exactly 1)."""
+    """What a column means: `better` is "higher", "lower" or "one" (best at exactly 1).
+
+    `by_mask`: the mask says where to look, so that under another mask it is another question. `share`: of
+    pictures that are right, each 0 or 1.
+    """
 
     title: str
     better: str
     digits: int = 3
+    by_mask: bool = False
+    share: bool = False
 
     @property
     def arrow(self) -> str:
@@ -37,26 +43,29 @@ MEASURES = {
     "lpips": Measure("LPIPS", "lower"),
     "layout": Measure("layout kept", "higher"),
     "structure": Measure("deep structure lost", "lower"),
-    "truth": Measure("LPIPS to the true mix", "lower"),
+    "truth": Measure("LPIPS to the true mix", "lower", by_mask=True),
     "smoothness": Measure("TV, central strip", "lower", 0),
     "smoothness_per_pixel": Measure("TV per pixel", "lower"),
-    "seam": Measure("seam: strip / rest", "one", 2),
-    "seam_single": Measure("seam: strip / single styles", "one", 2),
-    "gram_left": Measure("Gram, left side", "lower"),
-    "gram_right": Measure("Gram, right side", "lower"),
-    "style_left": Measure("left shows left style", "higher"),
-    "style_right": Measure("right shows right style", "higher"),
-    "both": Measure("both sides right", "higher"),
-    "balance": Measure("weaker / stronger side", "higher"),
-    "monotonicity": Measure("monotonicity", "higher", 2),
+    "seam": Measure("seam: strip / rest", "one", 2, by_mask=True),
+    "seam_single": Measure("seam: strip / single styles", "one", 2, by_mask=True),
+    "gram_left": Measure("Gram, left side", "lower", by_mask=True),
+    "gram_right": Measure("Gram, right side", "lower", by_mask=True),
+    "style_left": Measure("left shows left style", "higher", by_mask=True),
+    "style_right": Measure("right shows right style", "higher", by_mask=True),
+    "both": Measure("both sides right", "higher", by_mask=True, share=True),
+    "balance": Measure("weaker / stronger side", "higher", by_mask=True),
+    "second_left": Measure("left shows left style, by CLIP", "higher", by_mask=True),
+    "second_right": Measure("right shows right style, by CLIP", "higher", by_mask=True),
+    "second_both": Measure("both sides right, by CLIP", "higher", by_mask=True, share=True),
+    "monotonicity": Measure("monotonicity", "higher", 2, by_mask=True),
     "clip": Measure("CLIP, one prompt", "higher"),
-    "clip_left": Measure("CLIP, left side", "higher"),
-    "clip_right": Measure("CLIP, right side", "higher"),
+    "clip_left": Measure("CLIP, left side", "higher", by_mask=True),
+    "clip_right": Measure("CLIP, right side", "higher", by_mask=True),
     "clip_whole_left": Measure("CLIP, whole, left prompt", "higher"),
     "clip_whole_right": Measure("CLIP, whole, right prompt", "higher"),
     "direction": Measure("directional, one prompt", "higher"),
-    "direction_left": Measure("directional, left side", "higher"),
-    "direction_right": Measure("directional, right side", "higher"),
+    "direction_left": Measure("directional, left side", "higher", by_mask=True),
+    "direction_right": Measure("directional, right side", "higher", by_mask=True),
     "direction_whole_left": Measure("directional, whole, left prompt", "higher"),
     "direction_whole_right": Measure("directional, whole, right prompt", "higher"),
 }
@@ -126,8 +135,7 @@ def paired(
     Rows of one `unit` are averaged first, so that n counts pictures and not settings. The interval is
     Student's for paired differences, at `level` for all of `comparisons` together (Bonferroni). Columns:
     measure, first, second, difference, low, high, n, better (the one better beyond doubt, or ""; fewer than
-    LEAST pictures decide nothing, however equal they happen to be). Of a measure that is best at 1 the difference
-    is that of |ln value|, the distance from 1, so that it decides like any other.
+    LEAST pictures decide nothing, however equal they happen to be). Values are made `comparable` first.
     ValueError for a column or value that is not there.
     """
     measures = list(present(table) if measures is None else measures)
@@ -137,11 +145,11 @@ def paired(
             raise ValueError(f"{column} is never {value!r}, expected one of {sorted(set(table[column]))}")
     rows = []
     for name in measures:
-        goal = MEASURES[name].better if name in MEASURES else None
-        values = table[name].clip(lower=1e-9).map(math.log).abs() if goal == "one" else table[name]
-        means = values.groupby([table[unit], table[column]]).mean().unstack()
+        known = MEASURES.get(name)
+        goal = known.better if known else None
+        means = comparable(table, name).groupby([table[unit], table[column]]).mean().unstack()
         gap = (means[first] - means[second]).dropna()
-        low, high = interval(gap, 1 - (1 - level) / comparisons)
+        low, high = interval(gap, 1 - (1 - level) / comparisons, share=known is not None and known.share)
         better = ""
         if goal and len(gap) >= LEAST and (low > 0 or high < 0):
             better = first if (low > 0) == (goal == "higher") else second
@@ -151,21 +159,35 @@ def paired(
     return pd.DataFrame(rows)
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's confidence interval of a mean; (NaN, NaN) for fewer than two values."""
-    mean, error = mean_and_error(values)
+def comparable(table: pd.DataFrame, name: str) -> pd.Series:
+    """A measure's values, as |ln value| where it is best at 1: the distance from 1, which decides like any other."""
+    if name in MEASURES and MEASURES[name].better == "one":
+        return table[name].clip(lower=1e-9).map(math.log).abs()
+    return table[name]
+
+
+def interval(values: Sequence[float], level: float = 0.95, share: bool = False) -> tuple[float, float]:
+    """Student's confidence interval of a mean; (NaN, NaN) for fewer than two values.
+
+    share: the values are differences of shares of right and wrong, which agree exactly on many a small set of
+    pictures without being the same. Half a picture is added to each of the four outcomes (Agresti & Min 2005,
+    "Simple improved confidence intervals for comparing matched proportions").
+    """
+    kept = [v for v in values if not math.isnan(v)]
+    if share and len(kept) > 1:
+        kept += [0.5**0.5, -(0.5**0.5)]  # two more pictures, the squares of their differences adding up to 1
+    mean, error = mean_and_error(kept)
     if math.isnan(error):
         return math.nan, math.nan
-    count = sum(not math.isnan(v) for v in values)
-    reach = float(student.ppf((1 + level) / 2, count - 1)) * error
+    reach = float(student.ppf((1 + level) / 2, len(kept) - 1)) * error
     return mean - reach, mean + reach
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """A table as GitHub Markdown; numbers to `digits` decimals."""
+    """A table as GitHub Markdown; numbers to `digits` decimals, a dash where there is none."""
+    text = lambda v: "–" if math.isnan(v) else f"{v:.{digits}f}"
     shown = [
-        [f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row]
-        for row in table.itertuples(index=False)
+        [text(v) if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)
     ]
     lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *shown]
     return (

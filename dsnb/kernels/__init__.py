@@ -3,14 +3,15 @@
 On CUDA with a supported shape the fused Triton kernels run, anywhere else the plain torch reference, which is
 the specification of both. One switch forces the choice: the environment variable DSNB_KERNELS=torch|triton,
 read at import, or `force("torch" | "triton" | None)`, which also works as a context manager. Chosen
-automatically, a kernel that fails to compile is replaced by the reference from then on, with one warning that
-says why; forced, it raises.
+automatically, a kernel that fails to compile for a dtype and head size is replaced by the reference from then on,
+with one warning that says why; forced, it raises.
 """
 
 import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ __all__ = ["Plan", "attention_with_maps", "backend", "blend_attention", "blend_s
 CHOICES = ("torch", "triton", None)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _forced: str | None = None
-_broken: set[str] = set()
+_broken: set[tuple] = set()  # kernel, dtype and last dimension of what it failed on
 
 
 class force:  # noqa: N801 - a function to its callers, and a context manager where the old choice shall return
@@ -194,21 +195,29 @@ def _check_indices(name: str, given: Tensor | Sequence[int], n: int) -> None:
 
 def _fused(name: str, *args):
     """The fused kernel's result; None where the reference must do it: a shape it lacks, a broken kernel."""
-    if name in _broken and _forced != "triton":
+    first = next(a for a in args if isinstance(a, Tensor))
+    kind = name, first.dtype, first.shape[-1]
+    if kind in _broken and _forced != "triton":
         return None
     try:
         from dsnb.kernels import fused
 
         reason = fused.unsupported(name, *args)
         if reason is None:
-            return getattr(fused, name)(*args)
+            with (
+                torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+            ):  # Triton asks which is current
+                return getattr(fused, name)(*args)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         if _forced == "triton":
             raise
-        _broken.add(name)
-        warnings.warn(f"the fused {name} does not work here, plain torch takes over: {error}", stacklevel=3)
+        _broken.add(kind)
+        warnings.warn(
+            f"the fused {name} does not work here for {kind[1]}, plain torch takes over: {error}",
+            stacklevel=3,
+        )
         return None
     if _forced == "triton":
         raise ValueError(f"the fused {name} does not support this call: {reason}")

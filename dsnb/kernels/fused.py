@@ -197,6 +197,8 @@ def unsupported(name: str, *args) -> str | None:
     if name == "blend_step":
         if args[1].numel() >= 2**31:
             return f"eps_cond has {args[1].numel()} values, 2**31 or more"
+        if args[4].dtype == torch.float64:
+            return "x_t is float64, and it computes in float32"
         return None
     q, k = args[:2]
     if q.dtype not in DTYPES or k.dtype != q.dtype or args[2].dtype != q.dtype:
@@ -217,11 +219,10 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Ten
         roles = _roles(tuple(roles), q.device)
     roles = roles.to(q.device, torch.int32)
     out = q.new_empty(batch, n_queries, heads, dim).transpose(1, 2)
-    tile = _tile(n_queries)
-    _blend_attention[(triton.cdiv(n_queries, tile) * heads, batch)](
+    launch = _launch(q, n_queries)
+    _blend_attention[(triton.cdiv(n_queries, launch["M"]) * heads, batch)](
         q, k, v, out, weights, roles, n_queries, k.shape[2], k.shape[0], heads, LOG2_E * dim**-0.5,
-        *_strides(q, k, v, out), weights.stride(0), weights.stride(1), M=tile, num_warps=4, num_stages=2,
-        **_constants(q, k, v),
+        *_strides(q, k, v, out), weights.stride(0), weights.stride(1), **launch, **_constants(q, k, v),
     )  # fmt: skip
     return out
 
@@ -231,16 +232,16 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tupl
     batch, heads, n_queries, dim = q.shape
     q, k, v = (_rows(x) for x in (q, k, v))
     out = q.new_empty(batch, n_queries, heads, dim).transpose(1, 2)
-    tile = _tile(n_queries)
-    tiles = triton.cdiv(n_queries, tile)
+    launch = _launch(q, n_queries)
+    tiles = triton.cdiv(n_queries, launch["M"])
     groups = min(heads, triton.cdiv(2 * _processors(q.device), tiles * batch))
     per = triton.cdiv(heads, groups)
     groups = triton.cdiv(heads, per)
     maps = q.new_empty(groups, batch, n_queries, len(tokens), dtype=torch.float32)
     _attention_with_maps[(tiles, batch, groups)](
         q, k, v, out, maps, tokens.contiguous(), n_queries, k.shape[2], len(tokens), heads, per,
-        LOG2_E * dim**-0.5, *_strides(q, k, v, out), maps.stride(0), maps.stride(1), M=tile, num_warps=4,
-        num_stages=2, **_constants(q, k, v),
+        LOG2_E * dim**-0.5, *_strides(q, k, v, out), maps.stride(0), maps.stride(1), **launch,
+        **_constants(q, k, v),
     )  # fmt: skip
     return out, maps.sum(0) if groups > 1 else maps[0]
 
@@ -280,7 +281,7 @@ def _constants(q: Tensor, k: Tensor, v: Tensor) -> dict:
     (d0, d1), (l0, l1) = _split(dim), _split(k.shape[2])
     heads = dict(Q_H=q.stride(1), K_H=k.stride(1), V_H=v.stride(1), O_H=dim)
     up = INTERPRETED and q.dtype == torch.bfloat16
-    exact = q.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
+    exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
     return dict(DIM=dim, D0=d0, D1=d1, L0=l0, L1=l1, UP=up, PRECISION="ieee" if exact else "tf32", **heads)
 
 
@@ -289,9 +290,16 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [t.stride(axis) for t in tensors for axis in (0, 2)]
 
 
-def _tile(n_queries: int) -> int:
-    """Queries per program."""
-    return 64 if n_queries > 32 else 32 if n_queries > 16 else 16
+def _launch(q: Tensor, n_queries: int) -> dict:
+    """Queries per program, and warps, that fit the registers and the shared memory of any GPU since Turing.
+
+    float32 products do not run on tensor cores and want many registers. One stage: what a pipeline would load ahead
+    does not fit beside the rest.
+    """
+    full, wide = q.dtype == torch.float32, q.shape[3] > 80
+    most = (16 if wide else 32) if full else 64
+    fitting = 64 if n_queries > 32 else 32 if n_queries > 16 else 16
+    return dict(M=min(most, fitting), num_warps=8 if full or wide else 4, num_stages=1)
 
 
 def _rows(x: Tensor) -> Tensor:

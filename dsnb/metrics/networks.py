@@ -103,7 +103,7 @@ class Lpips(nn.Module):
 def load_lpips(name: str = "st-alex", device: str | torch.device = "cpu") -> Lpips:
     """Open a perceptual network: "st-alex", "st-vgg" offline; "alex", "vgg" (usual LPIPS) fetch a trunk.
 
-    The usual one takes its heads from torchmetrics (or lpips) if that is installed. Raises ValueError for an
+    The usual one takes its heads from torchmetrics (or lpips): pip install 'dsnb[lpips]'. Raises ValueError for an
     unknown name, ImportError or OSError with what to install or use instead.
     """
     if name not in LPIPS_NETWORKS:
@@ -114,6 +114,7 @@ def load_lpips(name: str = "st-alex", device: str | torch.device = "cpu") -> Lpi
         state = torch.load(file, map_location="cpu", weights_only=True)
         body, heads = {k: v for k, v in state.items() if k.startswith("net.")}, state
     else:
+        heads = torch.load(_usual_heads(trunk), map_location="cpu", weights_only=True)
         try:
             body = torch.hub.load_state_dict_from_url(TRUNKS[trunk], map_location="cpu", weights_only=True)
         except OSError as error:
@@ -121,7 +122,6 @@ def load_lpips(name: str = "st-alex", device: str | torch.device = "cpu") -> Lpi
                 f"network {name!r} needs {TRUNKS[trunk]} ({error}); offline, use 'st-{trunk}'"
             ) from None
         body = {k: v for k, v in body.items() if k.startswith("features.")}
-        heads = torch.load(_usual_heads(trunk), map_location="cpu", weights_only=True)
     return _fill(Lpips(trunk, tolerant), body, heads).to(device).eval().requires_grad_(False)
 
 
@@ -162,7 +162,7 @@ def _usual_heads(trunk: str) -> Path:
             return _package_file(package, path)
         except ImportError:
             continue
-    raise ImportError("the usual LPIPS takes its heads from torchmetrics or lpips: pip install torchmetrics")
+    raise ImportError("the usual LPIPS takes its heads from torchmetrics or lpips: pip install 'dsnb[lpips]'")
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -19,6 +19,7 @@ from pathlib import Path
 import nbformat
 import papermill
 
+from .. import __version__
 from .points import Point
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
@@ -41,7 +42,7 @@ class Grid:
 
     @property
     def identity(self) -> dict:
-        """What two runs that share a table agree on: the notebook's code, fixed values, names varied."""
+        """What two runs that share a table agree on: the notebook's code, fixed values, names varied, dsnb."""
         cells = nbformat.reads(self.source, as_version=4).cells
         code = [text for c in cells if c.cell_type == "code" and (text := _without_comments(c.source))]
         return {
@@ -49,6 +50,7 @@ class Grid:
             "source": sha256(json.dumps(code).encode()).hexdigest(),
             "fixed": json.loads(json.dumps(self.fixed, sort_keys=True)),
             "grid": sorted(self.varied),
+            "dsnb": __version__,
         }
 
     def points(self) -> list[Point]:

@@ -14,10 +14,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from .grid import Grid
 from .points import Outcome
@@ -66,6 +68,7 @@ class Folder:
             ("source", "an earlier version of this notebook's code"),
             ("fixed", "other fixed parameters"),
             ("grid", "a grid over other parameters"),
+            ("dsnb", "another version of dsnb"),
         ):
             if theirs.get(key) != identity[key]:
                 raise FolderError(
@@ -79,6 +82,23 @@ class Folder:
                 f"output folder {str(self.path)!r} holds a table from another grid: {len(extra)} points that "
                 f"this one does not have, such as {extra[0]!r}; add their values, or choose another --output"
             )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs out while the block runs. FolderError where one is working in the folder."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FolderError(
+                f"output folder {str(self.path)!r} is in use by another run; wait for it, or choose another --output"
+            ) from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read(self) -> dict[str, dict]:
         """The finished points, id → contents of row.json; unreadable ones are as good as missing."""
@@ -96,9 +116,9 @@ class Folder:
         temporary = None
         try:
             temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.points))
-            (temporary / "notebook.ipynb").write_text(outcome.notebook)
+            _write(temporary / "notebook.ipynb", outcome.notebook.encode())
             for index, picture in enumerate(outcome.pictures):
-                (temporary / f"{index:02d}.png").write_bytes(picture)
+                _write(temporary / f"{index:02d}.png", picture)
             row = {
                 "parameters": parameters,
                 "rows": outcome.rows,
@@ -108,7 +128,7 @@ class Folder:
                 "worker": outcome.worker,
                 "versions": outcome.versions,
             }
-            (temporary / "row.json").write_text(json.dumps(row, indent=1))
+            _write(temporary / "row.json", json.dumps(row, indent=1).encode())
             temporary.chmod(0o755)
             place = self.points / outcome.id
             shutil.rmtree(place, ignore_errors=True)  # an earlier, failed attempt
@@ -133,10 +153,26 @@ class Folder:
     def table(self) -> pd.DataFrame:
         """All rows, in the order of the grid."""
         found = self.read()
-        points = [point.id for point in self.grid.points() if point.id in found]
-        return pd.DataFrame([row for name in points for row in self._rows(name, found[name])])
+        parts = [self._parts(point.id, found[point.id]) for point in self.grid.points() if point.id in found]
+        # a recorded name that is also a parameter's has a column of its own, unless it always says the same
+        other = {
+            name
+            for head, rows, tail in parts
+            for row in rows
+            for name, value in row.items()
+            if (head | tail).get(name, value) != value
+        }
+        name_of = lambda name: f"recorded_{name}" if name in other else name
+        return pd.DataFrame(
+            [
+                head | {name_of(k): v for k, v in row.items()} | tail
+                for head, rows, tail in parts
+                for row in rows
+            ]
+        )
 
-    def _rows(self, name: str, point: dict) -> list[dict]:
+    def _parts(self, name: str, point: dict) -> tuple[dict, list[dict], dict]:
+        """What stands before a point's rows in the table, the rows themselves, and what stands behind."""
         parameters = {
             f"parameter_{k}" if k in RESERVED else k: json.dumps(v) if isinstance(v, list | dict) else v
             for k, v in point["parameters"].items()
@@ -145,15 +181,7 @@ class Folder:
         tail = {"status": point["status"], "error": point["error"], "seconds": point["seconds"]}
         tail |= {"worker": point["worker"], "notebook": f"points/{name}/notebook.ipynb"}
         tail |= {f"version_{package}": number for package, number in point["versions"].items()}
-        rows = []
-        for row in point["rows"] or [{}]:
-            # a recorded name that is also a parameter's keeps its own column, unless it says the same
-            own = {
-                f"recorded_{k}" if k in head | tail and (head | tail)[k] != v else k: v
-                for k, v in row.items()
-            }
-            rows.append(head | own | tail)
-        return rows
+        return head, point["rows"] or [{}], tail
 
     def _unwritable(self, error: OSError) -> FolderError:
         return FolderError(
@@ -180,10 +208,18 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside its place and rename it there; nothing is left behind if that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
+        _write(temporary, data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file down to the disk, so that a name given to it afterwards never stands for half of it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

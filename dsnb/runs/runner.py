@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -70,14 +72,14 @@ def run(
     begin = time.perf_counter()
     checked = make_grid(notebook, grid or {}, parameters)
     folder = Folder(Path("runs", Path(notebook).stem) if output is None else output, checked)
-    points = checked.points()
-    finished = {name for name, row in folder.read().items() if row["status"] == "done"}
-    missing = [point for point in points if point.id not in finished]
-    failed = 0
-    with tqdm(total=len(points), initial=len(finished), unit="point", disable=not progress) as bar:
-        if missing:
-            failed = _run_missing(checked, folder, missing, bar, scheduler, workers, timeout)
-    folder.write_table()
+    points, failed = checked.points(), 0
+    with folder.alone():
+        finished = {name for name, row in folder.read().items() if row["status"] == "done"}
+        missing = [point for point in points if point.id not in finished]
+        with tqdm(total=len(points), initial=len(finished), unit="point", disable=not progress) as bar:
+            if missing:
+                failed = _run_missing(checked, folder, missing, bar, scheduler, workers, timeout)
+        folder.write_table()
     seconds = time.perf_counter() - begin
     return Report(folder.path / "table.csv", len(missing) - failed, failed, len(finished), seconds)
 
@@ -161,10 +163,21 @@ def _client(scheduler: str | None, workers: int | None, points: int, timeout: fl
                 raise ClusterError(
                     f"scheduler {scheduler!r} has no worker after {timeout:g} s; start one"
                 ) from None
+            _warn_of_threads(client)
             yield client
         return
     with _local_cluster(workers, points) as cluster, Client(cluster) as client:
         yield client
+
+
+def _warn_of_threads(client) -> None:
+    threads = max(client.nthreads().values())
+    if threads > 1:
+        warnings.warn(
+            f"a worker has {threads} threads, and each will load models of its own; start workers with --nthreads 1, "
+            "and with --nworkers as many of them as models fit",
+            stacklevel=2,
+        )
 
 
 def _local_cluster(workers: int | None, points: int):
@@ -230,7 +243,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def exit_status(work: Callable[[], int]) -> int:
-    """The status of a command: what `work` returns, 2 with a sentence if it could not run, 130 if stopped."""
+    """The status of a command: what `work` returns, 2 with a sentence if it could not run, 130 if stopped.
+
+    Asked to end (SIGTERM, as batch systems do), it stops as at Ctrl-C.
+    """
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return work()
     except (GridError, FolderError, ClusterError) as error:

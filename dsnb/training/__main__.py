@@ -3,7 +3,8 @@ data/models/NAME
 
 On a GPU half an hour does it all (`--size large`). On two CPU cores work in sittings on the same `--state`:
 give
-the first ones to `--stages autoencoder generator judge`, all later ones to `--stages unet`.
+the first ones to `--stages autoencoder generator judge`, all later ones to `--stages unet --cooldown 0`, and the
+last one to `--stages unet` alone.
 """
 
 import argparse
@@ -46,6 +47,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add("--seed", type=int, default=0)
     add("--threads", type=int, help="CPU threads; 1 is fastest on a machine that is busy with other work")
+    add(
+        "--cooldown",
+        type=float,
+        default=0.2,
+        help="share of a stage's time in which its learning rate falls to zero; 0 in all sittings but the last",
+    )
     add("--compile", action="store_true", help="run the UNet through torch.compile")
     add("--pictures", type=int, default=90, help="pictures for the evaluation; 0 leaves it out")
     add("--figures", type=Path, help="also write 12_world.png and 12_samples.png into this folder")
@@ -72,6 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
             compiled=options.compile,
             stages=tuple(options.stages),
             pictures=options.pictures,
+            cooldown=options.cooldown,
         )
     )
     if options.figures:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .clip import WIDTH
 from .evaluate import Row, as_markdown
-from .export import read_log
+from .export import SETTINGS, read_log
 from .icons import DRAWINGS
 from .scenery import SCENES
 from .styles import STYLES
@@ -44,7 +44,8 @@ prompts in `data/prompts.json`.
 ## Sources and licences
 
 The objects are three drawings each from open emoji art, through Iconify's npm packages: Noto Emoji (Google,
-Apache-2.0), Twemoji (Twitter and contributors, CC-BY 4.0), Fluent Emoji Flat (Microsoft, MIT). Scenes, styles
+Apache-2.0), Twemoji (Twitter and contributors, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/), changed in
+colour and style), Fluent Emoji Flat (Microsoft, MIT). Scenes, styles
 and captions are this project's own. The weights are Apache-2.0.
 
 ## Recipe
@@ -56,7 +57,7 @@ measured below.
 
 {stages}
 
-Settings the workbook uses: 50 steps, skip 5, eta 0.1, guidance 5 (`dsnb.json`).
+Settings the workbook uses (`dsnb.json`): {settings}.
 
 ## Measured
 
@@ -91,14 +92,22 @@ It knows the world's words and no others. A photograph is far from anything it h
 
 
 def stage_table(state: Path, stages: Sequence[str] = ("autoencoder", "generator", "judge", "unet")) -> str:
-    """Steps and hours of each stage, from the logs."""
-    lines = ["| stage | steps | last logged loss |", "|---|---|---|"]
+    """Steps, hours and the mean loss at the end of each stage, from the logs."""
+    lines = ["| stage | steps | hours | loss, mean of the last 20 logged |", "|---|---|---|---|"]
     for stage in stages:
         file = Path(state) / f"{stage}.csv"
         if file.is_file():
             log = read_log(file)
-            lines.append(f"| {stage} | {int(log['step'][-1])} | {log['loss'][-1]:.3f} |")
+            last = log["loss"][-20:]
+            hours = sum(sittings(log["seconds"])) / 3600
+            lines.append(f"| {stage} | {int(log['step'][-1])} | {hours:.1f} | {sum(last) / len(last):.3f} |")
     return "\n".join(lines)
+
+
+def sittings(seconds: Sequence[float]) -> list[float]:
+    """The length of each sitting, from a log's seconds, which start anew with each."""
+    following = [*seconds[1:], 0.0]
+    return [now for now, after in zip(seconds, following, strict=True) if after < now]
 
 
 def write_card(
@@ -118,6 +127,7 @@ def write_card(
         colours=", ".join(COLOURS).capitalize(),
         paintable=", ".join(PAINTABLE),
         seed=seed,
+        settings=", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in SETTINGS.items()),
         stages=stage_table(state),
         table=as_markdown(rows) if rows else "Not measured.\n",
     )

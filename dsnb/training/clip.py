@@ -137,16 +137,19 @@ def build(kind: str, tokenizer: CLIPTokenizer) -> Contrast:
 
 
 def training_pairs(
-    count: int, step: int, generator: torch.Generator
+    count: int, step: int, generator: torch.Generator, hide: bool = True
 ) -> tuple[Pictures, torch.Tensor, list[str]]:
-    """Fresh pictures, styles (count,) and captions; in every other step all share one style and one scene."""
+    """Fresh pictures, styles (count,) and captions; in every other step all share one style and one scene.
+
+    `hide` keeps the held-out styles away; the judge, who will be asked about them, sees them too.
+    """
     pictures = random_pictures(count, generator)
     if step % 2:
         pictures.scene[:] = pictures.scene[0]
-    styles = random_styles(pictures, generator)
+    styles = random_styles(pictures, generator, hide=hide)
     if step % 2:
         shared = styles[0]
-        styles = torch.where(held_out(pictures) == shared, styles, shared)
+        styles = torch.where(hide & (held_out(pictures) == shared), styles, shared)
     return pictures, styles, captions(pictures, styles, generator)
 
 
@@ -176,7 +179,7 @@ def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device,
     average = copy.deepcopy(network).requires_grad_(False).eval()
 
     def loss(network, step, generator):
-        pictures, styles, texts = training_pairs(plan.batch, step, generator)
+        pictures, styles, texts = training_pairs(plan.batch, step, generator, hide=kind == "generator")
         labels = torch.stack([pictures.object, styles, pictures.scene, pictures.colour], 1).to(device)
         images = draw(pictures.to(device), styles.to(device)).contiguous(memory_format=torch.channels_last)
         return contrast_loss(network, images, upload(tokenize(tokenizer, texts), device), labels)

@@ -2,7 +2,9 @@
 objective."""
 
 import copy
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,9 +15,15 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import encode
-from .captions import captions, tokenize
+from .captions import caption, captions, tokenize
+from .icons import OBJECTS
 from .loop import Plan, autocast, fit, step_generator, upload
+from .scenery import SCENES
 from .stream import PictureStream
+from .styles import STYLES, draw
+from .world import random_pictures
+
+log = logging.getLogger(__name__)
 
 DROP = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 
@@ -69,18 +77,22 @@ def snr_weight(alpha_bar: torch.Tensor, cap: float = 5.0) -> torch.Tensor:
     return snr.clamp(max=cap) / snr
 
 
-def diffusion_loss(unet, x_0, context, alphas_cumprod, timesteps, noise) -> torch.Tensor:
-    """The weighted error of the predicted noise, E w(t) |ε - ε_θ(√ᾱ_t x_0 + √(1 - ᾱ_t) ε, t, context)|².
+def noise_errors(unet, x_0, context, alphas_cumprod, timesteps, noise) -> torch.Tensor:
+    """The error of the predicted noise, |ε - ε_θ(√ᾱ_t x_0 + √(1 - ᾱ_t) ε, t, context)|², mean of each latent: (B,).
 
-    Ho et al. 2020, equation 14, with min-SNR weights. x_0 and noise (B,C,h,w), context (B,L,D), timesteps
-    (B,).
+    Ho et al. 2020, equation 14. x_0 and noise (B,C,h,w), context (B,L,D), timesteps (B,).
     """
     alpha_bar = alphas_cumprod.to(x_0.device)[timesteps].view(-1, 1, 1, 1)
     x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
     with autocast(x_0.device):
         predicted = unet(x_t, timesteps, encoder_hidden_states=context).sample.float()
-    error = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
-    return (snr_weight(alpha_bar).flatten() * error).mean()
+    return F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
+
+
+def diffusion_loss(unet, x_0, context, alphas_cumprod, timesteps, noise) -> torch.Tensor:
+    """The mean of the noise errors, each with the weight of its time; arguments as for `noise_errors`."""
+    weights = snr_weight(alphas_cumprod.to(x_0.device)[timesteps])
+    return (weights * noise_errors(unet, x_0, context, alphas_cumprod, timesteps, noise)).mean()
 
 
 @torch.no_grad()
@@ -132,12 +144,59 @@ def train(
             text_encoder, tokenizer, ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         )
         local = step_generator(plan.seed, "noise", step, device)  # on the device, so that nothing has to wait
-        timesteps = torch.randint(len(alphas), (len(texts),), generator=local, device=device)
+        spread = torch.arange(len(texts), device=device) + torch.rand(
+            len(texts), generator=local, device=device
+        )
+        timesteps = (
+            (spread * len(alphas) / len(texts)).long().clamp(max=len(alphas) - 1)
+        )  # each from its part
         noise = torch.randn(x_0.shape, generator=local, device=device)
         return diffusion_loss(network, x_0, context, alphas, timesteps, noise), {}
 
-    fit("unet", unet, average, loss, plan, folder, device)
+    def report(network) -> bool:
+        heard = measure_hearing(network, text_encoder, tokenizer, stream.transform)
+        log.info(
+            "error with a wrong caption: %s", ", ".join(f"{k} +{100 * v:.1f} %" for k, v in heard.items())
+        )
+        return False
+
+    fit("unet", unet, average, loss, plan, folder, device, report)
     return average
+
+
+@torch.no_grad()
+def measure_hearing(
+    unet: nn.Module,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    transform: Callable,
+    count: int = 96,
+) -> dict[str, float]:
+    """How much larger the error of the predicted noise is with the wrong object, scene or style in the caption.
+
+    A share: 0 where that word is not heard at all. `transform` makes latents of pictures; the mean over four times
+    of the noisy part, where the caption has most to say.
+    """
+    generator, alphas = torch.Generator().manual_seed(900_006), make_scheduler().alphas_cumprod
+    pictures = random_pictures(count, generator)
+    styles = torch.randint(len(STYLES), (count,), generator=generator)
+    other = lambda values, n: (values + torch.randint(1, n, (count,), generator=generator)) % n
+    texts = {"right": (pictures, styles)}
+    texts["object"] = replace(pictures, object=other(pictures.object, len(OBJECTS))), styles
+    texts["scene"] = replace(pictures, scene=other(pictures.scene, len(SCENES))), styles
+    texts["style"] = pictures, other(styles, len(STYLES))
+    device = next(unet.parameters()).device
+    x_0 = transform(draw(pictures, styles).to(device)).cpu()
+    noise = torch.randn(x_0.shape, generator=generator)
+    times = torch.tensor([300, 500, 700, 900]).repeat(count // 4)
+    errors = {}
+    for name, (shown, drawn) in texts.items():
+        words = [caption(shown, k, list(STYLES)[style]) for k, style in enumerate(drawn.tolist())]
+        context = embed(text_encoder, tokenizer, words)
+        parts = (x_0.to(device), context, alphas, times.to(device), noise.to(device))
+        errors[name] = noise_errors(unet, *parts).view(-1, 4).mean(0)
+    right = errors.pop("right")
+    return {name: (error / right - 1).mean().item() for name, error in errors.items()}
 
 
 @torch.no_grad()

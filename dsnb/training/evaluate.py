@@ -19,6 +19,7 @@ from .autoencoder import psnr
 from .captions import caption, phrase
 from .diffusion import sample
 from .judge import Judge, sides, top, truth
+from .scenery import SCENES
 from .styles import STYLES, draw, held_out
 from .world import Pictures, random_pictures
 
@@ -71,9 +72,10 @@ def measure_samples(model: models.Model, judge: Judge, count: int) -> tuple[list
     pictures."""
     generator = torch.Generator().manual_seed(900_003)
     pictures = random_pictures(count, generator)
-    pictures.scene[:] = (torch.arange(count) - pictures.object) % len(
-        STYLES
-    )  # so that every style has its share
+    # the scene that makes each style in turn the held-out one; where two do, either
+    scenes = (torch.arange(count) - pictures.object) % len(STYLES)
+    other = (scenes + len(STYLES) < len(SCENES)) & (pictures.numbers[:, 0] < 0.5)
+    pictures.scene[:] = scenes + len(STYLES) * other
     styles = held_out(pictures)
     texts = [caption(pictures, index, list(STYLES)[style]) for index, style in enumerate(styles)]
     parts = []

@@ -147,11 +147,13 @@ def fit(
         optimiser.step()
         step += 1
         update_average(average, network, plan.decay, step)
-        if step % plan.log_every == 0 or step == plan.steps:
-            if not torch.isfinite(value):
-                raise FloatingPointError(
-                    f"{stage}: the loss is {value.item()} at step {step}; resume from {path}"
-                )
+        due = time.monotonic() - saved > plan.save_every
+        logged = step % plan.log_every == 0 or step == plan.steps
+        if (due or logged) and not torch.isfinite(value):
+            raise FloatingPointError(
+                f"{stage}: the loss is {value.item()} at step {step}; resume from {path}"
+            )
+        if logged:
             row = {
                 "step": step,
                 "seconds": round(time.monotonic() - start, 1),
@@ -160,7 +162,7 @@ def fit(
             log_row(path.with_suffix(".csv"), row | {key: round(float(x), 5) for key, x in numbers.items()})
             bar.set_postfix(loss=f"{value.item():.4f}")
         bar.update()
-        if time.monotonic() - saved > plan.save_every:
+        if due:
             save()
             if good is not None and good(average):
                 break

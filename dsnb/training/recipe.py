@@ -53,6 +53,7 @@ class Recipe:
     compiled: bool = False
     stages: Sequence[str] = tuple(STAGES)
     pictures: int = 90  # for the evaluation; 0 leaves it out
+    cooldown: float = 0.2  # share of each stage's time in which its learning rate falls to zero
 
     def __post_init__(self):
         unknown = [stage for stage in self.stages if stage not in STAGES]
@@ -60,6 +61,8 @@ class Recipe:
             raise ValueError(f"stages has {unknown}, expected some of {', '.join(STAGES)}")
         if self.minutes <= 0:
             raise ValueError(f"minutes is {self.minutes}, it must be above 0")
+        if not 0 <= self.cooldown < 1:
+            raise ValueError(f"cooldown is {self.cooldown}, expected a share in [0, 1)")
         if self.size not in diffusion.SIZES:
             raise ValueError(f"size is {self.size!r}, expected one of {', '.join(diffusion.SIZES)}")
 
@@ -146,11 +149,15 @@ def plan_for(recipe: Recipe, stage: str, seconds: float) -> Plan:
     """How a stage is trained on this device for `seconds`."""
     _, batches, rates = STAGES[stage]
     gpu = int(torch.device(recipe.device).type != "cpu")
-    averaged = 0.9995 if stage == "unet" else 0.999
     offset = {"judge": 1}.get(stage, 0)  # the judge must not start where the generator's network starts
     save_every = 60 if gpu else 300
     return Plan(
-        batches[gpu], rates[gpu], seconds, seed=recipe.seed + offset, decay=averaged, save_every=save_every
+        batches[gpu],
+        rates[gpu],
+        seconds,
+        seed=recipe.seed + offset,
+        cooldown=recipe.cooldown,
+        save_every=save_every,
     )
 
 
@@ -190,6 +197,11 @@ def run(recipe: Recipe) -> Path | None:
         write_judge_card(state / "judge", rows, state, recipe.seed)
         if recipe.out is not None:
             shutil.copytree(state / "judge", f"{recipe.out}-judge", dirs_exist_ok=True)
+    if left.get("unet") and not ((state / "autoencoder.pt").is_file() and (state / "generator.pt").is_file()):
+        raise ValueError(
+            f"stages is {tuple(recipe.stages)}, but {str(state)!r} has no autoencoder and text encoder yet for the "
+            "UNet to stand on; train 'autoencoder' and 'generator' first"
+        )
     unet = diffusion.train(
         autoencoder, text_encoder, tokenizer, plan("unet"), state, device, recipe.size, recipe.compiled
     )

@@ -257,14 +257,18 @@ def held_out(pictures: Pictures) -> torch.Tensor:
     return (pictures.object + pictures.scene) % len(STYLES)
 
 
-def random_styles(pictures: Pictures, generator: torch.Generator, even: bool = True) -> torch.Tensor:
-    """Draw a style for each picture, never the held-out one (the next one instead): (B,) indices into STYLES.
+def random_styles(
+    pictures: Pictures, generator: torch.Generator, even: bool = True, hide: bool = True
+) -> torch.Tensor:
+    """Draw a style for each picture: (B,) indices into STYLES.
 
-    `even`: all styles as often; otherwise in the proportions of SHARES.
+    `even`: all styles as often; otherwise in the proportions of SHARES. `hide`: never the held-out style, the
+    next one instead.
     """
     shares = torch.tensor([1.0 if even else SHARES.get(name, 0.07) for name in STYLES])
     styles = torch.multinomial(shares, len(pictures), replacement=True, generator=generator)
-    return torch.where(styles == held_out(pictures).to(styles.device), (styles + 1) % len(STYLES), styles)
+    hidden = hide & (styles == held_out(pictures).to(styles.device))
+    return torch.where(hidden, (styles + 1) % len(STYLES), styles)
 
 
 def draw(pictures: Pictures, style: str | torch.Tensor) -> torch.Tensor:
