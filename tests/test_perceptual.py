@@ -137,9 +137,12 @@ def test_usual_lpips_has_the_published_shape(monkeypatch, tmp_path):
 def test_lpips_refusals(monkeypatch):
     with pytest.raises(ValueError, match="expected one of st-alex"):
         networks.load_lpips("resnet")
-    monkeypatch.setattr(networks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install stlpips_pytorch"):
-        networks.load_lpips("st-alex")
+    with monkeypatch.context() as nothing:
+        nothing.setattr(networks.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match="pip install stlpips_pytorch"):
+            networks.load_lpips("st-alex")
+        with pytest.raises(ImportError, match="the usual LPIPS takes its heads from torchmetrics"):
+            networks.load_lpips("alex")
 
     def offline(*args, **options):
         raise OSError("no network")

@@ -160,7 +160,7 @@ class Folder:
             for head, rows, tail in parts
             for row in rows
             for name, value in row.items()
-            if (head | tail).get(name, value) != value
+            if name in head | tail and (head | tail)[name] != value
         }
         name_of = lambda name: f"recorded_{name}" if name in other else name
         return pd.DataFrame(

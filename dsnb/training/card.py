@@ -107,7 +107,7 @@ def stage_table(state: Path, stages: Sequence[str] = ("autoencoder", "generator"
 def sittings(seconds: Sequence[float]) -> list[float]:
     """The length of each sitting, from a log's seconds, which start anew with each."""
     following = [*seconds[1:], 0.0]
-    return [now for now, after in zip(seconds, following, strict=True) if after < now]
+    return [now for now, after in zip(seconds, following, strict=False) if after < now]
 
 
 def write_card(
