@@ -124,12 +124,12 @@ def train(
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on a CPU
     average = copy.deepcopy(unet).requires_grad_(False).eval()
     alphas = make_scheduler().alphas_cumprod.to(device)
-    on_gpu = device.type != "cpu"
     stream = PictureStream(
         plan.batch,
         plan.seed,
         device,
-        repeats=4 if on_gpu else 2,
+        chunk=8 if device.type != "cpu" else 32,
+        repeats=4,
         even=False,
         transform=lambda images: encode(autoencoder, images),
     )
