@@ -145,6 +145,20 @@ def test_sdxl_is_asked_less_on_a_cpu():
     assert sections._affordable(tool, sections.Options(sections.MODELS)) == ["bundled", "SD 1.5"]
 
 
+@pytest.mark.parametrize(
+    "value, spread, unit, said",
+    [
+        (2423.4, 128.2, "s", "2423 ± 128 s"),
+        (1.234, 0.0567, "s", "1.23 ± 0.057 s"),
+        (0.0123, 0.001, "s", "12.3 ± 1 ms"),
+        (45e-6, 0.0, "s", "45 µs"),
+        (999.7, 0.0, "×", "1000 ×"),
+    ],
+)
+def test_numbers_read_well(value, spread, unit, said):
+    assert bench.text(bench.Row("a", "b", "c", "d", value, spread, unit)) == said
+
+
 def test_the_readme_s_costs_are_the_table_s():
     """Every number of the README's cost table, and what it says of the loop's share, as in figures/11_cost_cpu.csv."""
     root = Path(__file__).parents[1]

@@ -187,6 +187,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert not list(parts.glob("*.part"))
 
 
+def test_once_a_unet_has_begun_only_the_decoder_learns(tmp_path):
+    before = train_tiny(tmp_path, 2)
+    plan = loop.Plan(batch=4, learning_rate=1e-3, steps=4, warmup=2, log_every=1)
+    after = autoencoder.train(plan, tmp_path, "cpu", frozen=True, latent_channels=4, width=8)
+    same = lambda part: [torch.equal(a, b) for a, b in zip(getattr(before, part).parameters(),
+                                                           getattr(after, part).parameters(), strict=True)]  # fmt: skip
+    assert all(same("encoder")) and not any(same("decoder"))
+
+
 def test_a_stage_without_time_or_with_its_target_met_stays_as_it_is(tmp_path):
     train_tiny(tmp_path, 1)
     before = (tmp_path / "autoencoder.pt").read_bytes()

@@ -84,6 +84,11 @@ def _panels(count: int) -> tuple[Figure, list]:
     return figure, panels[:count]
 
 
+def digits(value: float, count: int = 3) -> str:
+    """A number with `count` significant digits, large ones whole."""
+    return f"{value:.0f}" if abs(value) >= 10**count - 0.5 else f"{value:.{count}g}"
+
+
 def _bars(axes, bars: Sequence[Row], colors: Sequence[str], unit: float = 1.0) -> None:
     """Horizontal bars, the first on top, with their spread and their number."""
     y = range(len(bars))
@@ -92,5 +97,5 @@ def _bars(axes, bars: Sequence[Row], colors: Sequence[str], unit: float = 1.0) -
     axes.set_yticks(y, [r.variant for r in bars], fontsize=8)
     axes.invert_yaxis()
     for i, (value, row) in enumerate(zip(values, bars, strict=True)):
-        axes.annotate(f" {value:.3g}", (value + row.spread / unit, i), va="center", fontsize=8)
+        axes.annotate(f" {digits(value)}", (value + row.spread / unit, i), va="center", fontsize=8)
     axes.margins(x=0.15)

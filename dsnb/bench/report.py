@@ -74,8 +74,8 @@ def text(row: Row) -> str:
         ),
         (1, row.unit),
     )
-    spread = f" ± {row.spread * scale:.2g}" if row.spread else ""
-    return f"{row.value * scale:.3g}{spread} {unit}".strip()
+    spread = f" ± {plots.digits(row.spread * scale, 2)}" if row.spread else ""
+    return f"{plots.digits(row.value * scale)}{spread} {unit}".strip()
 
 
 def kind(head: dict[str, str]) -> str:

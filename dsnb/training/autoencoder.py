@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
-from .loop import Plan, autocast, fit, step_generator
+from .loop import Plan, autocast, fit, load_checkpoint, save_checkpoint, step_generator
 from .stream import PictureStream
 from .styles import STYLES, draw
 from .world import random_pictures
@@ -64,13 +64,28 @@ def reconstruction_loss(autoencoder, images: torch.Tensor, generator: torch.Gene
     return loss, {"psnr": -10 * torch.log10(square.detach()), "spread": spread.detach()}
 
 
-def train(plan: Plan, folder: Path, device, good=None, **sizes) -> AutoencoderTiny:
-    """Train within the plan's budget, from the last checkpoint where there is one; the averaged network."""
+def freeze_encoder(network: AutoencoderTiny, path: Path) -> None:
+    """From now on the encoder stays what its average is in the checkpoint at `path`, and only the decoder learns."""
+    network.encoder.requires_grad_(False)
+    state = load_checkpoint(path)
+    for name, value in state["average"].items():
+        if name.startswith("encoder."):
+            state["network"][name] = value
+    save_checkpoint(path, state)
+
+
+def train(plan: Plan, folder: Path, device, good=None, frozen: bool = False, **sizes) -> AutoencoderTiny:
+    """Train within the plan's budget, from the last checkpoint where there is one; the averaged network.
+
+    `frozen`: only the decoder, as a UNet knows the latents already.
+    """
     torch.manual_seed(plan.seed)
     network = build(**sizes).to(device)
     stream = PictureStream(plan.batch, plan.seed, device, chunk=32, repeats=8)  # a crop is a quarter
     standardise(network, stream(0)[0])
     average = copy.deepcopy(network).requires_grad_(False).eval()
+    if frozen and plan.seconds > 0:
+        freeze_encoder(network, Path(folder) / "autoencoder.pt")
 
     def loss(network, step, generator):
         local = step_generator(plan.seed, "jitter", step, device)

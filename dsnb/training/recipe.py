@@ -3,7 +3,7 @@
 Each stage keeps its state in one folder and continues from there in the next sitting. A stage is over when
 its
 networks are good enough, or when its share of the time is used up; the time it leaves goes to the later ones.
-Once the UNet has begun, the networks it stands on stay as they are.
+Once the UNet has begun, the networks it stands on stay as they are; of the autoencoder, the decoder may go on.
 """
 
 import json
@@ -178,14 +178,14 @@ def run(recipe: Recipe) -> Path | None:
         """This stage's part of the remaining time; none at all where it is not asked for or must not
         change."""
         share = left.pop(stage, 0.0)
-        if frozen and stage in ("autoencoder", "generator"):
+        if frozen and stage == "generator":
             share = 0.0
         remaining = max(0.0, 60 * recipe.minutes - (time.monotonic() - start))
         return plan_for(recipe, stage, remaining * share / (share + sum(left.values())) if share else 0.0)
 
     good = decodes_well(device)
     autoencoder = autoencoders.train(
-        plan("autoencoder"), state, device, good, latent_channels=recipe.latent_channels
+        plan("autoencoder"), state, device, good, frozen, latent_channels=recipe.latent_channels
     )
     log.info("latent scale %.4f", autoencoders.measure_scale(autoencoder, device))
     good = reads_well(tokenizer, device)
