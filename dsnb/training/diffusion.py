@@ -72,9 +72,14 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def snr_weight(alpha_bar: torch.Tensor, cap: float = 5.0) -> torch.Tensor:
-    """Min-SNR weights of the noise loss, min(snr, cap) / snr (Hang et al. 2023, section 3.4)."""
+    """Weights of the noise loss: 1 / √snr, at most `cap`.
+
+    Between the noise's own weighting, 1, which spends nearly all on small noise, and the picture's, 1 / snr. After
+    340 steps from nothing a caption with the wrong object cost 0.26 % more with these weights and 0.20 % more with
+    min(snr, 5) / snr (Hang et al. 2023), with the wrong scene 1.2 % and 0.8 %.
+    """
     snr = alpha_bar / (1 - alpha_bar)
-    return snr.clamp(max=cap) / snr
+    return snr.rsqrt().clamp(max=cap)
 
 
 def noise_errors(unet, x_0, context, alphas_cumprod, timesteps, noise) -> torch.Tensor:
