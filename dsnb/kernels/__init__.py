@@ -204,9 +204,8 @@ def _fused(name: str, *args):
 
         reason = fused.unsupported(name, *args)
         if reason is None:
-            with (
-                torch.cuda.device(first.device) if first.is_cuda else nullcontext()
-            ):  # Triton asks which is current
+            current = torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+            with current:  # Triton launches on the current device
                 return getattr(fused, name)(*args)
     except torch.OutOfMemoryError:
         raise
@@ -214,10 +213,8 @@ def _fused(name: str, *args):
         if _forced == "triton":
             raise
         _broken.add(kind)
-        warnings.warn(
-            f"the fused {name} does not work here for {kind[1]}, plain torch takes over: {error}",
-            stacklevel=3,
-        )
+        text = f"the fused {name} does not work here for {first.dtype}, plain torch takes over: {error}"
+        warnings.warn(text, stacklevel=3)
         return None
     if _forced == "triton":
         raise ValueError(f"the fused {name} does not support this call: {reason}")
