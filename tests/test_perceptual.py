@@ -134,7 +134,7 @@ def test_usual_lpips_has_the_published_shape(monkeypatch, tmp_path):
     assert torch.equal(network.slices[2][1].weight, trunk["features.6.weight"])
 
 
-def test_lpips_refusals(monkeypatch):
+def test_lpips_refusals(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="expected one of st-alex"):
         networks.load_lpips("resnet")
     with monkeypatch.context() as nothing:
@@ -147,6 +147,8 @@ def test_lpips_refusals(monkeypatch):
     def offline(*args, **options):
         raise OSError("no network")
 
+    torch.save({}, tmp_path / "heads.pth")  # as if torchmetrics were there
+    monkeypatch.setattr(networks, "_usual_heads", lambda trunk: tmp_path / "heads.pth")
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(OSError, match="offline, use 'st-alex'"):
         networks.load_lpips("alex")
