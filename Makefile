@@ -28,11 +28,14 @@ compare: $(READY)  ## notebook 10 in full: the tables of the comparison (hours o
 bench: $(READY)  ## what each method costs here
 	$(BIN)/python -m dsnb bench --compile
 
-MINUTES ?= 90
-DEVICE  ?= cpu
-OUT     ?=
+MINUTES  ?= 90
+DEVICE   ?= cpu
+OUT      ?=
+STAGES   ?=
+COOLDOWN ?=
 train: $(READY)  ## trains the bundled model, from its last checkpoint if there is one
-	$(BIN)/python -m dsnb.training --minutes $(MINUTES) --device $(DEVICE) $(if $(OUT),--out $(OUT))
+	$(BIN)/python -m dsnb.training --minutes $(MINUTES) --device $(DEVICE) $(if $(STAGES),--stages $(STAGES)) \
+		$(if $(COOLDOWN),--cooldown $(COOLDOWN)) $(if $(OUT),--out $(OUT))
 
 test-browser: $(READY)  ## drives the widgets in a real browser; needs Debian's chromium and fonts-dejavu-core
 	$(BIN)/pip install -q -e '.[browser]'

@@ -6,6 +6,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import CLIPTokenizer
 import dsnb
 from dsnb import masks
 from dsnb.training import autoencoder, captions, card, clip, diffusion, evaluate, judge, loop, recipe
+from dsnb.training import export as exporting
 from dsnb.training.export import export, read_log, sheet
 from dsnb.training.icons import CELL, OBJECTS, SETS, load_atlas
 from dsnb.training.scenery import SCENES
@@ -209,8 +211,12 @@ def test_a_stage_without_time_or_with_its_target_met_stays_as_it_is(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     network = torch.nn.Linear(1, 1)
     loss = lambda network, step, generator: (network(torch.tensor([float("nan")])).sum(), {})
-    with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
-        loop.fit("broken", network, torch.nn.Linear(1, 1), loss, loop.Plan(1, 1e-3, steps=1), tmp_path, "cpu")
+    for end in ({"steps": 1}, {"seconds": 1e-3}):  # found when it is logged, and before the last checkpoint
+        with pytest.raises(FloatingPointError, match="loss is nan at step"):
+            loop.fit(
+                "broken", network, torch.nn.Linear(1, 1), loss, loop.Plan(1, 1e-3, **end), tmp_path, "cpu"
+            )
+    assert not (tmp_path / "broken.pt").exists()
 
 
 def test_the_contrast_counts_equal_labels_as_right(tokenizer):
@@ -292,6 +298,55 @@ def test_the_export_opens_as_stable_diffusion(networks, tokenizer, tmp_path):
     assert {name.split(".")[1] for name in crossing if name.startswith("down")} == {"0", "1"}
 
 
+def test_an_export_replaces_what_an_earlier_one_left(networks, tokenizer, tmp_path):
+    tiny, text, unet = networks
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):
+        export(tiny, text, tokenizer, unet, tmp_path)
+    assert {path.name for path in (tmp_path / "unet").iterdir()} == {
+        "config.json", "diffusion_pytorch_model.safetensors"}  # fmt: skip
+    assert (tmp_path / "notes.txt").read_text() == "mine" and not list(tmp_path.glob("tmp*"))
+
+
+def test_a_sitting_ends_with_a_model_its_card_and_its_pictures(networks, tokenizer, tmp_path, monkeypatch):
+    """All but the training itself, on networks that have learnt nothing."""
+    tiny, text, unet = networks
+    contrast = clip.Contrast(clip.ConvNextTower(8), tokenizer, width=64, layers=1).eval()
+    trained, state = {"generator": SimpleNamespace(text=text), "judge": contrast}, tmp_path / "state"
+
+    def as_if_trained(stage, network):
+        (state / f"{stage}.pt").touch()
+        loop.log_row(state / f"{stage}.csv", {"step": 7, "seconds": 36.0, "loss": 0.5})
+        return network
+
+    monkeypatch.setattr(autoencoder, "train", lambda *a, **k: as_if_trained("autoencoder", tiny))
+    monkeypatch.setattr(clip, "train", lambda kind, *a: as_if_trained(kind, trained[kind]))
+    monkeypatch.setattr(diffusion, "train", lambda *a: as_if_trained("unet", unet))
+    for name, value in (("steps", 4), ("skip", 1)):
+        monkeypatch.setitem(exporting.SETTINGS, name, value)
+    wanted = recipe.Recipe(1, "cpu", state, tmp_path / "model", "tiny", 4, pictures=9, figures=tmp_path)
+    folder = recipe.run(wanted)
+    card_text = (folder / "README.md").read_text()
+    table = (state / "evaluation.csv").read_text()
+    assert "| unet | 7 | 32 | 0.01 | 0.500 |" in card_text and "from seed 0" in card_text
+    for measured in ("style shown is the style asked", "object shown is the object asked, plain, top 5",
+                     "… in the true mixes", "… more than from fresh noise", "photo_cat, inverted"):  # fmt: skip
+        assert measured in card_text and measured in table
+    assert "nan" not in table
+    assert "with seed 1," in (tmp_path / "model-judge" / "README.md").read_text()
+    for name in ("12_samples", "12_photographs"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_what_is_measured_was_never_seen():
+    styles = torch.arange(300) % len(STYLES)
+    asked = evaluate.never_seen(styles, torch.Generator().manual_seed(0))
+    assert torch.equal(held_out(asked), styles)
+    assert len(asked.scene.unique()) == len(SCENES) and len(asked.object.unique()) == len(OBJECTS)
+
+
 def test_the_table_says_what_was_missed(tmp_path):
     rows = [
         evaluate.Row("good", 0.97, 30, 0.95),
@@ -323,8 +378,9 @@ def test_what_a_recipe_refuses(tmp_path):
         recipe.Recipe(1, "cpu", tmp_path, stages=("vae",))
     with pytest.raises(ValueError, match="cooldown is 1"):
         recipe.Recipe(1, "cpu", tmp_path, cooldown=1)
-    with pytest.raises(ValueError, match="no autoencoder and text encoder yet"):
+    with pytest.raises(ValueError, match="no autoencoder and no generator yet"):
         recipe.run(recipe.Recipe(1, "cpu", tmp_path / "empty", size="tiny", stages=("unet",)))
+    assert not (tmp_path / "empty").exists(), "what was refused must settle nothing"
     first = recipe.settle(recipe.Recipe(1, "cpu", tmp_path, size="tiny", seed=3))
     assert recipe.settle(recipe.Recipe(9, "cpu", tmp_path, size="large")) == recipe.replace(first, minutes=9)
 

@@ -1,8 +1,6 @@
-"""Make the bundled model: python -m dsnb.training --minutes 25 --device cuda --state DIR --out
-data/models/NAME
+"""Make the bundled model: python -m dsnb.training --minutes 25 --device cuda --state DIR --out data/models/NAME
 
-On a GPU half an hour does it all (`--size large`). On two CPU cores work in sittings on the same `--state`:
-give
+On a GPU half an hour does it all (`--size large`). On two CPU cores work in sittings on the same `--state`: give
 the first ones to `--stages autoencoder generator judge`, all later ones to `--stages unet --cooldown 0`, and the
 last one to `--stages unet` alone.
 """
@@ -55,7 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add("--compile", action="store_true", help="run the UNet through torch.compile")
     add("--pictures", type=int, default=90, help="pictures for the evaluation; 0 leaves it out")
-    add("--figures", type=Path, help="also write 12_world.png and 12_samples.png into this folder")
+    add(
+        "--figures",
+        type=Path,
+        help="write the world's contact sheet and the evaluation's pictures into this folder",
+    )
     options = parser.parse_args(arguments)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(
@@ -80,13 +82,11 @@ def main(arguments: list[str] | None = None) -> None:
             stages=tuple(options.stages),
             pictures=options.pictures,
             cooldown=options.cooldown,
+            figures=options.figures,
         )
     )
     if options.figures:
         recipe.contact_sheet(options.figures / "12_world.png")
-        samples = options.state / "samples.png"
-        if samples.is_file():
-            (options.figures / "12_samples.png").write_bytes(samples.read_bytes())
 
 
 if __name__ == "__main__":

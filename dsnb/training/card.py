@@ -1,8 +1,9 @@
-"""The model card that travels with the weights: what it was trained on, how, how good it is, what it
-cannot."""
+"""The model card that travels with the weights: what it was trained on, how, how good it is, what it cannot."""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from .clip import WIDTH
 from .evaluate import Row, as_markdown
@@ -21,12 +22,10 @@ pipeline_tag: text-to-image
 
 # A small model of a drawn world
 
-A Stable Diffusion in miniature for 128 x 128 pictures, with the real components: CLIPTokenizer,
-CLIPTextModel,
+A Stable Diffusion in miniature for 128 x 128 pictures, with the real components: CLIPTokenizer, CLIPTextModel,
 AutoencoderTiny (factor 8, {latent} latent channels), UNet2DConditionModel ({million:.0f} M parameters,
 cross-attention at 16 x 16, 8 x 8 and 4 x 4), DDIMScheduler (scaled linear, epsilon). Any tool that opens a
-Stable Diffusion 1.x folder opens this one. It exists to show a method quickly on any computer; it draws its
-own
+Stable Diffusion 1.x folder opens this one. It exists to show a method quickly on any computer; it draws its own
 world and nothing else.
 
 ## The world
@@ -45,15 +44,16 @@ prompts in `data/prompts.json`.
 
 The objects are three drawings each from open emoji art, through Iconify's npm packages: Noto Emoji (Google,
 Apache-2.0), Twemoji (Twitter and contributors, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/), changed in
-colour and style), Fluent Emoji Flat (Microsoft, MIT). Scenes, styles
-and captions are this project's own. The weights are Apache-2.0.
+colour and style), Fluent Emoji Flat (Microsoft, MIT). Scenes, styles and captions are this project's own. The weights
+are Apache-2.0.
 
 ## Recipe
 
 `python -m dsnb.training` makes it from nothing; `notebooks/12_train_the_model.ipynb` tells how. All random
-numbers follow from seed {seed}. Each object was kept out of one style in each scene; those captions are the
-ones
-measured below.
+numbers follow from seed {seed} (the judge's from the next one). AdamW on {device}, bfloat16 products, a moving average
+of the weights; the text encoder is a contrastive one, trained first and then frozen; one caption in ten is empty; an
+error in the noise weighs min(1/√snr, 5). Each object was kept out of one style in each scene; everything measured
+below, but for autoencoder and photographs, was measured on such captions.
 
 {stages}
 
@@ -63,7 +63,8 @@ Settings the workbook uses (`dsnb.json`): {settings}.
 
 {table}
 The judge is a separate contrastive network of another architecture and seed, trained on drawn pictures only.
-SSIM is against the true picture in the style asked, which can be drawn because the world can.
+SSIM is against the true picture in the style asked, which can be drawn because the world can. Inversion is exact, so
+what a photograph loses is lost by the autoencoder.
 
 ## Limits
 
@@ -91,16 +92,20 @@ It knows the world's words and no others. A photograph is far from anything it h
 """
 
 
-def stage_table(state: Path, stages: Sequence[str] = ("autoencoder", "generator", "judge", "unet")) -> str:
-    """Steps, hours and the mean loss at the end of each stage, from the logs."""
-    lines = ["| stage | steps | hours | loss, mean of the last 20 logged |", "|---|---|---|---|"]
-    for stage in stages:
+def stage_table(state: Path, batches: dict[str, int]) -> str:
+    """Steps, pictures a step (`batches`), hours and the mean loss at the end of each stage, from the logs."""
+    lines = [
+        "| stage | steps | pictures a step | hours | loss, mean of the last 20 logged |",
+        "|---|---|---|---|---|",
+    ]
+    for stage, batch in batches.items():
         file = Path(state) / f"{stage}.csv"
         if file.is_file():
             log = read_log(file)
             last = log["loss"][-20:]
             hours = sum(sittings(log["seconds"])) / 3600
-            lines.append(f"| {stage} | {int(log['step'][-1])} | {hours:.1f} | {sum(last) / len(last):.3f} |")
+            steps, loss = int(log["step"][-1]), sum(last) / len(last)
+            lines.append(f"| {stage} | {steps} | {batch} | {hours:.2f} | {loss:.3f} |")
     return "\n".join(lines)
 
 
@@ -111,9 +116,17 @@ def sittings(seconds: Sequence[float]) -> list[float]:
 
 
 def write_card(
-    folder: Path, rows: list[Row], state: Path, unet_parameters: int, latent: int, seed: int
+    folder: Path,
+    rows: list[Row],
+    state: Path,
+    batches: dict[str, int],
+    *,
+    unet_parameters: int,
+    latent: int,
+    seed: int,
+    device: str,
 ) -> Path:
-    """Write README.md beside the weights."""
+    """Write README.md beside the weights; `batches`: pictures a step in each stage."""
     path = Path(folder) / "README.md"
     text = TEXT.format(
         latent=latent,
@@ -127,17 +140,18 @@ def write_card(
         colours=", ".join(COLOURS).capitalize(),
         paintable=", ".join(PAINTABLE),
         seed=seed,
+        device="a GPU" if torch.device(device).type == "cuda" else "a CPU",
         settings=", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in SETTINGS.items()),
-        stages=stage_table(state),
+        stages=stage_table(state, batches),
         table=as_markdown(rows) if rows else "Not measured.\n",
     )
     path.write_text(text)
     return path
 
 
-def write_judge_card(folder: Path, rows: list[Row], state: Path, seed: int) -> Path:
+def write_judge_card(folder: Path, rows: list[Row], state: Path, batch: int, seed: int) -> Path:
     """Write README.md beside the judge's weights."""
     path = Path(folder) / "README.md"
-    stages = stage_table(state, ["judge"])
+    stages = stage_table(state, {"judge": batch})
     path.write_text(JUDGE.format(width=WIDTH, seed=seed, stages=stages, table=as_markdown(rows)))
     return path

@@ -149,9 +149,9 @@ def train(
             text_encoder, tokenizer, ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         )
         local = step_generator(plan.seed, "noise", step, device)  # on the device, so that nothing has to wait
-        # one time from each of as many parts of the schedule
-        offsets = torch.rand(len(texts), generator=local, device=device)
-        spread = (torch.arange(len(texts), device=device) + offsets) / len(texts)
+        # one time from each of as many parts of the schedule, dealt anew, as pictures keep their row when seen again
+        parts = torch.randperm(len(texts), generator=local, device=device)
+        spread = (parts + torch.rand(len(texts), generator=local, device=device)) / len(texts)
         timesteps = (spread * len(alphas)).long().clamp(max=len(alphas) - 1)
         noise = torch.randn(x_0.shape, generator=local, device=device)
         return diffusion_loss(network, x_0, context, alphas, timesteps, noise), {}

@@ -5,22 +5,24 @@ known, and so is what the judge reads in it. The model is measured as users get 
 """
 
 import csv
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import torch
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from .. import inversion, masks, methods, metrics, models
 from .. import styles as prompts
 from ..images import read_image
+from ..plotting import show_grid
 from .autoencoder import psnr
 from .captions import caption, phrase
 from .diffusion import sample
 from .judge import Judge, sides, top, truth
 from .scenery import SCENES
-from .styles import STYLES, draw, held_out
+from .styles import STYLES, draw, draw_mix
 from .world import Pictures, random_pictures
 
 
@@ -67,56 +69,62 @@ def measure_autoencoder(autoencoder, count: int) -> list[Row]:
     return [Row("autoencoder PSNR, all styles", mean, sum(row.count for row in rows), 25), *rows]
 
 
-def measure_samples(model: models.Model, judge: Judge, count: int) -> tuple[list[Row], torch.Tensor]:
-    """Pictures from noise for captions (object, scene, style) never seen in training; rows and the
-    pictures."""
-    generator = torch.Generator().manual_seed(900_003)
-    pictures = random_pictures(count, generator)
-    # the scene that makes each style in turn the held-out one; where two do, either
-    scenes = (torch.arange(count) - pictures.object) % len(STYLES)
-    other = (scenes + len(STYLES) < len(SCENES)) & (pictures.numbers[:, 0] < 0.5)
+def never_seen(styles: torch.Tensor, generator: torch.Generator) -> Pictures:
+    """Pictures whose object and scene were never drawn in these styles (B,) while the generator trained."""
+    pictures = random_pictures(len(styles), generator)
+    # the scene that makes the style the held-out one; where two do, either
+    scenes = (styles - pictures.object) % len(STYLES)
+    other = (scenes + len(STYLES) < len(SCENES)) & (torch.rand(len(styles), generator=generator) < 0.5)
     pictures.scene[:] = scenes + len(STYLES) * other
-    styles = held_out(pictures)
-    texts = [caption(pictures, index, list(STYLES)[style]) for index, style in enumerate(styles)]
-    parts = []
+    return pictures
+
+
+def measure_samples(model: models.Model, judge: Judge, count: int) -> tuple[list[Row], Figure]:
+    """Pictures from noise, 25 steps, for captions (object, scene, style) never seen in training; the first 30 of them.
+
+    What the judge reads in the true pictures of the same captions stands beside what it reads in these.
+    """
+    generator = torch.Generator().manual_seed(900_003)
+    styles = torch.arange(count) % len(STYLES)
+    pictures, names = never_seen(styles, generator), list(STYLES)
+    texts = [caption(pictures, index, names[style]) for index, style in enumerate(styles)]
+    parts, true = [], []
     for start in tqdm(range(0, count, 30), desc="samples"):
-        latents = sample(
-            model.unet, model.text_encoder, model.tokenizer, texts[start : start + 30], generator
-        )
+        rows = slice(start, start + 30)
+        latents = sample(*_networks(model), texts[rows], generator, 25, model.settings.guidance)
         parts.append(models.decode_latents(model, latents))
-    images = torch.cat(parts)
-    right_style = top(judge.styles(images, pictures), styles)
-    scores = judge.objects(images, pictures, styles)
-    first, five, is_plain = top(scores, pictures.object), top(scores, pictures.object, 5), styles == 0
-    rows = [Row("style shown is the style asked", right_style.mean().item(), count, 0.95)]
-    per_style = [right_style[styles == k].mean().item() for k in range(len(STYLES))]
-    rows.append(Row("… in the worst style", min(per_style), count // len(STYLES), 0.85))
-    for name, chosen in (("plain", is_plain), ("stylised", ~is_plain)):
-        rows.append(
-            Row(
-                f"object shown is the object asked, {name}, top 1",
-                first[chosen].mean().item(),
-                int(chosen.sum()),
-                0.60,
-            )
-        )
-        rows.append(
-            Row(
-                f"object shown is the object asked, {name}, top 5",
-                five[chosen].mean().item(),
-                int(chosen.sum()),
-                0.85,
-            )
-        )
-    return rows, images
+        true.append(draw(pictures[rows], styles[rows]))
+    images, true = torch.cat(parts), torch.cat(true)
+    shown, readable = (top(judge.styles(x, pictures), styles) for x in (images, true))
+    per_style = torch.stack([shown[styles == k].mean() for k in range(len(STYLES))])
+    worst = int(per_style.argmin())
+    rows = [
+        Row("style shown is the style asked", shown.mean().item(), count, 0.95),
+        Row("… in the true pictures", readable.mean().item(), count),
+        Row(
+            f"… in the worst style, {names[worst]}",
+            per_style[worst].item(),
+            int((styles == worst).sum()),
+            0.85,
+        ),
+    ]
+    scores, of_true = (judge.objects(x, pictures, styles) for x in (images, true))
+    for name, chosen in (("plain", styles == 0), ("stylised", styles != 0)):
+        for k, bar in ((1, 0.60), (5, 0.85)):
+            right, readable = (top(x, pictures.object, k)[chosen].mean().item() for x in (scores, of_true))
+            among = int(chosen.sum())
+            rows.append(Row(f"object shown is the object asked, {name}, top {k}", right, among, bar))
+            rows.append(Row("… in the true pictures", readable, among))
+    titles = [fill(f"{phrase(pictures, k)}, {names[styles[k]]}", 24) for k in range(min(count, 30))]
+    return rows, show_grid(images[:30], titles, columns=6, width=1.4)
 
 
 def measure_inversion(model: models.Model, judge: Judge, count: int) -> list[Row]:
     """Plain pictures inverted and decoded with a style's prompt: is it the style, is it still that
     picture?"""
-    generator = torch.Generator().manual_seed(900_004)
-    pictures, names = random_pictures(count, generator), list(STYLES)
+    generator, names = torch.Generator().manual_seed(900_004), list(STYLES)
     asked = torch.tensor([1 + k % 4 for k in range(count)])  # the workbook's own four styles in turn
+    pictures, settings = never_seen(asked, generator), model.settings
     drawn, fresh, true, rebuilt = [], [], [], []
     for index in tqdm(range(count), desc="inversion"):
         one, style = pictures[index : index + 1], names[asked[index]]
@@ -125,25 +133,31 @@ def measure_inversion(model: models.Model, judge: Judge, count: int) -> list[Row
             model, source, phrase(pictures, index), generator=generator, progress=False
         )
         drawn.append(methods.decode(model, trajectory, text, progress=False))
-        latents = sample(model.unet, model.text_encoder, model.tokenizer, [text], generator)
+        latents = sample(*_networks(model), [text], generator, settings.steps, settings.guidance)
         fresh.append(models.decode_latents(model, latents))
         true.append(draw(one, style))
-        rebuilt.append(models.decode_latents(model, models.encode_image(model, source)))
-    drawn, fresh, true = torch.cat(drawn), torch.cat(fresh), torch.cat(true)
+        rebuilt.append(models.decode_latents(model, models.encode_image(model, true[-1])))
+    drawn, true = torch.cat(drawn), torch.cat(true)
     shown = top(judge.styles(drawn, pictures), asked).mean().item()
-    kept = [metrics.ssim(images, true).mean().item() for images in (drawn, fresh)]
+    kept, without, most = (
+        metrics.ssim(images, true).mean().item() for images in (drawn, torch.cat(fresh), torch.cat(rebuilt))
+    )
     objects = top(judge.objects(drawn, pictures, asked), pictures.object).mean().item()
     return [
         Row("inverted, then styled: style as asked", shown, count, 0.90),
         Row("inverted, then styled: object still read, top 1", objects, count),
-        Row("inverted, then styled: SSIM to the true picture in that style", kept[0], count, kept[1] + 0.1),
-        Row("from fresh noise: SSIM to the true picture in that style", kept[1], count),
+        Row("inverted, then styled: SSIM to the true picture in that style", kept, count),
+        Row("… more than from fresh noise", kept - without, count, 0.10),
+        Row("… that the autoencoder alone gives to the true picture", most, count),
     ]
 
 
-def measure_photographs(model: models.Model) -> list[Row]:
-    """Real photographs, inverted and rebuilt with their own caption: PSNR in dB."""
-    rows = []
+def measure_photographs(model: models.Model) -> tuple[list[Row], Figure]:
+    """Real photographs, inverted and rebuilt with their own caption: PSNR in dB, and the pictures above each other.
+
+    The inversion is exact, so what is lost is lost by the autoencoder and by rounding.
+    """
+    rows, shown = [], []
     for picture in prompts.pictures():
         if picture.name in ("photo_cat", "photo_astronaut", "photo_coffee"):
             image = read_image(picture.file, model)
@@ -156,52 +170,54 @@ def measure_photographs(model: models.Model) -> list[Row]:
             rows.append(
                 Row(f"{picture.name}, inverted and rebuilt: PSNR", metrics.psnr(rebuilt, image).item(), 1)
             )
-    return rows
+            shown.append((image, rebuilt))
+    above, below = zip(*shown, strict=True)
+    return rows, show_grid([*above, *below], columns=len(shown), row_titles=["photograph", "rebuilt"])
 
 
 def measure_two_styles(model: models.Model, judge: Judge, count: int, method: str = "epsilon") -> list[Row]:
-    """Two styles in one picture with a mask from left to right: does each half show its own?"""
+    """Two styles in one picture with a mask from left to right: does each half show its own?
+
+    What the judge reads in the true mixes of the same pictures stands beside it.
+    """
     generator, names, rows = torch.Generator().manual_seed(900_005), list(STYLES), []
     mask = masks.logistic(20)
     for pair in prompts.pairs():
-        pictures: Pictures = random_pictures(count, generator)
+        numbers = [names.index(style) for style in pair]
+        # half of the pictures were never seen in the left style, half never in the right one
+        pictures = never_seen(torch.tensor([numbers[k % 2] for k in range(count)]), generator)
         images = []
         for index in tqdm(range(count), desc=" / ".join(pair)):
             source, text = draw(pictures[index : index + 1], "plain"), phrase(pictures, index)
             trajectory = inversion.invert(model, source, text, generator=generator, progress=False)
             both = [prompts.prompt(style, text) for style in pair]
             images.append(methods.blend(model, trajectory, both, mask, method=method, progress=False))
-        halves = sides(torch.cat(images))
-        shown = [
-            top(judge.styles(half, pictures), torch.full((count,), names.index(style)))
-            for half, style in zip(halves, pair, strict=True)
-        ]
-        for side, style, right in zip(("left", "right"), pair, shown, strict=True):
-            rows.append(
-                Row(
-                    f"{method}, {' / '.join(pair)}: the {side} side shows {style}",
-                    right.mean().item(),
-                    count,
-                    0.95,
-                )
+        true = draw_mix(pictures, pair, mask.weights(*images[0].shape[-2:]))
+        for side, style, number, half, half_of_true in zip(
+            ("left", "right"), pair, numbers, sides(torch.cat(images)), sides(true), strict=True
+        ):
+            asked = torch.full((count,), number)
+            right, readable = (
+                top(judge.styles(x, pictures), asked).mean().item() for x in (half, half_of_true)
             )
+            name = f"{method}, {' / '.join(pair)}: the {side} side shows {style}"
+            rows += [Row(name, right, count, 0.95), Row("… in the true mixes", readable, count)]
     return rows
 
 
-def evaluate(folder: Path, judge: Judge, count: int = 90, device=None, log: Callable = lambda rows: None):
-    """All rows for the model in `folder`, and its pictures from noise. About 10 minutes for 90 on two
-    cores."""
+def evaluate(folder: Path, judge: Judge, count: int = 90, device=None) -> tuple[list[Row], dict[str, Figure]]:
+    """All rows for the model in `folder`, and pictures by name. About 10 minutes for a count of 90 on two cores."""
     model = models.load(folder, device=device)
     rows = measure_reading(judge, max(count, 180)) + measure_autoencoder(model.vae, count)
-    log(rows)
-    more, images = measure_samples(model, judge, count)
-    rows += more
-    log(rows)
+    more, samples = measure_samples(model, judge, max(count, len(STYLES)))
     fewer = max(4, count // 4)
-    rows += measure_inversion(model, judge, fewer) + measure_photographs(model)
-    rows += measure_two_styles(model, judge, fewer)
-    log(rows)
-    return rows, images
+    rebuilt, photographs = measure_photographs(model)
+    rows += more + measure_inversion(model, judge, fewer) + rebuilt + measure_two_styles(model, judge, fewer)
+    return rows, {"12_samples": samples, "12_photographs": photographs}
+
+
+def _networks(model: models.Model) -> tuple:
+    return model.unet, model.text_encoder, model.tokenizer
 
 
 def write_table(rows: list[Row], path: Path) -> None:

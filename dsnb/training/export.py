@@ -3,6 +3,9 @@
 import copy
 import csv
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -18,9 +21,11 @@ SHARD = "15MB"  # small files travel everywhere
 def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
     """Write a plain diffusers folder in fp16 safetensors; `StableDiffusionPipeline.from_pretrained` opens it.
 
-    The networks are copied, not changed. `dsnb.json` carries the settings the workbook uses with this model.
+    The networks are copied, not changed. `dsnb.json` carries the settings the workbook uses with this model. What an
+    earlier export left in `folder` under the same names is replaced whole, so no old shard stays behind.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     parts = {"vae": autoencoder, "text_encoder": text_encoder, "unet": unet}
     pipeline = StableDiffusionPipeline(
         **{name: copy.deepcopy(part).cpu().half() for name, part in parts.items()},
@@ -30,13 +35,19 @@ def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
-    (folder / "dsnb.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
-    for part in ("vae", "text_encoder", "unet"):  # where it was written is nobody's business
-        path = folder / part / "config.json"
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        fresh = Path(name)
+        pipeline.save_pretrained(fresh, safe_serialization=True, max_shard_size=SHARD)
+        (fresh / "dsnb.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+        for part in parts:  # where it was written is nobody's business
+            path = fresh / part / "config.json"
+            config = json.loads(path.read_text())
+            config.pop("_name_or_path", None)
+            path.write_text(json.dumps(config, indent=2) + "\n")
+        for written in fresh.iterdir():
+            if (folder / written.name).is_dir():
+                shutil.rmtree(folder / written.name)
+            os.replace(written, folder / written.name)
     return folder
 
 

@@ -1,7 +1,8 @@
 """One training loop for all networks: resumable, within a time budget, and the same on any device.
 
-What a step sees follows from (seed, stage, step) alone, so a run that was killed and resumed from its last
-checkpoint does exactly what an uninterrupted one does, and nothing about random states needs saving.
+What a step sees follows from (seed, stage, step) alone, so nothing about random states needs saving: a run that was
+killed and resumed from its last checkpoint does exactly what an uninterrupted one does, but for a learning rate that
+falls with the time of the sitting (`cooldown`).
 """
 
 import csv
@@ -109,7 +110,7 @@ def fit(
     `loss(network, step, generator)` gives the loss of a step and numbers to log. `average` receives the
     moving average of the weights. The state lives in `folder/stage.pt`, the log in `folder/stage.csv`; both
     are picked up where they were left. `good(average)`, asked at the start and at every checkpoint, ends the
-    stage. Raises FloatingPointError where the loss is not finite (the checkpoint is kept).
+    stage. Raises FloatingPointError where loss or gradient is not finite (the checkpoint is kept).
     """
     path, step = Path(folder) / f"{stage}.pt", 0
     optimiser = torch.optim.AdamW(
@@ -131,7 +132,15 @@ def fit(
     first = step
     start = saved = time.monotonic()
 
+    def check():
+        if not torch.isfinite(value + length):
+            raise FloatingPointError(
+                f"{stage}: the loss is {value.item()} at step {step}, the length of its gradient {length.item()}; "
+                f"resume from {path}"
+            )
+
     def save():
+        check()
         parts = {"network": network, "average": average, "optimiser": optimiser}
         save_checkpoint(path, {"step": step, **{name: part.state_dict() for name, part in parts.items()}})
 
@@ -143,17 +152,13 @@ def fit(
         value, numbers = loss(network, step, step_generator(plan.seed, stage, step))
         optimiser.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        length = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         step += 1
         update_average(average, network, plan.decay, step)
         due = time.monotonic() - saved > plan.save_every
-        logged = step % plan.log_every == 0 or step == plan.steps
-        if (due or logged) and not torch.isfinite(value):
-            raise FloatingPointError(
-                f"{stage}: the loss is {value.item()} at step {step}; resume from {path}"
-            )
-        if logged:
+        if step % plan.log_every == 0 or step == plan.steps:
+            check()
             row = {
                 "step": step,
                 "seconds": round(time.monotonic() - start, 1),

@@ -1,7 +1,6 @@
 """The whole recipe: autoencoder, text encoder, judge, UNet and their evaluation, within a budget of minutes.
 
-Each stage keeps its state in one folder and continues from there in the next sitting. A stage is over when
-its
+Each stage keeps its state in one folder and continues from there in the next sitting. A stage is over when its
 networks are good enough, or when its share of the time is used up; the time it leaves goes to the later ones.
 Once the UNet has begun, the networks it stands on stay as they are; of the autoencoder, the decoder may go on.
 """
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
+from ..plotting import save_figure
 from . import autoencoder as autoencoders
 from . import captions, clip, diffusion
 from .card import write_card, write_judge_card
@@ -54,6 +54,7 @@ class Recipe:
     stages: Sequence[str] = tuple(STAGES)
     pictures: int = 90  # for the evaluation; 0 leaves it out
     cooldown: float = 0.2  # share of each stage's time in which its learning rate falls to zero
+    figures: Path | None = None  # where the evaluation's pictures go; by default into `state`
 
     def __post_init__(self):
         unknown = [stage for stage in self.stages if stage not in STAGES]
@@ -166,6 +167,12 @@ def run(recipe: Recipe) -> Path | None:
 
     None without `out`, or as long as no UNet has been begun. The evaluation comes on top of the minutes.
     """
+    missing = [s for s in ("autoencoder", "generator") if not (recipe.state / f"{s}.pt").is_file()]
+    if "unet" in recipe.stages and not set(missing) <= set(recipe.stages):
+        raise ValueError(
+            f"stages is {tuple(recipe.stages)}, but {str(recipe.state)!r} has no {' and no '.join(missing)} yet "
+            "for the UNet to stand on; train 'autoencoder' and 'generator' first"
+        )
     recipe = settle(recipe)
     state, device, start = recipe.state, torch.device(recipe.device), time.monotonic()
     torch.set_float32_matmul_precision("high")
@@ -190,18 +197,14 @@ def run(recipe: Recipe) -> Path | None:
     log.info("latent scale %.4f", autoencoders.measure_scale(autoencoder, device))
     good = reads_well(tokenizer, device)
     text_encoder = clip.train("generator", tokenizer, plan("generator"), state, device, good).text
-    judge = clip.train("judge", tokenizer, plan("judge"), state, device, good)
+    judge_plan = plan("judge")
+    judge = clip.train("judge", tokenizer, judge_plan, state, device, good)
     if (state / "judge.pt").is_file():
         clip.save_judge(judge, tokenizer, state / "judge")
         rows = measure_reading(open_judge(state / "judge", device), 360)
-        write_judge_card(state / "judge", rows, state, recipe.seed)
+        write_judge_card(state / "judge", rows, state, judge_plan.batch, judge_plan.seed)
         if recipe.out is not None:
             shutil.copytree(state / "judge", f"{recipe.out}-judge", dirs_exist_ok=True)
-    if left.get("unet") and not ((state / "autoencoder.pt").is_file() and (state / "generator.pt").is_file()):
-        raise ValueError(
-            f"stages is {tuple(recipe.stages)}, but {str(state)!r} has no autoencoder and text encoder yet for the "
-            "UNet to stand on; train 'autoencoder' and 'generator' first"
-        )
     unet = diffusion.train(
         autoencoder, text_encoder, tokenizer, plan("unet"), state, device, recipe.size, recipe.compiled
     )
@@ -210,12 +213,21 @@ def run(recipe: Recipe) -> Path | None:
     folder = export(autoencoder, text_encoder, tokenizer, unet, recipe.out)
     rows = []
     if recipe.pictures and (state / "judge").is_dir():
-        rows, images = evaluate(folder, open_judge(state / "judge", device), recipe.pictures, device)
+        rows, figures = evaluate(folder, open_judge(state / "judge", device), recipe.pictures, device)
         write_table(rows, state / "evaluation.csv")
-        sheet(images[:30], 6, state / "samples.png")
+        for name, figure in figures.items():
+            save_figure(figure, (recipe.figures or state) / name)
     plot_logs(state, state / "logs.png")
-    parameters = sum(weight.numel() for weight in unet.parameters())
-    write_card(folder, rows, state, parameters, recipe.latent_channels, recipe.seed)
+    write_card(
+        folder,
+        rows,
+        state,
+        {stage: plan_for(recipe, stage, 0).batch for stage in STAGES},
+        unet_parameters=sum(weight.numel() for weight in unet.parameters()),
+        latent=recipe.latent_channels,
+        seed=recipe.seed,
+        device=recipe.device,
+    )
     return folder
 
 
