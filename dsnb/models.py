@@ -42,13 +42,17 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults of one model for inversion and decoding; these are the paper's, for Stable Diffusion 1.4."""
+    """Defaults of one model for inversion and decoding; these are the paper's, for Stable Diffusion 1.4.
+
+    `guidance` decodes an inversion, `sampling_guidance` draws from noise.
+    """
 
     steps: int = 99
     skip: int = 10
     eta: float = 0.1
     encoder_guidance: float = 1.0
     guidance: float = 20.0
+    sampling_guidance: float = 7.5
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,12 @@ def load(
 ) -> Model:
     """Open a model: nothing for the bundled one, a diffusers folder, a hub id, or a single .safetensors file.
 
+    Stable Diffusion 1.x and 2.x; of a folder or hub id that holds half precision only, the variant fp16.
+
     device: default cuda, then mps, then cpu. dtype: default bf16 where the hardware multiplies it fast (fp16 on
     older GPUs), else float32. allow_pickle: also read .ckpt and .bin weights, which can run code of whoever made
-    them. config: for a single file without network, a folder or hub id with the same architecture.
+    them. config: for a single file, a folder or hub id with the same architecture and scheduler; needed without
+    network, for Stable Diffusion 2.x (whose own configuration left the hub), and for v-prediction, which no file tells.
     Raises FileNotFoundError, ValueError or OSError with what would be right.
     """
     device = choose_device(device)
@@ -90,7 +97,6 @@ def load(
     options = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     path = data_path("models", BUNDLED) if source is None else Path(source).expanduser()
     if path.is_dir():
-        _check_folder(path)
         pipe = _open(path, options, allow_pickle)
     elif path.is_file():
         if path.suffix.lower() != ".safetensors" and not allow_pickle:
@@ -199,7 +205,7 @@ def unet_eps(model: Model, x_t: Tensor, timestep: Tensor | int, context: Tensor)
     """The noise prediction of one UNet call: x_t (B, C, h, w), context (B, L, D) -> eps like x_t, float32.
 
     A v-prediction model is converted: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t
-    (Salimans & Ho 2022, "Progressive distillation", section 2.4).
+    (Salimans & Ho 2022, "Progressive distillation", appendix D).
     """
     with torch.no_grad():
         out = model.unet(x_t.to(model.dtype), timestep, encoder_hidden_states=context).sample.float()
@@ -234,21 +240,23 @@ def count_unet_samples(unet) -> Iterator[UNetCount]:
 
 
 def _open(source: str | Path, options: dict, allow_pickle: bool) -> StableDiffusionPipeline:
-    """A folder or hub id -> pipeline; pickled weights only when allowed."""
+    """A folder or hub id -> pipeline, from weights in half precision where there are no others."""
+    _check_kind(source)
+    options = options | {"use_safetensors": None if allow_pickle else True}
     try:
         with quietly():
-            return StableDiffusionPipeline.from_pretrained(
-                source, use_safetensors=None if allow_pickle else True, **options
-            )
-    except OSError as error:
-        if isinstance(source, Path):
-            raise ValueError(f"model {str(source)!r} cannot be opened: {error}") from error
-        raise OSError(
-            f"model {source!r} could not be fetched from the hub (offline, or no such model). Leave `model` out for "
-            f"the bundled one, or pass a local folder or .safetensors file. The hub's client said: {error}"
-        ) from error
-    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"model {str(source)!r} cannot be opened: {error}") from error
+            try:
+                return StableDiffusionPipeline.from_pretrained(source, **options)
+            except OSError as error:
+                try:
+                    return StableDiffusionPipeline.from_pretrained(source, variant="fp16", **options)
+                except (OSError, ValueError):
+                    raise error from None
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        hint = (
+            "" if allow_pickle else " (only safetensors are read; allow_pickle=True also reads .bin weights)"
+        )
+        raise ValueError(f"model {str(source)!r} cannot be opened{hint}: {error}") from error
 
 
 def _open_file(path: Path, options: dict) -> StableDiffusionPipeline:
@@ -262,21 +270,39 @@ def _open_file(path: Path, options: dict) -> StableDiffusionPipeline:
         ) from error
 
 
-def _check_folder(path: Path) -> None:
-    index = path / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"model folder {str(path)!r} is not a diffusers model: it has no model_index.json "
-            "(expected: tokenizer, text_encoder, vae, unet, scheduler)"
-        )
-    kind = json.loads(index.read_text()).get("_class_name")
+def _check_kind(source: str | Path) -> None:
+    """Raises before any weights are fetched, where a folder or hub id holds something else."""
+    try:
+        with quietly():
+            kind = StableDiffusionPipeline.load_config(source).get("_class_name")
+    except OSError as error:
+        if isinstance(source, Path):
+            raise ValueError(
+                f"model folder {str(source)!r} is not a diffusers model: it has no readable model_index.json "
+                "(expected: tokenizer, text_encoder, vae, unet, scheduler)"
+            ) from error
+        raise OSError(
+            f"model {source!r} could not be fetched from the hub (offline, or no such model). Leave `model` out for "
+            f"the bundled one, or pass a local folder or .safetensors file. The hub's client said: {error}"
+        ) from error
     if kind != "StableDiffusionPipeline":
         raise ValueError(
-            f"model folder {str(path)!r} holds a {kind}; a StableDiffusionPipeline (1.x or 2.x) is needed"
+            f"model {str(source)!r} holds a {kind}; a StableDiffusionPipeline (1.x or 2.x) is needed"
         )
 
 
 def _check_pipeline(pipe: StableDiffusionPipeline, source) -> None:
+    width, given = pipe.unet.config.cross_attention_dim, pipe.text_encoder.config.hidden_size
+    if width != given or pipe.unet.config.addition_embed_type is not None:
+        raise ValueError(
+            f"model {str(source)!r}: the UNet takes texts of width {width} and the text encoder gives {given}, "
+            "or it wants more than one text; only Stable Diffusion 1.x and 2.x are supported, not XL"
+        )
+    if pipe.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"model {str(source)!r} predicts {pipe.scheduler.config.prediction_type!r}, expected 'epsilon' or "
+            "'v_prediction' in its scheduler's configuration"
+        )
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise ValueError(
             f"model {str(source)!r}: the UNet takes {pipe.unet.config.in_channels} channels and the autoencoder "

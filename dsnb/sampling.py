@@ -1,7 +1,7 @@
 """The one denoising loop: DDIM with recorded noise, around any noise prediction eps(x_t, t, progress).
 
-Symbols as in Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models": alpha_bar_t is the share of signal left
-at time t, sigma_t the noise that a step puts back.
+Equations are those of Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models"; what they call alpha_t, the share
+of signal left at time t, is here alpha_bar_t, as in DDPM (Ho et al. 2020). sigma_t is the noise that a step puts back.
 """
 
 from collections.abc import Callable
@@ -54,17 +54,30 @@ class Step:
 def make_schedule(scheduler, steps: int, skip: int = 0) -> Schedule:
     """The times of `steps` steps without the `skip` noisiest; spacing and alpha_bar as the scheduler's config says.
 
-    Raises ValueError unless 0 <= skip < steps <= the number of training steps.
+    Except at the end: a last step with sigma 0 could record no noise, so it goes from time 1 to 0, as Stable
+    Diffusion's own does. Raises ValueError unless 0 <= skip < steps <= the number of training steps, for more steps
+    than the spacing can keep apart, and for a first step without any signal.
     """
     trained = scheduler.config.num_train_timesteps
     if not 1 <= steps <= trained:
         raise ValueError(f"steps must be between 1 and {trained}, got {steps}")
     if not 0 <= skip < steps:
         raise ValueError(f"skip must be at least 0 and below steps ({steps}), got {skip}")
-    ddim = DDIMScheduler.from_config(scheduler.config)
+    end = {"set_alpha_to_one": False, "steps_offset": 1}
+    if scheduler.config.get("timestep_spacing") == "linspace":  # ends at time 0 itself
+        end["timestep_spacing"] = "leading"
+    ddim = DDIMScheduler.from_config(scheduler.config, **end)
     ddim.set_timesteps(steps)
-    alpha = ddim.alphas_cumprod[ddim.timesteps]
+    alpha = ddim.alphas_cumprod[ddim.timesteps.clamp(max=trained - 1)]
     alpha_prev = torch.cat([alpha[1:], ddim.final_alpha_cumprod.reshape(1)])
+    if not (alpha < alpha_prev).all():
+        raise ValueError(
+            f"steps is {steps}, more than this scheduler keeps apart; take at most {trained // 2}"
+        )
+    if alpha[skip] <= 0:
+        raise ValueError(
+            f"skip must be at least 1 for this scheduler, whose first step has no signal; got {skip}"
+        )
     return Schedule(ddim.timesteps[skip:], alpha[skip:].float(), alpha_prev[skip:].float())
 
 

@@ -57,6 +57,33 @@ def test_ddim_inversion_comes_back_approximately_and_better_with_more_steps(sche
     assert errors[1] < 0.3 * errors[0] and errors[1] < 0.1, errors
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"timestep_spacing": "linspace", "steps_offset": 0},
+        {"timestep_spacing": "trailing"},
+        {"set_alpha_to_one": True, "steps_offset": 0},
+        {"set_alpha_to_one": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 20, 99])
+def test_every_step_of_every_scheduler_adds_noise(scheduler, config, steps):
+    schedule = sampling.make_schedule(type(scheduler).from_config(scheduler.config, **config), steps)
+    assert len(schedule) == steps and (schedule.sigma(0.1) > 0).all()
+    assert torch.isfinite(schedule.sigma(1.0)).all() and (schedule.timesteps.diff() < 0).all()
+
+
+def test_schedules_that_cannot_be_recorded_are_refused(scheduler):
+    make = lambda **config: type(scheduler).from_config(scheduler.config, **config)
+    for spacing in ("leading", "trailing"):
+        with pytest.raises(ValueError, match="steps is 1000.*at most 500"):
+            sampling.make_schedule(make(timestep_spacing=spacing), 1000)
+    silent = make(timestep_spacing="trailing", rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="skip must be at least 1"):
+        sampling.make_schedule(silent, 20)
+    assert len(sampling.make_schedule(silent, 20, skip=1)) == 19
+
+
 def test_ddim_inversion_records_no_noise(tiny):
     trajectory = dsnb.invert(
         tiny, noise((1, 3, 32, 32)), "a bear", method="ddim", steps=4, skip=0, progress=False

@@ -22,7 +22,35 @@ def test_the_bundled_model_opens_with_its_own_settings():
 
 
 def test_a_folder_without_settings_gets_the_papers(tiny):
-    assert tiny.settings == models.Settings(99, 10, 0.1, 1.0, 20.0)
+    assert tiny.settings == models.Settings(99, 10, 0.1, 1.0, 20.0, 7.5)
+
+
+def test_half_precision_alone_is_found(tiny_folder, tiny, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "half")
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    model = dsnb.load(folder, device="cpu", dtype=torch.float32)
+    for name, value in model.unet.state_dict().items():
+        assert torch.equal(value, tiny.unet.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
+        ("unet/config.json", {"cross_attention_dim": 48}, "width 48 and the text encoder gives 32"),
+    ],
+)
+def test_what_would_be_drawn_wrongly_is_refused(tiny, tiny_folder, tmp_path, part, change, words):
+    folder = shutil.copytree(tiny_folder, tmp_path / "changed")
+    if part.startswith("unet"):
+        unet = type(tiny.unet).from_config({**tiny.unet.config, **change})
+        unet.save_pretrained(folder / "unet")
+    else:
+        config = json.loads((folder / part).read_text())
+        (folder / part).write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=words):
+        dsnb.load(folder, device="cpu")
 
 
 def test_single_file_needs_only_a_configuration(tiny, tiny_folder, tmp_path):
@@ -77,7 +105,7 @@ def test_a_gpu_that_is_not_there(tiny_folder):
 
 
 def test_sources_that_are_no_models(tmp_path, tiny_folder, monkeypatch):
-    with pytest.raises(ValueError, match="no model_index.json"):
+    with pytest.raises(ValueError, match="no readable model_index.json"):
         dsnb.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         dsnb.load(tmp_path / "nothing")
