@@ -34,8 +34,7 @@ def run(
     """Measures the named sections (default: all of SECTIONS) -> the header and the rows.
 
     models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets, random weights. styles: the
-    numbers of prompts (on a CPU only the first for the large models). repeats: of each measurement (of SDXL on a
-    CPU at most 2, and of its pictures alone). steps: denoising steps per picture (default: all for the bundled
+    numbers of prompts. repeats: of each measurement (of SDXL on a CPU at most 2, and of its pictures alone). steps: denoising steps per picture (default: all for the bundled
     model, 1 for the others, scaled up). compiled: also measure `torch.compile`, which takes minutes. threads: of
     the CPU (default: as torch chose). clock: "wall", or "processor": the time the CPU worked for this process,
     fair on a busy machine with threads=1.

@@ -30,7 +30,7 @@ def pictures(bench: Bench, options: Options) -> None:
     for name in options.models:
         model = _model(name, bench.device, bench.dtype)
         total = model.settings.steps - model.settings.skip
-        for n in options.styles if name == "bundled" or bench.device.type == "cuda" else options.styles[:1]:
+        for n in options.styles:
             case, steps = f"{name}, N = {n}", _steps(name, options, total)
             methods = ("prompt", "pixel", "epsilon", "attention") if n == 2 else ("epsilon", "attention")
             calls = {method: METHODS[method] for method in methods}

@@ -28,7 +28,9 @@ from ..metrics.readers import Reader, style_shown
 from ..models import Model
 
 SIDES = ("left", "right")
-TRUE_MIX = "true mix"  # in the place of a method: the picture as it should be, a yardstick for all measures
+TRUE_MIX = (
+    "true mix"  # in the place of a method, a yardstick: true pictures, faded into each other by the mask
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ class Gauge:
         alone = [perceptual.isolate(image, side, self.eyes.clip.ground) for side in self.sides]
         return self.eyes.clip.image_features(torch.cat([image, *alone]))
 
-    def __call__(self, image: Tensor) -> dict[str, float]:
+    def __call__(self, image: Tensor, singles: Tensor | None = None) -> dict[str, float]:
+        """The measures of an image (1, 3, H, W); `singles`: in the place of those given before."""
+        singles = self.singles if singles is None else singles
         maps = self.eyes.lpips.features(image)
         values = {
             "l2": metrics.l2(image, self.task.image),
@@ -104,8 +108,8 @@ class Gauge:
         }
         if self.truth is not None:
             values["truth"] = self.eyes.lpips.distance(maps, self.truth)
-        if self.singles is not None:
-            values["seam_single"] = metrics.seam(image, self.weights, singles=self.singles)
+        if singles is not None:
+            values["seam_single"] = metrics.seam(image, self.weights, singles=singles)
         if self.task.styles:
             values |= self._styles(image, maps)
         if self.eyes.clip is not None:
@@ -214,7 +218,7 @@ def compare(
                 if method == "prompt":
                     unmasked[method] = image
                 head = {"picture": task.name, "pair": task.pair, "mask": mask_name, "method": method}
-                rows.append(head | gauge(image))
+                rows.append(head | gauge(image, task.layers if method == TRUE_MIX else None))
                 pictures[task.name, task.pair, mask_name, method] = image
     return rows, pictures
 

@@ -91,7 +91,7 @@ def measure_samples(model: models.Model, judge: Judge, count: int) -> tuple[list
     parts, true = [], []
     for start in tqdm(range(0, count, 30), desc="samples"):
         rows = slice(start, start + 30)
-        latents = sample(*_networks(model), texts[rows], generator, 25, model.settings.guidance)
+        latents = sample(*_networks(model), texts[rows], generator, 25, model.settings.sampling_guidance)
         parts.append(models.decode_latents(model, latents))
         true.append(draw(pictures[rows], styles[rows]))
     images, true = torch.cat(parts), torch.cat(true)
@@ -133,7 +133,7 @@ def measure_inversion(model: models.Model, judge: Judge, count: int) -> list[Row
             model, source, phrase(pictures, index), generator=generator, progress=False
         )
         drawn.append(methods.decode(model, trajectory, text, progress=False))
-        latents = sample(*_networks(model), [text], generator, settings.steps, settings.guidance)
+        latents = sample(*_networks(model), [text], generator, settings.steps, settings.sampling_guidance)
         fresh.append(models.decode_latents(model, latents))
         true.append(draw(one, style))
         rebuilt.append(models.decode_latents(model, models.encode_image(model, true[-1])))

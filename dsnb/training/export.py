@@ -14,7 +14,14 @@ from diffusers import StableDiffusionPipeline
 from ..plotting import png_bytes
 from .diffusion import make_scheduler
 
-SETTINGS = {"steps": 50, "skip": 5, "eta": 0.1, "encoder_guidance": 1.0, "guidance": 5.0}
+SETTINGS = {
+    "steps": 50,
+    "skip": 5,
+    "eta": 0.1,
+    "encoder_guidance": 1.0,
+    "guidance": 5.0,
+    "sampling_guidance": 5.0,
+}
 SHARD = "15MB"  # small files travel everywhere
 
 
