@@ -34,10 +34,10 @@ def run(
     """Measures the named sections (default: all of SECTIONS) -> the header and the rows.
 
     models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets, random weights. styles: the
-    numbers of prompts. repeats: of each measurement (of SDXL on a CPU at most 2, and of its pictures alone). steps: denoising steps per picture (default: all for the bundled
-    model, 1 for the others, scaled up). compiled: also measure `torch.compile`, which takes minutes. threads: of
-    the CPU (default: as torch chose). clock: "wall", or "processor": the time the CPU worked for this process,
-    fair on a busy machine with threads=1.
+    numbers of prompts. repeats: of each measurement (of SDXL on a CPU at most 2, and of its pictures alone). steps:
+    denoising steps per picture (default: all for the bundled model, 1 for the others, scaled up). compiled: also
+    measure `torch.compile`, which takes minutes. threads: of the CPU (default: as torch chose). clock: "wall", or
+    "processor": the time the CPU worked for this process, fair on a busy machine with threads=1.
     Raises ValueError for an unknown section, model or clock.
     """
     for name, given, known in (
