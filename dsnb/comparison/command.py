@@ -23,7 +23,7 @@ HOOKED = {"methods": "epsilon,attention", "masks": "logistic"}
 QUESTIONS = {
     "guidance": (
         {"methods": "attention", "masks": "logistic"},
-        {"guidance": [2.0, 5.0, 10.0, 20.0, 30.0], "sharpness": [5.0, 20.0, 70.0]},
+        {"guidance": [3.0, 5.0, 10.0, 20.0, 30.0], "sharpness": [5.0, 20.0, 70.0]},
     ),
     "eta": (HOOKED, {"eta": [0.05, 0.1, 0.3, 1.0]}),
     "steps": (HOOKED, {"steps": [12, 25, 50, 99]}),

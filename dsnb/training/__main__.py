@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
     add("--latent-channels", type=int, default=recipe.autoencoders.LATENT_CHANNELS)
     add(
         "--stages",
-        nargs="+",
+        nargs="*",
         choices=list(recipe.STAGES),
         default=list(recipe.STAGES),
-        help="work on these only",
+        help="work on these only; none: export and evaluate what there is",
     )
     add("--seed", type=int, default=0)
     add("--threads", type=int, help="CPU threads; 1 is fastest on a machine that is busy with other work")

@@ -139,17 +139,21 @@ def measure_inversion(model: models.Model, judge: Judge, count: int) -> list[Row
         rebuilt.append(models.decode_latents(model, models.encode_image(model, true[-1])))
     drawn, true = torch.cat(drawn), torch.cat(true)
     shown = top(judge.styles(drawn, pictures), asked).mean().item()
-    kept, without, most = (
-        metrics.ssim(images, true).mean().item() for images in (drawn, torch.cat(fresh), torch.cat(rebuilt))
-    )
     objects = top(judge.objects(drawn, pictures, asked), pictures.object).mean().item()
-    return [
+    rows = [
         Row("inverted, then styled: style as asked", shown, count, 0.90),
         Row("inverted, then styled: object still read, top 1", objects, count),
-        Row("inverted, then styled: SSIM to the true picture in that style", kept, count),
-        Row("… more than from fresh noise", kept - without, count, 0.10),
-        Row("… that the autoencoder alone gives to the true picture", most, count),
     ]
+    for name, measure in (("SSIM", metrics.ssim), ("layout", metrics.layout)):
+        kept, without, most = (
+            measure(images, true).mean().item() for images in (drawn, torch.cat(fresh), torch.cat(rebuilt))
+        )
+        rows += [
+            Row(f"inverted, then styled: {name} of the true picture in that style", kept, count),
+            Row("… more than from fresh noise", kept - without, count, 0.10),
+            Row("… that the autoencoder alone gives to the true picture", most, count),
+        ]
+    return rows
 
 
 def measure_photographs(model: models.Model) -> tuple[list[Row], Figure]:

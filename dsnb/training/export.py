@@ -19,7 +19,7 @@ SETTINGS = {
     "skip": 5,
     "eta": 0.1,
     "encoder_guidance": 1.0,
-    "guidance": 5.0,
+    "guidance": 3.0,
     "sampling_guidance": 5.0,
 }
 SHARD = "15MB"  # small files travel everywhere
