@@ -28,9 +28,7 @@ from ..metrics.readers import Reader, style_shown
 from ..models import Model
 
 SIDES = ("left", "right")
-TRUE_MIX = (
-    "true mix"  # in the place of a method, a yardstick: true pictures, faded into each other by the mask
-)
+TRUE_MIX = "true mix"  # in the place of a method: true pictures, faded into each other by the mask
 
 
 @dataclass(frozen=True)

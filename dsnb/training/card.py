@@ -70,7 +70,7 @@ what a photograph loses is lost by the autoencoder.
 
 What a bar calls missed was still getting better when the time was over, the UNet at every checkpoint, so the first
 remedy is more of it: a stage goes on from its last checkpoint, and half an hour on a GPU is worth many hours on a CPU.
-A row can be no better than what the judge reads in the true pictures, which stands below it.
+A row can hardly be better than what the judge reads in the true pictures, which stands below it.
 
 It knows the words above and no others. It draws one object; not two, not counts, not positions. Photographs
 can be inverted and rebuilt as far as the autoencoder carries them, but are far from anything it has learnt.
