@@ -85,7 +85,7 @@ OTHER = {
         "seed": 1,
     },
     "06_watch_attention": {
-        "image": "dog_beach",
+        "image": "castle_mountains",
         "word": "",
         "style_on": "mosaic",
         "style_off": "warhol",
@@ -141,8 +141,8 @@ OTHER = {
     },
     "solutions/05_epsilon_mask": {"image": "rocket_night", "style_left": "mosaic", "steps": 4, "seed": 1},
     "solutions/06_watch_attention": {
-        "image": "dog_beach",
-        "word": "dog",
+        "image": "castle_mountains",
+        "word": "castle",
         "other_word": "",
         "style": "mosaic",
         "steps": 4,
