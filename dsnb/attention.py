@@ -115,7 +115,7 @@ def blend_cross_attention(
     contexts: (1 + N, L, D) text embeddings, the unconditional one first. size: height and width of the latents.
     layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`; the others keep the
     `encoder_hidden_states` of their row. passes: each layer is asked once per weight f, its last answer as the new
-    query, h <- f O(Q(h)) + (1 - f) h; (1.0,) is plain.
+    query, h <- f O(Q(h)) + (1 - f) h; (1.0,) is plain. sampling: of the mask, as for `Mask.weights`.
     Before each UNet call, `blend.at(progress, rows)` says what each row is.
     The processors are restored whatever happens. Raises RuntimeError when the UNet is hooked already, ValueError for
     prompts that do not match the mask, NotImplementedError for attention that cannot be blended.

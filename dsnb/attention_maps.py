@@ -131,8 +131,12 @@ class AttentionMaps:
                 f"nothing was recorded for prompt {prompt}, {self.prompts[prompt]!r}: "
                 "call the UNet with it inside the block"
             )
-        names = _chosen(self.layers, layers)
         buckets = self._which("steps", steps, list(self.steps))
+        names = [n for n in _chosen(self.layers, layers) if self._counts[n][buckets, prompt].any()]
+        if not names:
+            raise ValueError(
+                f"nothing was recorded for prompt {prompt} in these layers and steps; leave one of them out"
+            )
         parts = self._which("group", group, list(range(self.groups)))
         size = size or max((self.layers[name] for name in names), key=lambda s: s[0] * s[1])
         total = torch.zeros(1, 1, *size)

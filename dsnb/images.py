@@ -80,4 +80,10 @@ def _has_alpha(picture: Image.Image) -> bool:
 def _depth16(picture: Image.Image) -> np.ndarray:
     """Values in [0, 1] of a 16-bit or floating-point grey picture."""
     values = np.asarray(picture, dtype=np.float64)
-    return np.clip(values if picture.mode == "F" else values / 65535, 0, 1)
+    if picture.mode != "F":
+        return np.clip(values / 65535, 0, 1)
+    if not (0 <= values.min() and values.max() <= 1):
+        raise ValueError(
+            f"a floating-point picture has values from {values.min():g} to {values.max():g}; expected 0 to 1"
+        )
+    return values

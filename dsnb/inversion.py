@@ -4,7 +4,6 @@ Decoding a trajectory with the prompt and guidance it was recorded with gives th
 another prompt keeps the structure and changes the rest.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from pathlib import Path
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .files import write_whole
 from .models import Model, encode_image, encode_prompts, unet_eps
 from .sampling import Eps, Schedule, ddim_mean, make_schedule
 
@@ -40,17 +40,12 @@ class Trajectory:
     def save(self, path: str | Path) -> Path:
         """Writes a .safetensors file, whole or not at all. Raises OSError where it cannot be written."""
         path = Path(path)
-        partial = path.with_name(path.name + ".tmp")
         settings = {name: str(getattr(self, name)) for name in _SETTINGS}
         tensors = {"x_T": self.x_T.cpu().contiguous(), "noises": self.noises.cpu().contiguous()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                save_file(tensors, partial, metadata=settings)
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
+            write_whole(path, save(tensors, metadata=settings))
+        except OSError as error:
             raise OSError(f"trajectory cannot be written to {str(path)!r}: {error}") from error
         return path
 
@@ -94,12 +89,13 @@ def invert(
     """Records the trajectory of pictures (B, 3, H, W) in [0, 1] under a caption.
 
     method: "dpm-encoder", "ddim" (no noise) or "edit-friendly" (eta 1, independent noise at every step).
-    steps, skip, eta, guidance: defaults from `model.settings`; guidance is the encoder's. generator: the source of
-    the noise. Raises ValueError for unknown methods, eta 0 with the DPM-Encoder, skip >= steps, or a wrong image.
+    steps, skip, eta, guidance: defaults from `model.settings`, with other steps the same share of them skipped;
+    guidance is the encoder's. generator: the source of the noise. Raises ValueError for unknown methods, eta 0 with
+    the DPM-Encoder, skip >= steps, or a wrong image.
     """
     settings = model.settings
     steps = settings.steps if steps is None else steps
-    skip = settings.skip if skip is None else skip
+    skip = round(settings.skip * steps / settings.steps) if skip is None else skip
     guidance = settings.encoder_guidance if guidance is None else guidance
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")

@@ -289,7 +289,10 @@ def _evaluate(node: ast.expr, names: dict):
         case ast.IfExp(test=test, body=body, orelse=orelse):
             return torch.where(value(test) != 0, value(body), value(orelse))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*map(value, args))
+            try:
+                return _FUNCTIONS[name](*map(value, args))
+            except TypeError:
+                raise ValueError(f"formula: {ast.unparse(node)!r} has {len(args)} arguments") from None
     raise ValueError(f"formula: {ast.unparse(node)!r} is not allowed")
 
 

@@ -3,6 +3,7 @@
 Each method is a noise prediction eps(x_t, t, progress) for the one denoising loop.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -39,7 +40,8 @@ def blend(
     method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, blended as pictures),
     "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "combined" (epsilon while the
     progress is below `switch`, attention after). guidance: one number or one per prompt, default
-    `model.settings.guidance`. one_prompt: the text of method "prompt", default the prompts with their places.
+    `model.settings.guidance`; one prompt takes their mean. one_prompt: the text of method "prompt", default the
+    prompts as from left to right.
     passes: weights of repeated passes through each blended cross-attention, see `attention.blend_cross_attention`.
     callback: called with a `sampling.Step` after each step. Raises ValueError naming what is wrong.
     """
@@ -79,7 +81,22 @@ def decode(
 def decode_trajectory(
     model: Model, trajectory: Trajectory, eps: Eps, callback: Callable | None = None, progress: bool = True
 ) -> Tensor:
-    """Runs any eps(x_t, t, progress) over the trajectory's steps and noise -> the clean latents (B, C, h, w)."""
+    """Runs any eps(x_t, t, progress) over the trajectory's steps and noise -> the clean latents (B, C, h, w).
+
+    ValueError for a trajectory that does not fit the model's latents, a warning for one of another model.
+    """
+    channels = model.unet.config.in_channels
+    if trajectory.x_T.shape[1] != channels:
+        raise ValueError(
+            f"trajectory is of {trajectory.model!r} with {trajectory.x_T.shape[1]} latent channels, but "
+            f"{model.name!r} has {channels}; invert the picture with this model"
+        )
+    if trajectory.model != model.name:
+        warnings.warn(
+            f"the trajectory is of {trajectory.model!r}, the model is {model.name!r}; unless they are the same, "
+            "invert the picture with this model",
+            stacklevel=2,
+        )
     return denoise(
         eps,
         trajectory.x_T.to(model.device),
@@ -92,7 +109,11 @@ def decode_trajectory(
 
 
 def blend_pixels(images: Tensor, mask: Mask) -> Tensor:
-    """Finished pictures (N, B, 3, H, W) -> their masked sum (B, 3, H, W)."""
+    """Finished pictures (N, B, 3, H, W) -> their masked sum (B, 3, H, W). ValueError for a timed mask."""
+    if mask.timed:
+        raise ValueError(
+            "the mask changes over the steps, which finished pictures no longer have; use another"
+        )
     weights = mask.weights(*images.shape[-2:]).to(images)
     return (weights[:, None, None] * images).sum(0).clamp(0, 1)
 

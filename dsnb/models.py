@@ -6,12 +6,13 @@ Devices and dtypes are chosen here and nowhere else.
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -21,16 +22,20 @@ from . import data_path
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without the libraries' remarks on what is normal here: no torchvision, a small autoencoder."""
-    before = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
-    for library, _ in before:
+    before = [
+        (library, library.get_verbosity(), library.is_progress_bar_enabled())
+        for library in (diffusers_logging, transformers_logging)
+    ]
+    for library, *_ in before:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, verbosity in before:
+        for library, verbosity, bars in before:
             library.set_verbosity(verbosity)
-            library.enable_progress_bar()
+            if bars:
+                library.enable_progress_bar()
 
 
 with quietly():
@@ -125,7 +130,10 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     if device is None:
         backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         return torch.device(next((name for name, there in backends.items() if there), "cpu"))
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is unknown; use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but no CUDA GPU is available; use 'cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -240,23 +248,28 @@ def count_unet_samples(unet) -> Iterator[UNetCount]:
 
 
 def _open(source: str | Path, options: dict, allow_pickle: bool) -> StableDiffusionPipeline:
-    """A folder or hub id -> pipeline, from weights in half precision where there are no others."""
+    """A folder or hub id -> pipeline; pickled weights only when allowed."""
     _check_kind(source)
-    options = options | {"use_safetensors": None if allow_pickle else True}
     try:
         with quietly():
-            try:
-                return StableDiffusionPipeline.from_pretrained(source, **options)
-            except OSError as error:
-                try:
-                    return StableDiffusionPipeline.from_pretrained(source, variant="fp16", **options)
-                except (OSError, ValueError):
-                    raise error from None
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            return _from_pretrained(source, options | {"use_safetensors": None if allow_pickle else True})
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         hint = (
-            "" if allow_pickle else " (only safetensors are read; allow_pickle=True also reads .bin weights)"
+            "" if allow_pickle else "; only safetensors are read, allow_pickle=True also reads .bin weights"
         )
-        raise ValueError(f"model {str(source)!r} cannot be opened{hint}: {error}") from error
+        fetched = isinstance(error, OSError) and not isinstance(source, Path)
+        kind = OSError if fetched else ValueError
+        raise kind(f"model {str(source)!r} cannot be opened{hint}: {error}") from error
+
+
+def _from_pretrained(source: str | Path, options: dict) -> StableDiffusionPipeline:
+    """The full weights, or those in half precision where there are no others."""
+    try:
+        return StableDiffusionPipeline.from_pretrained(source, **options)
+    except OSError:
+        with suppress(OSError, ValueError):
+            return StableDiffusionPipeline.from_pretrained(source, variant="fp16", **options)
+        raise
 
 
 def _open_file(path: Path, options: dict) -> StableDiffusionPipeline:

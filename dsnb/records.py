@@ -40,8 +40,11 @@ def _plain(name: str, value: object) -> object:
 def once(make: Callable, *args, **options):
     """`make(*args, **options)`, kept for this process, so that a worker loads a model once, not per point.
 
-    What was made is found again by the `repr` of the arguments. TypeError for a tensor or array among them.
+    What was made is found again by the name of `make` and the `repr` of the arguments. TypeError for a tensor or
+    array among them, and for a lambda, which has no name.
     """
+    if make.__name__ == "<lambda>":
+        raise TypeError("make is a lambda, which cannot be told from others; expected a named function")
     for name, value in [*enumerate(args), *options.items()]:
         if _abbreviated(value):
             raise TypeError(

@@ -55,12 +55,12 @@ def make_schedule(scheduler, steps: int, skip: int = 0) -> Schedule:
     """The times of `steps` steps without the `skip` noisiest; spacing and alpha_bar as the scheduler's config says.
 
     Except at the end: a last step with sigma 0 could record no noise, so it goes from time 1 to 0, as Stable
-    Diffusion's own does. Raises ValueError unless 0 <= skip < steps <= the number of training steps, for more steps
-    than the spacing can keep apart, and for a first step without any signal.
+    Diffusion's own does. Raises ValueError unless 0 <= skip < steps <= half the number of training steps, beyond
+    which the spacings no longer keep steps apart, and for a first step without any signal.
     """
-    trained = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= trained:
-        raise ValueError(f"steps must be between 1 and {trained}, got {steps}")
+    most = scheduler.config.num_train_timesteps // 2
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps must be between 1 and {most}, half of this scheduler's own, got {steps}")
     if not 0 <= skip < steps:
         raise ValueError(f"skip must be at least 0 and below steps ({steps}), got {skip}")
     end = {"set_alpha_to_one": False, "steps_offset": 1}
@@ -68,17 +68,14 @@ def make_schedule(scheduler, steps: int, skip: int = 0) -> Schedule:
         end["timestep_spacing"] = "leading"
     ddim = DDIMScheduler.from_config(scheduler.config, **end)
     ddim.set_timesteps(steps)
-    alpha = ddim.alphas_cumprod[ddim.timesteps.clamp(max=trained - 1)]
+    times = ddim.timesteps[:steps]  # by rounding, "trailing" sometimes has one more
+    alpha = ddim.alphas_cumprod[times]
     alpha_prev = torch.cat([alpha[1:], ddim.final_alpha_cumprod.reshape(1)])
-    if not (alpha < alpha_prev).all():
-        raise ValueError(
-            f"steps is {steps}, more than this scheduler keeps apart; take at most {trained // 2}"
-        )
     if alpha[skip] <= 0:
         raise ValueError(
             f"skip must be at least 1 for this scheduler, whose first step has no signal; got {skip}"
         )
-    return Schedule(ddim.timesteps[skip:], alpha[skip:].float(), alpha_prev[skip:].float())
+    return Schedule(times[skip:], alpha[skip:].float(), alpha_prev[skip:].float())
 
 
 def ddim_mean(

@@ -77,17 +77,17 @@ def picture(name: str) -> Picture:
     """One source picture by name. Raises ValueError for an unknown one, with the nearest name."""
     known = {p.name: p for p in pictures()}
     if name not in known:
-        raise ValueError(f"picture must be {_listed('name', name, known)}")
+        raise ValueError(f"picture must be {_listed(name, known)}")
     return known[name]
 
 
 def _style(style: str) -> dict:
     if style not in _data()["styles"]:
-        raise ValueError(f"style must be {_listed('name', style, _data()['styles'])}")
+        raise ValueError(f"style must be {_listed(style, _data()['styles'])}")
     return _data()["styles"][style]
 
 
-def _listed(what: str, value: str, known) -> str:
+def _listed(value: str, known) -> str:
     near = get_close_matches(value.lower().replace(" ", ""), list(known), 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"one of {', '.join(known)}, got {value!r}{hint}"

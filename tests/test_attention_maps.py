@@ -177,6 +177,19 @@ def test_blended_maps_carry_the_mask(tiny, x):
         torch.testing.assert_close(maps.heat(1, prompt=prompt), weights[prompt] * alone, atol=1e-5, rtol=0)
 
 
+def test_layers_that_never_saw_a_prompt_do_not_dilute_its_map(tiny, x):
+    contexts, name = models.encode_prompts(tiny, ["", LEFT, RIGHT]), cross_attention_layers(tiny.unet)[0]
+    with record_attention(tiny, [LEFT, RIGHT], SIZE) as maps:
+        with blend_cross_attention(tiny.unet, contexts, masks.linear(2), SIZE, layers=[name].count) as blend:
+            blend.at(0.0, [1])
+            models.unet_eps(tiny, x, 500, contexts[[1]])  # the other layers see the left prompt alone
+    torch.testing.assert_close(
+        maps.heat(1, prompt=1), maps.heat(1, prompt=1, layers=[name], size=SIZE), atol=1e-6, rtol=0
+    )
+    with pytest.raises(ValueError, match="nothing was recorded for prompt 1 in these layers"):
+        maps.heat(1, prompt=1, layers=[other for other in maps.layers if other != name])
+
+
 def test_a_map_becomes_a_mask(tiny, x):
     with record_attention(tiny, LEFT, SIZE) as maps:
         call(tiny, x)

@@ -91,6 +91,13 @@ def test_masks_from_unusual_files_have_the_right_values(save):
     assert masks.image(film).weights(2, 2)[0].min() == 1  # of an animation, the first frame
 
 
+def test_floating_point_pictures_are_in_0_to_1(save):
+    quarter = np.full((2, 2), 0.25, np.float32)
+    assert masks.image(save(Image.fromarray(quarter), "quarter.tif")).weights(2, 2)[0].unique() == 0.25
+    with pytest.raises(ValueError, match="values from 64 to 64; expected 0 to 1"):
+        masks.image(save(Image.fromarray(256 * quarter), "large.tif"))
+
+
 def test_a_broken_upload_is_refused_with_its_name():
     upload = io.BytesIO(b"no picture")
     upload.name = "mask.png"

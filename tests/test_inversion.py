@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -66,7 +68,7 @@ def test_ddim_inversion_comes_back_approximately_and_better_with_more_steps(sche
         {"set_alpha_to_one": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
     ],
 )
-@pytest.mark.parametrize("steps", [1, 20, 99])
+@pytest.mark.parametrize("steps", [1, 20, 61, 99, 500])  # 61: of "trailing" diffusers makes 62
 def test_every_step_of_every_scheduler_adds_noise(scheduler, config, steps):
     schedule = sampling.make_schedule(type(scheduler).from_config(scheduler.config, **config), steps)
     assert len(schedule) == steps and (schedule.sigma(0.1) > 0).all()
@@ -75,13 +77,30 @@ def test_every_step_of_every_scheduler_adds_noise(scheduler, config, steps):
 
 def test_schedules_that_cannot_be_recorded_are_refused(scheduler):
     make = lambda **config: type(scheduler).from_config(scheduler.config, **config)
-    for spacing in ("leading", "trailing"):
-        with pytest.raises(ValueError, match="steps is 1000.*at most 500"):
-            sampling.make_schedule(make(timestep_spacing=spacing), 1000)
+    for steps in (600, 1000):
+        with pytest.raises(ValueError, match="steps must be between 1 and 500"):
+            sampling.make_schedule(scheduler, steps)
     silent = make(timestep_spacing="trailing", rescale_betas_zero_snr=True)
     with pytest.raises(ValueError, match="skip must be at least 1"):
         sampling.make_schedule(silent, 20)
     assert len(sampling.make_schedule(silent, 20, skip=1)) == 19
+
+
+def test_other_steps_skip_the_same_share(tiny):
+    share = tiny.settings.skip / tiny.settings.steps
+    for steps in (3, 20):
+        trajectory = dsnb.invert(tiny, noise((1, 3, 32, 32)), "a bear", steps=steps, progress=False)
+        assert trajectory.skip == round(share * steps) and len(trajectory.noises) == steps - trajectory.skip
+
+
+def test_a_trajectory_of_another_model_is_refused_or_warned_of(tiny):
+    trajectory = dsnb.invert(tiny, noise((1, 3, 32, 32)), "a bear", steps=2, skip=0, progress=False)
+    other = dataclasses.replace(trajectory, model="another")
+    with pytest.warns(UserWarning, match="the trajectory is of 'another'"):
+        dsnb.decode(tiny, other, "a bear", progress=False)
+    wide = dataclasses.replace(other, x_T=torch.zeros(1, 12, 16, 16))
+    with pytest.raises(ValueError, match="'another' with 12 latent channels, but .* has 4"):
+        dsnb.decode(tiny, wide, "a bear", progress=False)
 
 
 def test_ddim_inversion_records_no_noise(tiny):

@@ -133,6 +133,8 @@ def test_formulas():
         (lambda: masks.formula("z"), "uses 'z'"),
         (lambda: masks.formula("x +"), "cannot be read"),
         (lambda: masks.formula("0 / 0 * x"), "finite"),
+        (lambda: masks.formula("sin(x, y)"), "has 2 arguments"),
+        (lambda: masks.formula("min(x)"), "has 1 arguments"),
     ],
 )
 def test_bad_masks_are_refused_with_a_sentence(make, words):

@@ -125,6 +125,11 @@ def test_a_timed_mask_reaches_both_methods(tiny, trajectory):
         torch.testing.assert_close(image, single(tiny, trajectory, LEFT), atol=1e-5, rtol=0)
 
 
+def test_finished_pictures_take_no_timed_mask(tiny, trajectory):
+    with pytest.raises(ValueError, match="the mask changes over the steps"):
+        run(tiny, trajectory, mask=masks.linear().active([0.0, 0.5], [1.0, 1.0]), method="pixel")
+
+
 def test_a_batch_of_pictures(tiny):
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     pair = dsnb.invert(tiny, image, "a bear", steps=8, skip=4, generator=torch.Generator().manual_seed(6))

@@ -148,6 +148,10 @@ def test_strips_share_the_picture_in_order():
     assert torch.equal(parts, metrics.strips(halves(6, 16), count=4))
     with pytest.raises(ValueError, match="count"):
         metrics.strips(ramp(), count=1)
+    thirds = torch.eye(3)[:, [0] * 4 + [1] * 4 + [2] * 4][:, None].expand(3, 6, 12)
+    assert torch.equal(
+        metrics.strips(thirds, count=4).argmax(0)[0, :8], torch.arange(8) // 2
+    )  # not ordered by the border of the second with the third
 
 
 def test_balance_by_hand():

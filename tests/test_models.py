@@ -104,6 +104,26 @@ def test_a_gpu_that_is_not_there(tiny_folder):
         dsnb.load(tiny_folder, device="cuda")
 
 
+def test_a_device_that_is_none(tiny_folder):
+    with pytest.raises(ValueError, match="device 'gpu' is unknown; use 'cuda'"):
+        dsnb.load(tiny_folder, device="gpu")
+
+
+def test_the_libraries_progress_bars_are_left_as_they_were():
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        with models.quietly():
+            pass
+        assert not logging.is_progress_bar_enabled()
+    finally:
+        logging.enable_progress_bar()
+    with models.quietly():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled()
+
+
 def test_sources_that_are_no_models(tmp_path, tiny_folder, monkeypatch):
     with pytest.raises(ValueError, match="no readable model_index.json"):
         dsnb.load(tmp_path)
@@ -128,9 +148,12 @@ def test_pickled_weights_in_a_folder_are_refused(tiny_folder, tmp_path):
         dsnb.load(folder)
 
 
-def test_truncated_weights(tiny_folder, tmp_path):
+@pytest.mark.parametrize(
+    "part", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+)
+def test_truncated_weights(tiny_folder, tmp_path, part):
     folder = shutil.copytree(tiny_folder, tmp_path / "broken")
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = folder / part
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be opened"):
         dsnb.load(folder)

@@ -71,6 +71,9 @@ def test_probe_is_deterministic_and_survives_the_disk(probe, network, tmp_path):
         readers.load_probe(path, Lpips("vgg"))
     with pytest.raises(FileNotFoundError, match="no style probe"):
         readers.load_probe(tmp_path / "none.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="is no style probe"):
+        readers.load_probe(tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)

@@ -177,19 +177,24 @@ def test_a_kept_kernel_starts_each_point_in_its_folder_and_gives_way_to_another_
         (tmp_path / "kernels" / name / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     source = "import os\nfrom dsnb.records import record"
-    source += "\nrecord(folder=os.getcwd(), kernel=os.getpid(), name=os.environ['KERNEL'])\nos.chdir('/')"
+    source += "\nrecord(folder=os.getcwd(), kernel=os.getpid(), name=os.environ['KERNEL'], "
+    source += "figures=os.environ['DSNB_FIGURES'])\nos.chdir('/')"
 
-    def row(name, folder, run):
+    def row(name, folder, run, figures=""):
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
         nb.metadata.kernelspec = {"name": name, "display_name": name, "language": "python"}
-        outcome = points.run_point(points.Point("id", nbformat.writes(nb), {}, str(tmp_path / folder)), run)
+        point = points.Point("id", nbformat.writes(nb), {}, str(tmp_path / folder), figures)
+        outcome = points.run_point(point, run)
         assert outcome.status == "done", outcome.error
+        # figures are saved where they were asked for, or in a folder that is gone with the point
+        saved = outcome.rows[0]["figures"]
+        assert saved == figures if figures else saved and not Path(saved).exists()
         assert outcome.rows[0]["name"] == name and outcome.rows[0]["folder"] == str(tmp_path / folder)
         return outcome.rows[0]["kernel"]
 
     try:
         first = row("one", "one", "a")
-        assert row("one", "one", "a") == row("one", "two", "a") == first
+        assert row("one", "one", "a", str(tmp_path / "mine")) == row("one", "two", "a") == first
         third = row("two", "two", "a")
         fourth = row("two", "two", "b")
         assert len({first, third, fourth}) == 3 and len(points._kernels) == 1
@@ -553,6 +558,8 @@ def test_once_makes_a_thing_once():
 
     assert once(make, "a") is once(make, "a") and once(make, "a") is not once(make, "b", size=2)
     assert made == [("a", 1), ("b", 2)]
+    with pytest.raises(TypeError, match="make is a lambda"):
+        once(lambda: 1)
 
 
 @pytest.mark.parametrize("value", [np.zeros(9), [np.zeros(9)], {"a": (np.zeros(9),)}, pd.DataFrame([1])])

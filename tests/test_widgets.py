@@ -367,6 +367,21 @@ def test_a_fine_slider_is_swept_in_a_few_frames(monkeypatch):
     assert 20 <= len(seen) <= sliders.FRAMES + 3 and min(seen) == 0.0 and max(seen) > 0.95 and seen[-1] == 0.5
 
 
+@pytest.mark.parametrize("start", [6.0, 0.0])
+def test_a_sweep_ends_where_its_frames_meet_the_slider_s_end(monkeypatch, start):
+    monkeypatch.setattr(sliders, "FRAME", 0.0)
+    seen = []
+    panel = live(lambda x: seen.append(x) or shade(0), play="x", x=(0.0, 6.0, 0.1, start))
+    panel.play()
+    panel.settle()
+    assert panel._play.value is False and seen[-1] == start and max(seen) == 6.0
+
+
+def test_small_steps_are_shown():
+    for step, decimals in ((1e-5, 5), (0.5, 1), (2.0, 0)):
+        assert read_control("x", (0.0, 100 * step, step), None)[1]["readout_format"] == f".{decimals}f"
+
+
 def test_save_button_writes_the_picture_with_all_it_takes_to_make_it_again(folder):
     settings = {"image": "bear.png", "model": "mini", "steps": np.int64(50)}
     panel = live(

@@ -223,10 +223,8 @@ def _with_threads(n: int, before: int, call: Callable) -> None:
 
 def _trajectory(model: Model, picture, steps: int | None):
     image = read_image(picture.file, model)
-    steps = steps or model.settings.steps
-    skip = round(steps * model.settings.skip / model.settings.steps)
     generator = torch.Generator(model.device).manual_seed(0)
-    return invert(model, image, picture.caption, steps=steps, skip=skip, generator=generator, progress=False)
+    return invert(model, image, picture.caption, steps=steps, generator=generator, progress=False)
 
 
 def _blended(model: Model, picture, method: str, pair, steps: int) -> tuple[Tensor, Tensor]:

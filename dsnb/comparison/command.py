@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..plotting import figures_folder
 from ..runs import GridError, run
 from ..runs.grid import parse_settings
 from ..runs.runner import exit_status
@@ -45,8 +46,8 @@ def compare_all(
 ) -> int:
     """Compare over `pictures`, ask each question over `fewer`, keep all under `output`, draw the tables.
 
-    A grid point takes `chunk` pictures. Returns the number of points that failed; the tables are drawn
-    from what there is, unless nothing is.
+    A grid point takes `chunk` pictures; `pictures` is rounded up to whole chunks. Returns the number of points that
+    failed; the tables are drawn from what there is, unless nothing is.
     """
     if not (pictures >= 1 and chunk >= 1 and fewer >= 1):
         raise GridError(
@@ -68,7 +69,8 @@ def compare_all(
     last = {"tables": str(output.resolve()), "pictures": 3} | {
         k: v for k, v in fixed.items() if k != "pictures"
     }
-    return failed + run(NOTEBOOK, {}, last, output / "tables", progress=progress, workers=1).failed
+    drawn = run(NOTEBOOK, {}, last, output / "tables", progress=progress, workers=1, figures=figures_folder())
+    return failed + drawn.failed
 
 
 def count_pairs(path: str | Path) -> int:
@@ -85,7 +87,12 @@ def count_pairs(path: str | Path) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m dsnb compare`: 0 all done, 1 some points failed, 2 it could not run, 130 it was stopped."""
     p = argparse.ArgumentParser("python -m dsnb compare", description="The comparison of methods, in full.")
-    p.add_argument("--pictures", type=int, default=96, help="how many pictures are compared (default: 96)")
+    p.add_argument(
+        "--pictures",
+        type=int,
+        default=96,
+        help="how many pictures are compared, in whole chunks (default: 96)",
+    )
     p.add_argument("--chunk", type=int, default=8, help="pictures per point of the grid (default: 8)")
     p.add_argument(
         "--fewer", type=int, default=12, help="pictures per setting of the open questions (default: 12)"

@@ -21,7 +21,7 @@ from .. import metrics
 from ..images import read_image
 from ..inversion import invert
 from ..masks import Mask
-from ..methods import blend, decode
+from ..methods import blend, blend_pixels, decode
 from ..metrics import perceptual
 from ..metrics.networks import Lpips
 from ..metrics.readers import Reader, style_shown
@@ -207,7 +207,7 @@ def compare(
                 if method == TRUE_MIX:
                     image = gauge.true_mix
                 elif method == "pixel":
-                    image = (singles * weights[:, None]).sum(0, keepdim=True)
+                    image = blend_pixels(singles[:, None], mask)
                 elif method in unmasked:
                     image = unmasked[method]
                 else:

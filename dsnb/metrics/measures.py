@@ -209,7 +209,10 @@ def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Te
     """
     weights = check_weights(weights)
     lead = weights.argmax(0)
-    signed = border_distance(weights) * torch.where(lead == first, -1.0, 1.0)
+    to_last, to_first = (
+        torch.from_numpy(distance_transform_edt(lead.numpy() != style)) for style in (last, first)
+    )
+    signed = (to_first - to_last).float()
     inside = (lead == first) | (lead == last)
     if not 2 <= count <= int(inside.sum()):
         raise ValueError(f"count is {count}, expected 2 to {int(inside.sum())} strips")

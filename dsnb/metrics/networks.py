@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import data_path
@@ -194,17 +194,6 @@ class TransformersClip:
         return _unit(self.model.get_image_features(pixel_values=self._pixels(images)))
 
     @torch.no_grad()
-    def patch_features(self, images: Tensor) -> Tensor:
-        vision = self.model.vision_model
-        maps = vision(pixel_values=self._pixels(images)).last_hidden_state
-        if maps.ndim == 3:  # a transformer: tokens after the class token, row by row
-            maps = maps[:, 1:].unflatten(1, (math.isqrt(maps.shape[1] - 1), -1))
-        else:
-            maps = maps.permute(0, 2, 3, 1)
-        norm = getattr(vision, "post_layernorm", getattr(vision, "layernorm", nn.Identity()))
-        return F.normalize(self.model.visual_projection(norm(maps)).float(), dim=-1).permute(0, 3, 1, 2).cpu()
-
-    @torch.no_grad()
     def text_features(self, texts: list[str]) -> Tensor:
         length = self.model.config.text_config.max_position_embeddings
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
@@ -230,7 +219,7 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
         with quietly():
             model = AutoModel.from_pretrained(source).float()
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise OSError(f"clip {str(source)!r} cannot be opened; offline, pass a folder ({error})") from None
     if len(tokenizer) < model.config.text_config.vocab_size // 2:
         raise ValueError(

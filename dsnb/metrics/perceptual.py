@@ -60,8 +60,6 @@ class Clip(Protocol):
 
     def image_features(self, images: Tensor) -> Tensor: ...  # (B, 3, H, W) → (B, D)
 
-    def patch_features(self, images: Tensor) -> Tensor: ...  # (B, 3, H, W) → (B, D, h, w)
-
     def text_features(self, texts: list[str]) -> Tensor: ...  # P texts → (P, D)
 
 

@@ -9,7 +9,6 @@ Neither shares weights with the generator.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from .. import data_path
+from ..files import write_whole
 from .measures import balance, check_images, monotonicity, side_weights, strips
 from .networks import Lpips, load_lpips, resize
 from .perceptual import Clip, isolate
@@ -144,27 +144,28 @@ def save_probe(probe: Probe, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     note = {"styles": json.dumps(probe.styles), "network": probe.network.key, "size": str(probe.size)}
     tensors = {name: getattr(probe, name).contiguous() for name in ("weight", "bias", "centre", "spread")}
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save(tensors, metadata=note))
-    os.replace(temporary, path)
+    write_whole(path, save(tensors, metadata=note))
     return path
 
 
 def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> Probe:
     """Open a probe, by default the one in `data/readers/`, with the perceptual network it was fitted on.
 
-    network: that network, where it is open already. FileNotFoundError, or ValueError for another network.
+    network: that network, where it is open already. FileNotFoundError, or ValueError for another file or network.
     """
     path = data_path("readers", "style_probe.safetensors") if path is None else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no style probe {path}; fit_probe makes one, save_probe keeps it")
-    with safe_open(path, "pt") as file:
-        note = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            note, size = file.metadata(), int(file.metadata()["size"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"path is {str(path)!r}, which is no style probe: {error}") from None
     network = load_lpips(note["network"]) if network is None else network
     if network.key != note["network"]:
         raise ValueError(f"network is {network.key!r}, but the probe was fitted on {note['network']!r}")
-    return Probe(network, tuple(json.loads(note["styles"])), **tensors, size=int(note["size"]))
+    return Probe(network, tuple(json.loads(note["styles"])), **tensors, size=size)
 
 
 def style_shown(reader: Reader, images: Tensor, weights: Tensor, styles: Sequence[str]) -> dict[str, Tensor]:

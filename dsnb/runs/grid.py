@@ -53,11 +53,14 @@ class Grid:
             "dsnb": __version__,
         }
 
-    def points(self) -> list[Point]:
+    def points(self, figures: str = "") -> list[Point]:
         """One point per combination, the last name varying fastest; paths are relative to where we are."""
         combinations = itertools.product(*self.varied.values())
         varied = [dict(zip(self.varied, values, strict=True)) for values in combinations]
-        return [Point(point_id(values), self.source, self.fixed | values, os.getcwd()) for values in varied]
+        return [
+            Point(point_id(values), self.source, self.fixed | values, os.getcwd(), figures)
+            for values in varied
+        ]
 
 
 def _without_comments(source: str) -> str:
@@ -100,6 +103,8 @@ def make_grid(notebook: str | Path, varied: Mapping[str, Sequence], fixed: Mappi
     fixed = {name: convert(name, value, *known[name]) for name, value in fixed.items()}
     values = {}
     for name, given in varied.items():
+        if isinstance(given, str):
+            raise GridError(f"grid {name!r} is {given!r}, expected a list of values")
         if not given:
             raise GridError(f"grid {name!r} has no values, expected at least one")
         converted = [convert(name, value, *known[name]) for value in given]

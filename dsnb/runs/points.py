@@ -32,6 +32,7 @@ from ..records import pictures, recorded
 PACKAGES = ("torch", "diffusers", "transformers", "papermill", "numpy")
 CLEAR = """
 import sys, os
+os.environ["DSNB_FIGURES"] = {figures!r}
 if "matplotlib.pyplot" in sys.modules: sys.modules["matplotlib.pyplot"].close("all")
 if "ipywidgets" in sys.modules: sys.modules["ipywidgets"].Widget.close_all()
 os.chdir({folder!r})
@@ -43,12 +44,16 @@ _kernels: dict[tuple[int, str, str], AsyncKernelManager] = {}  # by thread, run 
 
 @dataclass(frozen=True)
 class Point:
-    """A notebook (as text), its parameters, and the folder it is to run in."""
+    """A notebook (as text), its parameters, the folder it is to run in, and one for the figures it saves.
+
+    Without one the figures are not kept, so that points do not overwrite each other's; what is shown is.
+    """
 
     id: str
     notebook: str
     parameters: dict
     folder: str = ""
+    figures: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class KeptKernel(NBClientEngine):
     """Papermill's engine in a kernel that outlives the notebook; variables are cleared beforehand."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, folder, run, start_timeout=60, **options):
+    def execute_managed_notebook(cls, nb_man, kernel_name, folder, figures, run, start_timeout=60, **options):
         kernel = _kernel(run, kernel_name)
         client = PapermillNotebookClient(
             nb_man,
@@ -84,7 +89,8 @@ class KeptKernel(NBClientEngine):
         )
         try:
             with client.setup_kernel():
-                ready = client.wait_for_reply(client.kc.execute(CLEAR.format(folder=folder), silent=True))
+                fresh = CLEAR.format(folder=folder, figures=figures)
+                ready = client.wait_for_reply(client.kc.execute(fresh, silent=True))
                 if ready["content"]["status"] != "ok":
                     raise RuntimeError(f"the kept kernel cannot be cleared: {ready['content'].get('evalue')}")
                 if kernel not in _kernels.values():
@@ -141,8 +147,8 @@ def run_point(point: Point, run: str = "") -> Outcome:
         path = Path(scratch) / "notebook.ipynb"
         try:
             source = nbformat.reads(point.notebook, as_version=4)
-            engine = {"engine_name": "kept-kernel", "progress_bar": False, "folder": folder, "run": run}
-            papermill.execute_notebook(source, path, point.parameters, **engine)
+            engine = {"engine_name": "kept-kernel", "folder": folder, "figures": point.figures or scratch}
+            papermill.execute_notebook(source, path, point.parameters, progress_bar=False, run=run, **engine)
         except papermill.PapermillExecutionError as failure:
             error = f"{failure.ename}: {failure.evalue}"
         except Exception as failure:  # a kernel that died, a kernel that is not installed, …

@@ -21,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from ..files import write_down, write_whole
 from .grid import Grid
 from .points import Outcome
 
@@ -116,9 +117,9 @@ class Folder:
         temporary = None
         try:
             temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.points))
-            _write(temporary / "notebook.ipynb", outcome.notebook.encode())
+            write_down(temporary / "notebook.ipynb", outcome.notebook.encode())
             for index, picture in enumerate(outcome.pictures):
-                _write(temporary / f"{index:02d}.png", picture)
+                write_down(temporary / f"{index:02d}.png", picture)
             row = {
                 "parameters": parameters,
                 "rows": outcome.rows,
@@ -128,7 +129,7 @@ class Folder:
                 "worker": outcome.worker,
                 "versions": outcome.versions,
             }
-            _write(temporary / "row.json", json.dumps(row, indent=1).encode())
+            write_down(temporary / "row.json", json.dumps(row, indent=1).encode())
             temporary.chmod(0o755)
             place = self.points / outcome.id
             shutil.rmtree(place, ignore_errors=True)  # an earlier, failed attempt
@@ -202,24 +203,6 @@ def _mixed(column: pd.Series) -> bool:
 
 def _text(value: object) -> str | None:
     return None if pd.isna(value) else str(value)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it there; nothing is left behind if that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _write(temporary, data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file down to the disk, so that a name given to it afterwards never stands for half of it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

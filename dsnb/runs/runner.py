@@ -61,18 +61,20 @@ def run(
     scheduler: str | None = None,
     workers: int | None = None,
     timeout: float = 30.0,
+    figures: str | Path | None = None,
     progress: bool = True,
 ) -> Report:
     """Run a notebook over a grid and keep the table; `output` is runs/<notebook's name> unless given.
 
     grid: name → values; parameters: name → fixed value; workers: processes on this machine, by default one
     per GPU, or per core without one; scheduler: address of a Dask cluster to use instead; timeout: seconds
-    it has to answer. Raises GridError, FolderError or ClusterError with a sentence that says what to do.
+    it has to answer; figures: folder for those the notebook saves (by default they are not kept,
+    only what it shows). Raises GridError, FolderError or ClusterError with a sentence that says what to do.
     """
     begin = time.perf_counter()
     checked = make_grid(notebook, grid or {}, parameters)
     folder = Folder(Path("runs", Path(notebook).stem) if output is None else output, checked)
-    points, failed = checked.points(), 0
+    points, failed = checked.points("" if figures is None else str(Path(figures).resolve())), 0
     with folder.alone():
         finished = {name for name, row in folder.read().items() if row["status"] == "done"}
         missing = [point for point in points if point.id not in finished]

@@ -210,7 +210,7 @@ def measure_two_styles(model: models.Model, judge: Judge, count: int, method: st
 
 
 def evaluate(folder: Path, judge: Judge, count: int = 90, device=None) -> tuple[list[Row], dict[str, Figure]]:
-    """All rows for the model in `folder`, and pictures by name. About 10 minutes for a count of 90 on two cores."""
+    """All rows for the model in `folder`, and pictures by name. About 10 minutes for a count of 180 on two cores."""
     model = models.load(folder, device=device)
     rows = measure_reading(judge, max(count, 180)) + measure_autoencoder(model.vae, count)
     more, samples = measure_samples(model, judge, max(count, len(STYLES)))

@@ -33,11 +33,7 @@ def minecraft(image, mask, u):
         torch.arange(SIZE, device=image.device) % 8,
     )
     lit, shaded = ((y == 0) | (x == 0)).float(), ((y == 7) | (x == 7)).float()
-    texture = (
-        noise(u, 32, SIZE)[:, :, ::16, ::16]
-        .repeat_interleave(8, 2)
-        .repeat_interleave(8, 3)[..., :SIZE, :SIZE]
-    )
+    texture = noise(u, 32, SIZE)[:, :, ::16, ::16].repeat_interleave(8, 2).repeat_interleave(8, 3)
     texture = texture.repeat(1, 1, SIZE // texture.shape[2], SIZE // texture.shape[3])
     blocks = blocks * (1 + 0.07 * texture * (1 - inside))
     blocks = blocks.clamp(0, 1)

@@ -1,6 +1,7 @@
 """Controls from plain Python values, and whether there is anybody to move them."""
 
 import os
+from decimal import Decimal
 from numbers import Number
 
 import ipywidgets
@@ -50,7 +51,7 @@ def read_control(name, given, default):
         options = {"min": low, "max": high, "step": step, "value": start}
         if whole and isinstance(start, int):
             return ipywidgets.IntSlider, options
-        decimals = len(f"{step:g}".partition(".")[2])
+        decimals = max(0, -Decimal(f"{step:g}").as_tuple().exponent)
         return ipywidgets.FloatSlider, options | {"readout_format": f".{decimals}f"}
     if isinstance(given, (list, dict)) and given:
         options = list(given.items()) if isinstance(given, dict) else list(given)

@@ -214,11 +214,14 @@ class Panel:
         worker().wake(self)
 
     def _next_frame(self):
+        slider = self.controls[self._sweep]
         value = next(self._frames, None)
+        while value is not None and min(value, slider.max) == slider.value:  # no change would be noticed
+            value = next(self._frames, None)
         if value is None:
             self._frames, self._play.value = None, False
         else:
-            self.controls[self._sweep].value = value
+            slider.value = value
 
     def _draw_first(self, values):
         with worker().paused(), tqdm(desc="drawing", delay=PATIENCE, leave=False) as bar:
