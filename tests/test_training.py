@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 
 import dsnb
 from dsnb import masks
+from dsnb.training import __main__ as command
 from dsnb.training import autoencoder, captions, card, clip, diffusion, evaluate, judge, loop, recipe
 from dsnb.training import export as exporting
 from dsnb.training.export import export, read_log, sheet
@@ -355,10 +356,37 @@ def test_the_table_says_what_was_missed(tmp_path):
     ]
     text = evaluate.as_markdown(rows)
     assert "| bad | 0.50 | ≥ 0.60, missed | 30 |" in text and "| good | 0.97 | ≥ 0.95 | 30 |" in text
+    told = card.missed(rows)
+    assert "- bad: 0.50 of 0.60; the stage `unet`" in told and "good" not in told and "free" not in told
+    assert "`judge`" in card.missed([evaluate.Row("judge reads", 0.1, 9, 0.9)])
+    assert card.missed(rows[:1]) == "No bar was missed.\n"
     evaluate.write_table(rows, tmp_path / "table.csv")
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
     noisy = sheet(torch.rand(40, 3, SIZE, SIZE), 8, tmp_path / "sheet.png")
     assert noisy.stat().st_size < 490_000
+
+
+def test_errors_by_hand():
+    row = evaluate.share("all right", torch.ones(16), 0.9)
+    assert row.value == 1 and row.passed and row.error == pytest.approx((0.9 * 0.1 / 20) ** 0.5)
+    row = evaluate.mean("PSNR", torch.tensor([20.0, 22.0]))
+    assert row.value == 21 and row.error == pytest.approx(1.0)
+    assert "| PSNR | 21.00 ± 1.00 |  | 2 |" in evaluate.as_markdown([row])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--minutes", "0"], "minutes is 0.0, it must be above 0"),
+        (["--stages", "unet"], "no autoencoder and no generator yet"),
+        (["--device", "gpu"], "device 'gpu' is unknown"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(tmp_path, capsys, words, sentence):
+    with pytest.raises(SystemExit):
+        command.main(["--state", str(tmp_path), "--device", "cpu", *words])
+    told = " ".join(capsys.readouterr().err.split())
+    assert sentence in told and not list(tmp_path.iterdir())
 
 
 def test_the_card_adds_up_the_sittings():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..models import choose_device
 from . import recipe
 from .diffusion import SIZES
 
@@ -59,18 +60,18 @@ def main(arguments: list[str] | None = None) -> None:
         help="write the world's contact sheet and the evaluation's pictures into this folder",
     )
     options = parser.parse_args(arguments)
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(
-            f"--device {options.device} was asked for, but no CUDA GPU is available; use --device cpu"
-        )
+    try:
+        choose_device(options.device)
+    except ValueError as error:
+        parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.threads:
         torch.set_num_threads(options.threads)
     size = ("small" if options.device == "cpu" else "large") if options.size == "auto" else options.size
-    recipe.run(
-        recipe.Recipe(
+    try:
+        asked = recipe.Recipe(
             minutes=options.minutes,
             device=options.device,
             state=options.state,
@@ -84,7 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
             cooldown=options.cooldown,
             figures=options.figures,
         )
-    )
+    except ValueError as error:
+        parser.error(str(error))
+    recipe.run(asked)
     if options.figures:
         recipe.contact_sheet(options.figures / "12_world.png")
 

@@ -63,14 +63,13 @@ Settings the workbook uses (`dsnb.json`): {settings}.
 
 {table}
 The judge is a separate contrastive network of another architecture and seed, trained on drawn pictures only.
-SSIM is against the true picture in the style asked, which can be drawn because the world can. Inversion is exact, so
-what a photograph loses is lost by the autoencoder.
+± is one standard error, of shares after Agresti & Coull. SSIM is against the true picture in the style asked, which
+can be drawn because the world can. Inversion is exact, so what a photograph loses is lost by the autoencoder.
 
 ## Limits
 
-What a bar calls missed was still getting better when the time was over, the UNet at every checkpoint, so the first
-remedy is more of it: a stage goes on from its last checkpoint, and half an hour on a GPU is worth many hours on a CPU.
-A row can hardly be better than what the judge reads in the true pictures, which stands below it.
+{limits}
+A share stands beside what the judge reads in the true pictures: where it misreads the truth it misreads the model too.
 
 It knows the words above and no others. It draws one object; not two, not counts, not positions. Photographs
 can be inverted and rebuilt as far as the autoencoder carries them, but are far from anything it has learnt.
@@ -97,20 +96,44 @@ It knows the world's words and no others. A photograph is far from anything it h
 
 
 def stage_table(state: Path, batches: dict[str, int]) -> str:
-    """Steps, pictures a step (`batches`), hours and the mean loss at the end of each stage, from the logs."""
+    """Steps, pictures a step (`batches`), hours and the loss towards the end of each stage, from the logs."""
     lines = [
-        "| stage | steps | pictures a step | hours | loss, mean of the last 20 logged |",
-        "|---|---|---|---|---|",
+        "| stage | steps | pictures a step | hours | mean loss of its last tenth | of the tenth before |",
+        "|---|---|---|---|---|---|",
     ]
     for stage, batch in batches.items():
         file = Path(state) / f"{stage}.csv"
         if file.is_file():
             log = read_log(file)
-            last = log["loss"][-20:]
-            hours = sum(sittings(log["seconds"])) / 3600
-            steps, loss = int(log["step"][-1]), sum(last) / len(last)
-            lines.append(f"| {stage} | {steps} | {batch} | {hours:.2f} | {loss:.3f} |")
+            hours, steps = sum(sittings(log["seconds"])) / 3600, int(log["step"][-1])
+            tenth = max(1, len(log["loss"]) // 10)
+            last, before = (
+                sum(part) / max(1, len(part))
+                for part in (log["loss"][-tenth:], log["loss"][-2 * tenth : -tenth])
+            )
+            lines.append(f"| {stage} | {steps} | {batch} | {hours:.2f} | {last:.4f} | {before:.4f} |")
     return "\n".join(lines)
+
+
+def missed(rows: list[Row]) -> str:
+    """Every bar that was missed, by how much, and the stage of the recipe that would have to go on."""
+    lines = []
+    for row in rows:
+        if row.passed is False:
+            stage = next((stage for stage in ("judge", "autoencoder") if row.name.startswith(stage)), "unet")
+            lines.append(
+                f"- {row.name}: {row.value:.2f} of {row.bar:.2f}; the stage `{stage}` would have to go on."
+            )
+    if not lines:
+        return "No bar was missed.\n" if rows else ""
+    text = """Missed:
+
+{lines}
+
+A stage goes on from its last checkpoint (whether its loss still fell, the table above says), and half an hour on a GPU
+is worth many hours on a CPU.
+"""
+    return text.format(lines="\n".join(lines))
 
 
 def sittings(seconds: Sequence[float]) -> list[float]:
@@ -144,7 +167,8 @@ def write_card(
         colours=", ".join(COLOURS).capitalize(),
         paintable=", ".join(PAINTABLE),
         seed=seed,
-        device="a GPU" if torch.device(device).type == "cuda" else "a CPU",
+        limits=missed(rows),
+        device="a GPU" if torch.device(device).type == "cuda" else f"{torch.get_num_threads()} CPU cores",
         settings=", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in SETTINGS.items()),
         stages=stage_table(state, batches),
         table=as_markdown(rows) if rows else "Not measured.\n",

@@ -5,6 +5,7 @@ known, and so is what the judge reads in it. The model is measured as users get 
 """
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -28,16 +29,30 @@ from .world import Pictures, random_pictures
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number: what, its value, how many pictures, and the bar (None: no bar)."""
+    """One measured number: what, its value, how many pictures, the bar (None: no bar), its standard error."""
 
     name: str
     value: float
     count: int
     bar: float | None = None
+    error: float = math.nan
 
     @property
     def passed(self) -> bool | None:
         return None if self.bar is None else self.value >= self.bar
+
+
+def share(name: str, right: torch.Tensor, bar: float | None = None) -> Row:
+    """The share of pictures (B,) that are right (1) or not (0); its error as if two more were right and two wrong
+    (Agresti & Coull 1998), so that a few equal answers are no certainty."""
+    count, good = len(right), right.sum().item()
+    likely = (good + 2) / (count + 4)
+    return Row(name, good / count, count, bar, math.sqrt(likely * (1 - likely) / (count + 4)))
+
+
+def mean(name: str, values: torch.Tensor, bar: float | None = None) -> Row:
+    """The mean of values (B,), one per picture."""
+    return Row(name, values.mean().item(), len(values), bar, values.std().item() / math.sqrt(len(values)))
 
 
 def measure_reading(judge: Judge, count: int) -> list[Row]:
@@ -46,27 +61,20 @@ def measure_reading(judge: Judge, count: int) -> list[Row]:
     objects = top(judge.objects(images, pictures, styles), pictures.object)
     shown = top(judge.styles(images, pictures), styles)
     return [
-        Row("judge reads the object of true pictures", objects.mean().item(), count, 0.90),
-        Row("judge reads the style of true pictures", shown.mean().item(), count, 0.98),
+        share("judge reads the object of true pictures", objects, 0.90),
+        share("judge reads the style of true pictures", shown, 0.98),
     ]
 
 
 def measure_autoencoder(autoencoder, count: int) -> list[Row]:
     """Peak signal-to-noise ratio of true pictures in each style, dB."""
-    generator, rows = torch.Generator().manual_seed(900_002), []
+    generator, found = torch.Generator().manual_seed(900_002), {}
     device = next(autoencoder.parameters()).device
     for style in STYLES:
         pictures = random_pictures(max(8, count // len(STYLES)), generator).to(device)
-        rows.append(
-            Row(
-                f"autoencoder PSNR, {style}",
-                psnr(autoencoder, draw(pictures, style)).mean().item(),
-                len(pictures),
-                25,
-            )
-        )
-    mean = sum(row.value for row in rows) / len(rows)
-    return [Row("autoencoder PSNR, all styles", mean, sum(row.count for row in rows), 25), *rows]
+        found[style] = psnr(autoencoder, draw(pictures, style)).cpu()
+    every = mean("autoencoder PSNR, all styles", torch.cat(list(found.values())), 25)
+    return [every, *(mean(f"autoencoder PSNR, {style}", values, 25) for style, values in found.items())]
 
 
 def never_seen(styles: torch.Tensor, generator: torch.Generator) -> Pictures:
@@ -82,41 +90,35 @@ def never_seen(styles: torch.Tensor, generator: torch.Generator) -> Pictures:
 def measure_samples(model: models.Model, judge: Judge, count: int) -> tuple[list[Row], Figure]:
     """Pictures from noise, 25 steps, for captions (object, scene, style) never seen in training; the first 30 of them.
 
-    What the judge reads in the true pictures of the same captions stands beside what it reads in these.
+    `count` in all styles in turn, and a third as many more plain ones for the objects. What the judge reads in the
+    true pictures of the same captions stands beside what it reads in these.
     """
     generator = torch.Generator().manual_seed(900_003)
-    styles = torch.arange(count) % len(STYLES)
+    styles = torch.cat([torch.arange(count) % len(STYLES), torch.zeros(count // 3, dtype=torch.int64)])
     pictures, names = never_seen(styles, generator), list(STYLES)
     texts = [caption(pictures, index, names[style]) for index, style in enumerate(styles)]
     parts, true = [], []
-    for start in tqdm(range(0, count, 30), desc="samples"):
+    for start in tqdm(range(0, len(styles), 30), desc="samples"):
         rows = slice(start, start + 30)
         latents = sample(*_networks(model), texts[rows], generator, 25, model.settings.sampling_guidance)
         parts.append(models.decode_latents(model, latents))
         true.append(draw(pictures[rows], styles[rows]))
     images, true = torch.cat(parts), torch.cat(true)
     shown, readable = (top(judge.styles(x, pictures), styles) for x in (images, true))
-    per_style = torch.stack([shown[styles == k].mean() for k in range(len(STYLES))])
-    worst = int(per_style.argmin())
+    worst = min(range(len(STYLES)), key=lambda style: shown[styles == style].mean())
     rows = [
-        Row("style shown is the style asked", shown.mean().item(), count, 0.95),
-        Row("… in the true pictures", readable.mean().item(), count),
-        Row(
-            f"… in the worst style, {names[worst]}",
-            per_style[worst].item(),
-            int((styles == worst).sum()),
-            0.85,
-        ),
+        share("style shown is the style asked", shown[:count], 0.95),
+        share("… in the true pictures", readable[:count]),
+        share(f"… in the worst style, {names[worst]}", shown[styles == worst], 0.85),
     ]
     scores, of_true = (judge.objects(x, pictures, styles) for x in (images, true))
     for name, chosen in (("plain", styles == 0), ("stylised", styles != 0)):
         for k, bar in ((1, 0.60), (5, 0.85)):
-            right, readable = (top(x, pictures.object, k)[chosen].mean().item() for x in (scores, of_true))
-            among = int(chosen.sum())
-            rows.append(Row(f"object shown is the object asked, {name}, top {k}", right, among, bar))
-            rows.append(Row("… in the true pictures", readable, among))
+            right, readable = (top(x, pictures.object, k)[chosen] for x in (scores, of_true))
+            rows.append(share(f"object shown is the object asked, {name}, top {k}", right, bar))
+            rows.append(share("… in the true pictures", readable))
     titles = [fill(f"{phrase(pictures, k)}, {names[styles[k]]}", 24) for k in range(min(count, 30))]
-    return rows, show_grid(images[:30], titles, columns=6, width=1.4)
+    return rows, show_grid(images[: len(titles)], titles, columns=6, width=1.4)
 
 
 def measure_inversion(model: models.Model, judge: Judge, count: int) -> list[Row]:
@@ -138,20 +140,19 @@ def measure_inversion(model: models.Model, judge: Judge, count: int) -> list[Row
         true.append(draw(one, style))
         rebuilt.append(models.decode_latents(model, models.encode_image(model, true[-1])))
     drawn, true = torch.cat(drawn), torch.cat(true)
-    shown = top(judge.styles(drawn, pictures), asked).mean().item()
-    objects = top(judge.objects(drawn, pictures, asked), pictures.object).mean().item()
+    objects = top(judge.objects(drawn, pictures, asked), pictures.object)
     rows = [
-        Row("inverted, then styled: style as asked", shown, count, 0.90),
-        Row("inverted, then styled: object still read, top 1", objects, count),
+        share("inverted, then styled: style as asked", top(judge.styles(drawn, pictures), asked), 0.90),
+        share("inverted, then styled: object still read, top 1", objects),
     ]
     for name, measure in (("SSIM", metrics.ssim), ("layout", metrics.layout)):
         kept, without, most = (
-            measure(images, true).mean().item() for images in (drawn, torch.cat(fresh), torch.cat(rebuilt))
+            measure(images, true) for images in (drawn, torch.cat(fresh), torch.cat(rebuilt))
         )
         rows += [
-            Row(f"inverted, then styled: {name} of the true picture in that style", kept, count),
-            Row("… more than from fresh noise", kept - without, count, 0.10),
-            Row("… that the autoencoder alone gives to the true picture", most, count),
+            mean(f"inverted, then styled: {name} of the true picture in that style", kept),
+            mean("… more than from fresh noise", kept - without, 0.10),
+            mean("… that the autoencoder alone gives to the true picture", most),
         ]
     return rows
 
@@ -201,11 +202,9 @@ def measure_two_styles(model: models.Model, judge: Judge, count: int, method: st
             ("left", "right"), pair, numbers, sides(torch.cat(images)), sides(true), strict=True
         ):
             asked = torch.full((count,), number)
-            right, readable = (
-                top(judge.styles(x, pictures), asked).mean().item() for x in (half, half_of_true)
-            )
+            right, readable = (top(judge.styles(x, pictures), asked) for x in (half, half_of_true))
             name = f"{method}, {' / '.join(pair)}: the {side} side shows {style}"
-            rows += [Row(name, right, count, 0.95), Row("… in the true mixes", readable, count)]
+            rows += [share(name, right, 0.95), share("… in the true mixes", readable)]
     return rows
 
 
@@ -229,17 +228,18 @@ def write_table(rows: list[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["measure", "value", "pictures", "bar", "passed"])
+        writer.writerow(["measure", "value", "error", "pictures", "bar", "passed"])
         for row in rows:
             writer.writerow(
-                [row.name, f"{row.value:.3f}", row.count, row.bar and round(row.bar, 3), row.passed]
+                [row.name, f"{row.value:.3f}", f"{row.error:.3f}", row.count, row.bar, row.passed]
             )
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """The rows as a table for the model card."""
+    """The rows as a table for the model card, each with its standard error."""
     lines = ["| | measured | bar | pictures |", "|---|---|---|---|"]
     for row in rows:
         bar = "" if row.bar is None else f"≥ {row.bar:.2f}" + ("" if row.passed else ", missed")
-        lines.append(f"| {row.name} | {row.value:.2f} | {bar} | {row.count} |")
+        error = "" if math.isnan(row.error) else f" ± {row.error:.2f}"
+        lines.append(f"| {row.name} | {row.value:.2f}{error} | {bar} | {row.count} |")
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from matplotlib.figure import Figure
 
 from ..plotting import png_bytes
 from .diffusion import make_scheduler
@@ -80,10 +81,8 @@ def read_log(path: Path) -> dict[str, list[float]]:
     return {name: [row[name] for row in ordered] for name in (ordered[0] if ordered else {})}
 
 
-def plot_logs(folder: Path, path: Path) -> Path:
-    """Plot the loss of every stage that has a log in `folder`, smoothed over 20 rows."""
-    from matplotlib.figure import Figure
-
+def plot_logs(folder: Path) -> Figure:
+    """The loss of every stage that has a log in `folder`, and its mean over 20 rows."""
     logs = {file.stem: read_log(file) for stage in ("autoencoder", "generator", "judge", "unet")
             if (file := Path(folder) / f"{stage}.csv").is_file()}  # fmt: skip
     figure = Figure(figsize=(3.2 * max(1, len(logs)), 2.6), layout="constrained")
@@ -96,5 +95,4 @@ def plot_logs(folder: Path, path: Path) -> Path:
         axes.plot(columns["step"], columns["loss"], alpha=0.25)
         axes.plot(columns["step"][width - 1 :], smooth)
         axes.set(title=stage, xlabel="step", ylabel="loss")
-    figure.savefig(path, dpi=100)
-    return path
+    return figure

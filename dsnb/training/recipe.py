@@ -66,6 +66,12 @@ class Recipe:
             raise ValueError(f"cooldown is {self.cooldown}, expected a share in [0, 1)")
         if self.size not in diffusion.SIZES:
             raise ValueError(f"size is {self.size!r}, expected one of {', '.join(diffusion.SIZES)}")
+        missing = [s for s in ("autoencoder", "generator") if not (self.state / f"{s}.pt").is_file()]
+        if "unet" in self.stages and not set(missing) <= set(self.stages):
+            raise ValueError(
+                f"stages is {tuple(self.stages)}, but {str(self.state)!r} has no {' and no '.join(missing)} yet for "
+                "the UNet to stand on; train 'autoencoder' and 'generator' first"
+            )
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -167,12 +173,6 @@ def run(recipe: Recipe) -> Path | None:
 
     None without `out`, or as long as no UNet has been begun. The evaluation comes on top of the minutes.
     """
-    missing = [s for s in ("autoencoder", "generator") if not (recipe.state / f"{s}.pt").is_file()]
-    if "unet" in recipe.stages and not set(missing) <= set(recipe.stages):
-        raise ValueError(
-            f"stages is {tuple(recipe.stages)}, but {str(recipe.state)!r} has no {' and no '.join(missing)} yet "
-            "for the UNet to stand on; train 'autoencoder' and 'generator' first"
-        )
     recipe = settle(recipe)
     state, device, start = recipe.state, torch.device(recipe.device), time.monotonic()
     torch.set_float32_matmul_precision("high")
@@ -217,7 +217,7 @@ def run(recipe: Recipe) -> Path | None:
         write_table(rows, state / "evaluation.csv")
         for name, figure in figures.items():
             save_figure(figure, (recipe.figures or state) / name)
-    plot_logs(state, state / "logs.png")
+    save_figure(plot_logs(state), (recipe.figures or state) / "12_logs")
     write_card(
         folder,
         rows,
