@@ -331,13 +331,13 @@ def test_a_sitting_ends_with_a_model_its_card_and_its_pictures(networks, tokeniz
     folder = recipe.run(wanted)
     card_text = (folder / "README.md").read_text()
     table = (state / "evaluation.csv").read_text()
-    assert "| unet | 7 | 32 | 0.01 | 0.500 |" in card_text and "from seed 0" in card_text
+    assert "| unet | 7 | 32 | 0.01 | 0.5000 | – |" in card_text and "from seed 0" in card_text
     for measured in ("style shown is the style asked", "object shown is the object asked, plain, top 5",
                      "… in the true mixes", "… more than from fresh noise", "photo_cat, inverted"):  # fmt: skip
         assert measured in card_text and measured in table
     assert "nan" not in table
     assert "with seed 1," in (tmp_path / "model-judge" / "README.md").read_text()
-    for name in ("12_samples", "12_photographs"):
+    for name in ("12_samples", "12_photographs", "12_logs"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 

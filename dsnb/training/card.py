@@ -108,10 +108,10 @@ def stage_table(state: Path, batches: dict[str, int]) -> str:
             hours, steps = sum(sittings(log["seconds"])) / 3600, int(log["step"][-1])
             tenth = max(1, len(log["loss"]) // 10)
             last, before = (
-                sum(part) / max(1, len(part))
+                f"{sum(part) / len(part):.4f}" if part else "–"
                 for part in (log["loss"][-tenth:], log["loss"][-2 * tenth : -tenth])
             )
-            lines.append(f"| {stage} | {steps} | {batch} | {hours:.2f} | {last:.4f} | {before:.4f} |")
+            lines.append(f"| {stage} | {steps} | {batch} | {hours:.2f} | {last} | {before} |")
     return "\n".join(lines)
 
 

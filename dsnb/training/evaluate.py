@@ -230,9 +230,8 @@ def write_table(rows: list[Row], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["measure", "value", "error", "pictures", "bar", "passed"])
         for row in rows:
-            writer.writerow(
-                [row.name, f"{row.value:.3f}", f"{row.error:.3f}", row.count, row.bar, row.passed]
-            )
+            error = "" if math.isnan(row.error) else f"{row.error:.3f}"
+            writer.writerow([row.name, f"{row.value:.3f}", error, row.count, row.bar, row.passed])
 
 
 def as_markdown(rows: list[Row]) -> str:
