@@ -129,15 +129,15 @@ def test_prompts_without_weight_are_skipped():
     assert out[:, :, 128:].isnan().all()
 
 
-def test_blend_attention_of_strided_tensors():
-    wide, k, v = qkv(2, 6, 2, 77, 80, FULL)
+@pytest.mark.parametrize("dtype", [HALF, BF, FULL])
+def test_blend_attention_of_strided_tensors(dtype):
+    wide, k, v = qkv(2, 6, 2, 77, 80, dtype)
     q, k, v = wide[..., ::2], k[::2, ..., :40], v[1::2, ..., 40:]
     weights, roles = soft_weights(2, 154)[..., ::2], torch.tensor([1, 0], device=DEVICE)
-    assert_close(kernels.blend_attention(q, k, v, weights, roles), exact_blend(q, k, v, weights, roles), FULL)
+    exact = exact_blend(q, k, v, weights, roles)
+    assert_close(kernels.blend_attention(q, k, v, weights, roles), exact, dtype)
     heads_first = [x.contiguous() for x in (q, k, v)]
-    assert_close(
-        kernels.blend_attention(*heads_first, weights, roles), exact_blend(q, k, v, weights, roles), FULL
-    )
+    assert_close(kernels.blend_attention(*heads_first, weights, roles), exact, dtype)
 
 
 def test_what_the_kernel_lacks_is_said():
@@ -154,6 +154,7 @@ MAPS = [  # tokens, head size, heads, chosen, dtype
     (77, 160, 2, list(range(77)), HALF),
     (300, 80, 3, [1, 70, 3], FULL),
     (1000, 40, 2, [9, 9, 64, 9], FULL),
+    (4099, 40, 1, [2, 7], HALF),
 ]
 
 
@@ -246,10 +247,16 @@ def tiny_and_trajectory(folder, dtype):
     return model, dsnb.invert(model, image, "a", **settings)
 
 
-@pytest.mark.parametrize("tiny_folder", [1], indirect=True, ids=["sd1"])
+@pytest.mark.parametrize("tiny_folder", [1, 2], indirect=True, ids=["sd1", "sd2"])
 @pytest.mark.parametrize(
     "method, dtype, tolerance",
-    [("epsilon", FULL, 1e-4), ("attention", FULL, 1e-4), ("combined", FULL, 1e-4), ("attention", BF, 3e-2)],
+    [
+        ("epsilon", FULL, 1e-4),
+        ("attention", FULL, 1e-4),
+        ("combined", FULL, 1e-4),
+        ("attention", BF, 3e-2),
+        ("attention", HALF, 5e-3),
+    ],
 )
 def test_pictures_are_the_same_with_and_without(tiny_folder, method, dtype, tolerance):
     model, trajectory = tiny_and_trajectory(tiny_folder, dtype)

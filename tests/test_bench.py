@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -103,12 +104,37 @@ def test_pictures_and_overhead(small):
         "pixel": 4,
         "epsilon": 3,
         "attention": 2,
+        "combined": 2.5,  # half of the steps each
         "source's epsilon": 4,
         "source's attention": 2,
     }
     assert {r.variant: r.value for r in samples} == expected
-    assert all(r.value > 0 for r in find(rows, metric="time per picture"))
+    assert all(r.value > 0 for r in find(rows, metric="loop per picture"))
     assert len(find(rows, section="overhead", metric="the loop's share over bare calls")) == 2
+
+
+def test_whole_pictures_with_and_without_recording():
+    rows = bench.run(["whole"], device="cpu", dtype=torch.float32, repeats=1, steps=2, progress=False)[1]
+    case = "bundled, float32, 2 steps, 2 of them drawn"
+    names = ("epsilon", "epsilon, attention recorded", "attention", "attention, attention recorded")
+    assert [r.variant for r in find(rows, case=case, metric="time")] == ["inversion", *names]
+    assert len(find(rows, metric="recording adds")) == 2
+
+
+def test_a_grid_s_overhead_and_its_speed_up(monkeypatch, tmp_path):
+    cell = nbformat.v4.new_code_cell("seed = 0\nrows = 3\nsteps = 5", metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nbformat.v4.new_notebook(
+        cells=[cell, nbformat.v4.new_code_cell("import time; time.sleep(0.5)")],
+        metadata={"kernelspec": kernel},
+    )
+    nbformat.write(book, tmp_path / "book.ipynb")
+    monkeypatch.setattr(sections, "NOTEBOOK", tmp_path / "book.ipynb")
+    rows = bench.run(["grid"], device="cpu", steps=2, progress=False)[1]
+    assert {r.variant for r in rows} == {"1 worker", "2 workers"}
+    assert all(r.value >= 0.5 for r in find(rows, metric="time of a notebook"))
+    assert all(r.value > 0 for r in rows)
+    assert len(find(rows, metric="times faster than one worker")) == 1
 
 
 def test_kernels_have_a_floor_and_every_variant(small):
@@ -174,7 +200,7 @@ def test_the_readme_s_costs_are_the_table_s():
         assert values[*case, method, "UNet samples per step"][0] == int(ours)
         assert values[*case, f"source's {method}", "UNet samples per step"][0] == int(theirs)
         seconds, gain = (
-            values[*case, method, "time per picture"],
+            values[*case, method, "loop per picture"],
             values[*case, method, "times faster than the source's"],
         )
         assert [f"{number:.2f}" for number in (*seconds, *gain)] == numbers
@@ -247,7 +273,7 @@ def test_a_column_without_device_says_not_measured(tmp_path):
 
 
 def test_tables_and_plots_are_written(tmp_path):
-    row = bench.Row("pictures", "tiny, N = 2", "epsilon", "time per picture", 1.5, 0.1, "s")
+    row = bench.Row("pictures", "tiny, N = 2", "epsilon", "loop per picture", 1.5, 0.1, "s")
     step = bench.Row("steps", "tiny", "epsilon, 25 steps", "PSNR to 99 steps", 30.0, 1.0, "dB")
     written = bench.save({"device": "a processor", "kind": "cpu"}, [*ROWS, row, step], tmp_path)
     names = {"11_cost_cpu.csv", "11_cost.md", "11_pictures.png", "11_kernels.png", "11_steps.png"}
@@ -259,9 +285,9 @@ def test_tables_and_plots_are_written(tmp_path):
 
 def test_the_column_follows_from_the_kind_of_device(tmp_path):
     for kind, value in (("cpu", 2.0), ("cuda", 1.0)):
-        row = bench.Row("pictures", "tiny, N = 2", "epsilon", "time per picture", value, 0.0, "s")
+        row = bench.Row("pictures", "tiny, N = 2", "epsilon", "loop per picture", value, 0.0, "s")
         bench.save({"device": "a name", "kind": kind}, [row], tmp_path)
-    assert "| epsilon | time per picture | 2 s | 1 s |" in (tmp_path / "11_cost.md").read_text()
+    assert "| epsilon | loop per picture | 2 s | 1 s |" in (tmp_path / "11_cost.md").read_text()
     assert {"11_cost_cpu.csv", "11_cost_gpu.csv", "11_pictures_gpu.png"} <= {
         p.name for p in tmp_path.iterdir()
     }

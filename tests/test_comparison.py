@@ -49,7 +49,7 @@ def test_a_true_mix_beats_its_mirror_by_every_measure_of_sides(eyes, mask):
         assert right[name] < wrong[name], name
     for name in (
         "style_left", "style_right", "both", "balance", "monotonicity", "clip_left", "clip_right",
-        "direction_left", "direction_right", "second_left", "second_right", "second_both",
+        "direction_left", "direction_right", "second_left", "second_right", "second_both", "second_balance",
     ):  # fmt: skip
         assert right[name] > wrong[name], name
     assert right["truth"] == pytest.approx(0, abs=1e-6)

@@ -48,7 +48,7 @@ def test_blend_attention_is_the_sum(data, roles, dtype, tolerance):
 
 
 TOKENS = [1, 17, 77, 1000, 4099]  # bfloat16 goes another way above 2048; maps of 4099 are made in blocks
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 
 
 def assert_close(out, exact, dtype):

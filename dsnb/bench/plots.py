@@ -21,8 +21,8 @@ def save_all(rows: Sequence[Row], folder: Path, suffix: str = "") -> list[Path]:
 
 
 def plot_pictures(rows: Sequence[Row]) -> Figure:
-    """Time per picture of every method, the source project's way in a lighter tone; one panel per case."""
-    found = [r for r in rows if r.section == "pictures" and r.metric == "time per picture"]
+    """Seconds of every method's loop, the source project's way in a lighter tone; one panel per case."""
+    found = [r for r in rows if r.section == "pictures" and r.metric == "loop per picture"]
     cases = list(dict.fromkeys(r.case for r in found))
     figure, panels = _panels(len(cases))
     for axes, case in zip(panels, cases, strict=True):

@@ -3,37 +3,46 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import nbformat
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import masks, styles
 from ..attention import cross_attention_layers
+from ..attention_maps import record_attention
 from ..images import read_image
 from ..inversion import invert
 from ..methods import METHODS, blend
 from ..metrics import layout, psnr
 from ..metrics.readers import load_probe, style_shown
 from ..models import Model, count_unet_samples, load
+from ..runs import read_table, run
 from ..sampling import make_schedule
 from .baselines import CONFIGS, make_loop, random_model, reuse_deep_features, source_attention, source_epsilon
 from .harness import MOST_REPEATS, Bench, Options, ratios
 from .kernel_section import kernel_section
 
 MODELS = ("bundled", *CONFIGS)
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "00_blend_two_styles.ipynb"
 
 
 def pictures(bench: Bench, options: Options) -> None:
-    """UNet samples, seconds and memory per picture: every method, beside the source project's way."""
+    """UNet samples, seconds and memory of the denoising loop alone: every method, beside the source project's way.
+
+    SDXL on a CPU is asked for the two methods of interest where N is above 2.
+    """
     for name in options.models:
         model = _model(name, bench.device, bench.dtype)
         total = model.settings.steps - model.settings.skip
         for n in options.styles:
             case, steps = f"{name}, N = {n}", _steps(name, options, total)
-            methods = ("prompt", "pixel", "epsilon", "attention") if n == 2 else ("epsilon", "attention")
-            calls = {method: METHODS[method] for method in methods}
+            few = n > 2 and name not in _affordable(bench, options)
+            calls = {method: METHODS[method] for method in (("epsilon", "attention") if few else METHODS)}
             calls |= {"source's epsilon": source_epsilon, "source's attention": source_attention}
             variants = _bound(calls, make_loop(model, masks.logistic(n=n), steps))
             seconds = _patience(bench, name).time(variants, note=case)
@@ -44,11 +53,72 @@ def pictures(bench: Bench, options: Options) -> None:
                 bench.add("pictures", case, variant, "UNet samples per step", samples, "")
                 bench.add("pictures", case, variant, "UNet samples per picture", samples * total, "")
                 per_picture = [s / steps * total for s in seconds[variant]]
-                bench.add("pictures", case, variant, "time per picture", per_picture, "s")
+                bench.add("pictures", case, variant, "loop per picture", per_picture, "s")
                 bench.add("pictures", case, variant, "peak memory", memory / 2**20, "MiB")
             for ours in ("epsilon", "attention"):
                 gain = ratios(seconds, ours)[f"source's {ours}"]
                 bench.add("pictures", case, ours, "times faster than the source's", gain, "×")
+
+
+def whole(bench: Bench, options: Options) -> None:
+    """A whole picture of two styles as the notebooks draw it, texts and autoencoder included: its inversion, then
+    each method, alone and with all attention recorded. The bundled model."""
+    picture, pair, mask = styles.pictures()[0], styles.pairs()[0], masks.logistic()
+    prompts = [styles.prompt(style, picture.caption) for style in pair]
+    for dtype in dict.fromkeys((bench.dtype, torch.float32)):
+        model = _model("bundled", bench.device, dtype)
+        for steps in dict.fromkeys((options.steps or model.settings.steps, options.steps or 25)):
+            trajectory = _trajectory(model, picture, steps)
+            size, variants = (
+                trajectory.x_T.shape[-2:],
+                {"inversion": partial(_trajectory, model, picture, steps)},
+            )
+            for method in ("epsilon", "attention"):
+                draw = partial(blend, model, trajectory, prompts, mask, method=method, progress=False)
+
+                def watched(draw=draw, model=model, size=size):
+                    with record_attention(model, prompts, size):
+                        draw()
+
+                variants |= {method: draw, f"{method}, attention recorded": watched}
+            drawn, name = len(trajectory.noises), str(dtype).removeprefix("torch.")
+            case = f"bundled, {name}, {steps} steps, {drawn} of them drawn"
+            seconds = bench.time(variants, note=case)
+            for variant, times in seconds.items():
+                bench.add("whole", case, variant, "time", times, "s")
+            for method in ("epsilon", "attention"):
+                added = [100 * (r - 1) for r in ratios(seconds, method)[f"{method}, attention recorded"]]
+                bench.add("whole", case, f"{method}, attention recorded", "recording adds", added, "%")
+
+
+def grid(bench: Bench, options: Options) -> None:
+    """What a point of a grid costs beside its notebook, and how much faster two workers are than one.
+
+    Eight points of notebook 00 with one picture each, on worker processes of this machine.
+    """
+    points, fixed, seconds = 8 if options.steps is None else 2, {"rows": 1, "steps": options.steps or 0}, {}
+    for workers in (1, 2):
+        with TemporaryDirectory() as folder:
+            report = run(
+                NOTEBOOK,
+                {"seed": list(range(points))},
+                fixed,
+                folder,
+                workers=workers,
+                progress=bench.progress,
+            )
+            if report.failed:
+                raise ValueError(f"{report.failed} of {points} points of {NOTEBOOK.name} failed")
+            seconds[workers] = report.seconds
+            table = read_table(report.table).drop_duplicates("point")
+            books = [nbformat.read(Path(folder, name), as_version=4) for name in table.notebook]
+        own = [book.metadata.papermill.duration for book in books]
+        beside = [all_of_it - notebook for all_of_it, notebook in zip(table.seconds, own, strict=True)]
+        case, variant = f"notebook 00, {points} points", f"{workers} worker{'s' * (workers > 1)}"
+        bench.add("grid", case, variant, "time of a notebook", own, "s")
+        bench.add("grid", case, variant, "a point beside its notebook", beside, "s")
+        bench.add("grid", case, variant, "time of the grid", report.seconds, "s")
+    bench.add("grid", case, variant, "times faster than one worker", seconds[1] / seconds[2], "×")
 
 
 def overhead(bench: Bench, options: Options) -> None:
@@ -104,7 +174,7 @@ def steps_section(bench: Bench, options: Options) -> None:
     """The same picture in fewer steps: how near it stays, and how well it keeps style and structure."""
     model = _model("bundled", bench.device, bench.dtype)
     counts = [s for s in (99, 50, 25, 12) if options.steps is None or s <= options.steps] or [options.steps]
-    chosen, reader = styles.pictures()[: 3 if options.steps is None else 1], load_probe()
+    chosen, reader = styles.pictures()[: 12 if options.steps is None else 1], load_probe()
     pair, weights = styles.pairs()[0], masks.logistic().weights(*read_image(chosen[0].file, model).shape[-2:])
     for method in ("epsilon", "attention"):
         longest = {}
@@ -160,11 +230,13 @@ def caching_section(bench: Bench, options: Options) -> None:
 
 SECTIONS: dict[str, Callable[[Bench, Options], None]] = {
     "pictures": pictures,
+    "whole": whole,
     "overhead": overhead,
     "kernels": kernel_section,
     "cpu": cpu_section,
     "steps": steps_section,
     "caching": caching_section,
+    "grid": grid,
 }
 
 

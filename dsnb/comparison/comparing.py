@@ -122,6 +122,7 @@ class Gauge:
             maps = maps[:count] if fits else self.eyes.lpips.features(image, self.eyes.size, count)
             for side, style, weights in zip(SIDES, styles, self.sides, strict=True):
                 values[f"gram_{side}"] = metrics.gram_distance(maps, self.eyes.grams[style], weights)
+                values[f"gram_whole_{side}"] = metrics.gram_distance(maps, self.eyes.grams[style])
         if self.eyes.reader is not None:
             shown = style_shown(self.eyes.reader, image, self.weights, styles)
             values |= {
@@ -133,6 +134,7 @@ class Gauge:
             index = [self.eyes.second.styles.index(style) for style in styles]
             values |= {f"second_{name}": side[k, index[k]] for k, name in enumerate(SIDES)}
             values["second_both"] = (side.argmax(-1) == torch.tensor(index)).all()
+            values["second_balance"] = metrics.balance(side[torch.arange(len(index)), index])
         return values
 
     def _clip(self, image: Tensor) -> dict:

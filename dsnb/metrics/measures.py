@@ -2,8 +2,9 @@
 
 Images are float32 in [0, 1], shape (B, 3, H, W); mask weights are (N, H, W) with sum 1 over N, index 0 the
 first (left) style. Every measure returns one number per image, shape (B,), and every docstring says what
-range it has, which direction is better and where it comes from. Nothing here loads a network; the Gram
-measures take features that `perceptual` (or anything else) computed.
+range it has, which direction is better and where it comes from: a publication, the source project (the student
+project that this workbook reimplements), or this project. Nothing here loads a network; the Gram measures take
+features that `perceptual` (or anything else) computed.
 """
 
 from __future__ import annotations
@@ -56,14 +57,17 @@ def check_weights(weights: Tensor, size: Sequence[int] | None = None) -> Tensor:
 def l2(images: Tensor, targets: Tensor) -> Tensor:
     """Euclidean norm of the difference over pixels and channels. Range [0, sqrt(3HW)]; lower is nearer.
 
-    It grows with the picture's size: compare only pictures of one size.
+    The source project's. It grows with the picture's size: compare only pictures of one size.
     """
     images, targets = _pair(images, targets)
     return (images - targets).flatten(1).norm(dim=1)
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, −10 log10(MSE) for a peak of 1. Range [0, inf]; higher is nearer."""
+    """Peak signal-to-noise ratio in dB, −10 log10(MSE) for a peak of 1. Range [0, inf]; higher is nearer.
+
+    The usual definition, with all channels in one mean, as in the source project.
+    """
     images, targets = _pair(images, targets)
     return -10 * torch.log10((images - targets).square().flatten(1).mean(1))
 
@@ -96,9 +100,9 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
     """Correlation of the luminance of grid × grid blocks with the source's. Range [-1, 1]; higher: kept.
 
-    Pearson's, so that a style may change contrast and brightness but not which places are light and which
-    dark; what is smaller than a block (brushwork, tiles, grout) hardly counts. A flat picture gives 0.
-    Styles that recolour by areas lower it by themselves: compare with the single-style pictures, not with
+    This project's: Pearson's correlation, so that a style may change contrast and brightness but not which places
+    are light and which dark; what is smaller than a block (brushwork, tiles, grout) hardly counts. A flat picture
+    gives 0. Styles that recolour by areas lower it by themselves: compare with the single-style pictures, not with
     1.
     """
     images, sources = _pair(images, sources)
@@ -117,8 +121,8 @@ def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
 def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> Tensor:
     """Total variation of the central strip, `width` of the picture wide. Range ≥ 0; lower is smoother.
 
-    Sum of sqrt(d² + 1e-6) over the horizontal and vertical neighbour differences of the columns
-    int(W/2 − width·W/2) … int(W/2 + width·W/2). `per_pixel` divides by the strip's pixels and channels, so
+    The source project's: the sum of sqrt(d² + 1e-6) over the horizontal and vertical neighbour differences of the
+    columns int(W/2 − width·W/2) … int(W/2 + width·W/2). `per_pixel` divides by the strip's pixels and channels, so
     that pictures of different sizes compare. Smooth is not good by itself: a blurred strip is the smoothest.
     """
     images = check_images(images)
@@ -161,7 +165,7 @@ def transition_strip(weights: Tensor, width: float = 0.2) -> Tensor:
 def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | None = None) -> Tensor:
     """Gradient energy in the transition strip against what it should be. Range [0, inf), 1 is best.
 
-    Without `singles` the strip is compared with the rest of the same picture. With `singles`, the N
+    This project's. Without `singles` the strip is compared with the rest of the same picture. With `singles`, the N
     single-style pictures of the same scene as (N, 3, H, W) or (B, N, 3, H, W), it is compared with their
     energies in the same strip, mixed by the mask's weights. Above 1: an edge that neither style has. Below 1:
     a strip washed out, as when two pictures are averaged. Narrow the `width` to look at the border alone.
@@ -224,7 +228,7 @@ def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Te
 def balance(scores: Tensor) -> Tensor:
     """Weaker over stronger side of scores (B, N), negative ones counted as 0. Range [0, 1]; higher is better.
 
-    All scores 0 give 0: two absent styles are not balance.
+    This project's. All scores 0 give 0: two absent styles are not balance.
     """
     scores = torch.as_tensor(scores).float().clamp_min(0)
     high = scores.amax(-1)
@@ -234,7 +238,7 @@ def balance(scores: Tensor) -> Tensor:
 def monotonicity(values: Tensor) -> Tensor:
     """Net rise over total movement of a score along the mask, (B, K) → (B,). Range [-1, 1]; higher is better.
 
-    1: the score only rises from the first strip to the last; −1: it only falls; 0: no net change.
+    This project's. 1: the score only rises from the first strip to the last; −1: it only falls; 0: no net change.
     """
     values = torch.as_tensor(values).float()
     if values.shape[-1] < 2:
@@ -277,8 +281,9 @@ def gram_distance(
 ) -> Tensor:
     """‖G − G_ref‖ / ‖G_ref‖ (Frobenius), mean over layers. Range [0, inf), 0 is best; lower is nearer.
 
-    Features of the picture and of the references must come from the same network at the same size, with the
-    same normalisation, or the number says nothing about style. `weights` (H, W) measures one side only.
+    The source project's style distance, made relative to the reference. Features of the picture and of the references
+    must come from the same network at the same size, with the same normalisation, or the number says nothing about
+    style. `weights` (H, W) measures one side only.
     """
     if len(features) != len(reference):
         raise ValueError(f"features has {len(features)} layers, reference {len(reference)}")

@@ -103,7 +103,8 @@ def _mirrored(length: int, total: int) -> Tensor:
 
 
 def side_similarity(clip: Clip, images: Tensor, weights: Tensor, texts: list[str]) -> Tensor:
-    """CLIP similarity of each side with its own prompt: (B, N). Range [-1, 1]; higher is better."""
+    """CLIP similarity of each side, isolated (this project's), with its own prompt: (B, N). Range [-1, 1]; higher is
+    better."""
     return torch.stack(
         [
             similarity(clip.image_features(isolate(images, side, clip.ground)), text)

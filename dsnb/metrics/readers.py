@@ -171,9 +171,9 @@ def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> 
 def style_shown(reader: Reader, images: Tensor, weights: Tensor, styles: Sequence[str]) -> dict[str, Tensor]:
     """Does each side show its own style? `styles` names the style of each mask weight, left first.
 
-    Returns per image, higher is better for all: `side` (B, N) in [0, 1], the probability of side i's style on
-    side i; `both` (B,), 1 where every side's likeliest style is its own, else 0; `balance` (B,) of the sides'
-    probabilities; `monotonicity` (B,) in [-1, 1] of P(second style) − P(first style) over five strips across
+    This project's. Returns per image, higher is better for all: `side` (B, N) in [0, 1], the probability of side i's
+    style on side i; `both` (B,), 1 where every side's likeliest style is its own, else 0; `balance` (B,) of the
+    sides' probabilities; `monotonicity` (B,) in [-1, 1] of P(second style) − P(first style) over five strips across
     the border of the first two styles.
     """
     unknown = [style for style in styles if style not in reader.styles]
