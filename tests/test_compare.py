@@ -63,6 +63,13 @@ def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_p
     assert "0 points failed" in capsys.readouterr().out
 
 
+def test_only_the_whole_comparison_draws_into_figures(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSNB_FIGURES", str(tmp_path / "figures"))
+    place = lambda *given: command.tables_folder(tmp_path / "out", *given)
+    assert place(96, None) == place(96, {}) == tmp_path / "figures"
+    assert place(8, None) == place(96, {"pairs_file": "mine.json"}) == tmp_path / "out" / "figures"
+
+
 def test_a_pairs_file_says_how_many_pictures_there_are(notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "QUESTIONS", {})
     file, output = tmp_path / "pairs.json", tmp_path / "out"

@@ -122,6 +122,9 @@ def test_a_pairs_file(tmp_path):
     assert tasks[0].image.shape == (1, 3, 64, 64) and tasks[0].caption == "a bear"
     assert tasks[0].prompts == ("a blocky bear", "a painted bear") and "blocky on" in tasks[0].one_prompt
 
+    example = comparison.read_pairs(dsnb.data_path("pairs.json"))
+    assert [task.caption for task in example] == ["a bear on grass", "a cat"]
+
     for broken, words in [
         ("{", "is not JSON"),
         ("{}", "holds a dict, expected a list"),

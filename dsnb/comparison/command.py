@@ -19,6 +19,7 @@ from ..runs.runner import exit_status
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "10_compare_methods.ipynb"
 PASSES = ["1", "1, 0.02", "1, 0.02, 0.02, 0.02", "1, 1"]  # weights of the passes in each cross-attention
+PICTURES = 96  # what the tables in figures/ are made of
 HOOKED = {"methods": "epsilon,attention", "masks": "logistic"}
 # What the paper leaves open: name → (what is fixed, what varies); 0 and -1 stand for the model's own.
 QUESTIONS = {
@@ -36,7 +37,7 @@ QUESTIONS = {
 def compare_all(
     output: str | Path,
     *,
-    pictures: int = 96,
+    pictures: int = PICTURES,
     chunk: int = 8,
     fewer: int = 12,
     parameters: dict | None = None,
@@ -47,13 +48,14 @@ def compare_all(
     """Compare over `pictures`, ask each question over `fewer`, keep all under `output`, draw the tables.
 
     A grid point takes `chunk` pictures; `pictures` is rounded up to whole chunks. Returns the number of points that
-    failed; the tables are drawn from what there is, unless nothing is.
+    failed; the tables are drawn from what there is, unless nothing is, into `tables_folder`.
     """
     if not (pictures >= 1 and chunk >= 1 and fewer >= 1):
         raise GridError(
             f"pictures, chunk and fewer are {pictures}, {chunk}, {fewer}; expected at least 1 each"
         )
     output, fixed = Path(output), {"steps": 0, **(parameters or {})}
+    figures = tables_folder(output, pictures, parameters)
     if fixed.get("pairs_file"):
         pictures = min(pictures, count_pairs(fixed["pairs_file"]))
     options = {"scheduler": scheduler, "workers": workers, "progress": progress}
@@ -69,8 +71,13 @@ def compare_all(
     last = {"tables": str(output.resolve()), "pictures": 3} | {
         k: v for k, v in fixed.items() if k != "pictures"
     }
-    drawn = run(NOTEBOOK, {}, last, output / "tables", progress=progress, workers=1, figures=figures_folder())
+    drawn = run(NOTEBOOK, {}, last, output / "tables", progress=progress, workers=1, figures=figures)
     return failed + drawn.failed
+
+
+def tables_folder(output: Path, pictures: int, parameters: dict | None) -> Path:
+    """Where the tables go: figures/ for the whole comparison; a part, or one of other settings, never replaces it."""
+    return figures_folder() if pictures >= PICTURES and not parameters else output / "figures"
 
 
 def count_pairs(path: str | Path) -> int:
@@ -90,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument(
         "--pictures",
         type=int,
-        default=96,
-        help="how many pictures are compared, in whole chunks (default: 96)",
+        default=PICTURES,
+        help=f"how many pictures are compared, in whole chunks (default: {PICTURES})",
     )
     p.add_argument("--chunk", type=int, default=8, help="pictures per point of the grid (default: 8)")
     p.add_argument(
@@ -109,14 +116,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare_given(given: argparse.Namespace) -> int:
+    parameters = parse_settings(given.parameter, "-p")
     failed = compare_all(
         given.output,
         pictures=given.pictures,
         chunk=given.chunk,
         fewer=given.fewer,
-        parameters=parse_settings(given.parameter, "-p"),
+        parameters=parameters,
         scheduler=given.scheduler,
         workers=given.workers,
     )
-    print(f"all results are in {given.output}, the tables in figures/10_*; {failed} points failed")
+    place = tables_folder(given.output, given.pictures, parameters)
+    print(f"all results are in {given.output}, the tables in {place}/10_*; {failed} points failed")
     return 1 if failed else 0
