@@ -178,10 +178,10 @@ def _epsilon(job: Job) -> Tensor:
     contexts, weights = job.contexts(), job.latent_weights()
 
     def eps(x_t, t, progress):
-        batch = len(x_t)
-        rows = contexts.repeat_interleave(batch, 0)
-        uncond, *styles = unet_eps(job.model, x_t.repeat(len(contexts), 1, 1, 1), t, rows).split(batch)
-        return Predictions(uncond, torch.stack(styles), weights(progress), job.guidance)
+        rows = contexts.repeat_interleave(len(x_t), 0)
+        predicted = unet_eps(job.model, x_t.repeat(len(contexts), 1, 1, 1), t, rows)
+        predicted = predicted.unflatten(0, (len(contexts), len(x_t)))
+        return Predictions(predicted[0], predicted[1:], weights(progress), job.guidance)
 
     return job.run(eps)
 
@@ -207,9 +207,10 @@ def _hooked(job: Job, switch: float) -> Tensor:
             batch, roles = len(x_t), [UNCONDITIONAL, *(styles if progress < switch else [MIXED])]
             hook.at(progress, [role for role in roles for _ in range(batch)])
             rows = contexts[: len(roles)].repeat_interleave(batch, 0)
-            uncond, *preds = unet_eps(job.model, x_t.repeat(len(roles), 1, 1, 1), t, rows).split(batch)
-            cond = torch.stack(preds).expand(job.mask.n, *x_t.shape)
-            return Predictions(uncond, cond, weights(progress), job.guidance)
+            predicted = unet_eps(job.model, x_t.repeat(len(roles), 1, 1, 1), t, rows)
+            predicted = predicted.unflatten(0, (len(roles), batch))
+            cond = predicted[1:].expand(job.mask.n, *x_t.shape)
+            return Predictions(predicted[0], cond, weights(progress), job.guidance)
 
         return job.run(eps)
 

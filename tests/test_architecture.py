@@ -10,7 +10,7 @@ import dsnb
 PACKAGE = Path(dsnb.__file__).parent
 # From the bottom up.
 TIERS = [
-    ["epsilon", "images", "kernels", "plotting", "records", "styles"],
+    ["epsilon", "files", "images", "kernels", "plotting", "records", "styles"],
     ["masks", "models", "sampling", "runs", "widgets"],
     ["inversion", "attention", "metrics"],
     ["attention_maps", "methods"],

@@ -56,9 +56,7 @@ def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_p
     assert table.picture.tolist() == [0, 1, 2, 3, 4, 5]  # whole chunks, each picture once
     assert set(table.steps) == {0}  # the model's own
     asked = pd.read_csv(output / "guidance" / "table.csv")
-    assert (
-        len(asked) == 15 and set(asked.methods) == {"attention"} and set(asked.guidance) == {3, 5, 10, 20, 30}
-    )
+    assert len(asked) == 16 and set(asked.methods) == {"attention"} and set(asked.guidance) == {3, 5, 20, 30}
     assert (output / "drawn").read_text() == "compare guidance skip"
     assert "0 points failed" in capsys.readouterr().out
 
