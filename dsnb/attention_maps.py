@@ -122,8 +122,8 @@ class AttentionMaps:
         """How much each place looks at a word -> (H, W) in [0, 1]; all tokens together would make 1.
 
         word: a word or phrase of the prompt (its tokens' maps are added up), or indices of tokens. layers,
-        steps (buckets), group (of heads): what to average over, default all. size: of the result, default the
-        finest layer's; each layer is read bilinearly at it. Raises ValueError naming what there is instead.
+        steps (buckets), group (of heads): what to average over, default all. size: of the result, default that
+        of the finest of these layers; each is read bilinearly at it. Raises ValueError naming what there is instead.
         """
         where = self._where(word, self._prompt(prompt))
         if not self._counts or not any(counts[:, prompt].any() for counts in self._counts.values()):
@@ -132,13 +132,14 @@ class AttentionMaps:
                 "call the UNet with it inside the block"
             )
         buckets = self._which("steps", steps, list(self.steps))
-        names = [n for n in _chosen(self.layers, layers) if self._counts[n][buckets, prompt].any()]
+        names = _chosen(self.layers, layers)
+        size = size or max((self.layers[name] for name in names), key=lambda s: s[0] * s[1])
+        names = [name for name in names if self._counts[name][buckets, prompt].any()]
         if not names:
             raise ValueError(
                 f"nothing was recorded for prompt {prompt} in these layers and steps; leave one of them out"
             )
         parts = self._which("group", group, list(range(self.groups)))
-        size = size or max((self.layers[name] for name in names), key=lambda s: s[0] * s[1])
         total = torch.zeros(1, 1, *size)
         for name in names:
             sums = self._sums[name][buckets, prompt].sum(0)[parts].mean(0)[:, where].sum(-1).float().cpu()

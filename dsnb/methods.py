@@ -108,12 +108,17 @@ def decode_trajectory(
     )
 
 
-def blend_pixels(images: Tensor, mask: Mask) -> Tensor:
-    """Finished pictures (N, B, 3, H, W) -> their masked sum (B, 3, H, W). ValueError for a timed mask."""
+def refuse_timed(mask: Mask) -> None:
+    """ValueError for a mask that changes over the steps, which finished pictures no longer have."""
     if mask.timed:
         raise ValueError(
             "the mask changes over the steps, which finished pictures no longer have; use another"
         )
+
+
+def blend_pixels(images: Tensor, mask: Mask) -> Tensor:
+    """Finished pictures (N, B, 3, H, W) -> their masked sum (B, 3, H, W). ValueError for a timed mask."""
+    refuse_timed(mask)
     weights = mask.weights(*images.shape[-2:]).to(images)
     return (weights[:, None, None] * images).sum(0).clamp(0, 1)
 
@@ -169,6 +174,7 @@ def _prompt(job: Job) -> Tensor:
 
 
 def _pixel(job: Job) -> Tensor:
+    refuse_timed(job.mask)  # before the work
     each = [job.decode(prompt, s) for prompt, s in zip(job.prompts, job.guidance, strict=True)]
     return blend_pixels(torch.stack(each), job.mask)
 

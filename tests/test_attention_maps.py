@@ -184,7 +184,7 @@ def test_layers_that_never_saw_a_prompt_do_not_dilute_its_map(tiny, x):
             blend.at(0.0, [1])
             models.unet_eps(tiny, x, 500, contexts[[1]])  # the other layers see the left prompt alone
     torch.testing.assert_close(
-        maps.heat(1, prompt=1), maps.heat(1, prompt=1, layers=[name], size=SIZE), atol=1e-6, rtol=0
+        maps.heat(1, prompt=1, size=SIZE), maps.heat(1, prompt=1, layers=[name], size=SIZE), atol=1e-6, rtol=0
     )
     with pytest.raises(ValueError, match="nothing was recorded for prompt 1 in these layers"):
         maps.heat(1, prompt=1, layers=[other for other in maps.layers if other != name])

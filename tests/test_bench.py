@@ -104,7 +104,6 @@ def test_pictures_and_overhead(small):
         "pixel": 4,
         "epsilon": 3,
         "attention": 2,
-        "combined": 2.5,  # half of the steps each
         "source's epsilon": 4,
         "source's attention": 2,
     }
@@ -241,7 +240,7 @@ def test_a_part_never_replaces_the_whole_table(monkeypatch, capsys):
 
 
 def test_what_is_unknown_is_named():
-    with pytest.raises(ValueError, match="sections must be of pictures.*got speed"):
+    with pytest.raises(ValueError, match="sections must be of grid, pictures.*got speed"):
         bench.run(["speed"])
     with pytest.raises(ValueError, match="models must be of bundled, SD 1.5, SDXL; got SD 3"):
         bench.run(models=["SD 3"])

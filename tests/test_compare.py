@@ -22,11 +22,12 @@ pairs_file: str = ""
 tables: str = ""
 """
 BODY = """
+import os
 from pathlib import Path
 from dsnb.records import record
 if tables:
     found = sorted(path.parent.name for path in Path(tables).glob("*/table.parquet"))
-    Path(tables, "drawn").write_text(" ".join(found))
+    Path(tables, "drawn").write_text(" ".join([*found, os.environ["DSNB_FIGURES"]]))
 else:
     record([{"picture": k} for k in range(first, first + pictures)])
 """
@@ -57,15 +58,16 @@ def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_p
     assert set(table.steps) == {0}  # the model's own
     asked = pd.read_csv(output / "guidance" / "table.csv")
     assert len(asked) == 16 and set(asked.methods) == {"attention"} and set(asked.guidance) == {3, 5, 20, 30}
-    assert (output / "drawn").read_text() == "compare guidance skip"
+    assert (output / "drawn").read_text() == f"compare guidance skip {output / 'figures'}"
     assert "0 points failed" in capsys.readouterr().out
 
 
 def test_only_the_whole_comparison_draws_into_figures(tmp_path, monkeypatch):
     monkeypatch.setenv("DSNB_FIGURES", str(tmp_path / "figures"))
     place = lambda *given: command.tables_folder(tmp_path / "out", *given)
-    assert place(96, None) == place(96, {}) == tmp_path / "figures"
-    assert place(8, None) == place(96, {"pairs_file": "mine.json"}) == tmp_path / "out" / "figures"
+    assert place(96, 12, None) == place(200, 12, {}) == tmp_path / "figures"
+    for part in ((8, 12, None), (96, 1, None), (96, 12, {"pairs_file": "mine.json"})):
+        assert place(*part) == tmp_path / "out" / "figures"
 
 
 def test_a_pairs_file_says_how_many_pictures_there_are(notebook, tmp_path, monkeypatch):

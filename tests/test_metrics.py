@@ -148,6 +148,8 @@ def test_strips_share_the_picture_in_order():
     assert torch.equal(parts, metrics.strips(halves(6, 16), count=4))
     with pytest.raises(ValueError, match="count"):
         metrics.strips(ramp(), count=1)
+    with pytest.raises(ValueError, match="style 1 leads nowhere"):
+        metrics.strips(torch.tensor([1.0, 0.0]).view(2, 1, 1).expand(2, 6, 12))
     thirds = torch.eye(3)[:, [0] * 4 + [1] * 4 + [2] * 4][:, None].expand(3, 6, 12)
     assert torch.equal(
         metrics.strips(thirds, count=4).argmax(0)[0, :8], torch.arange(8) // 2

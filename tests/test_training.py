@@ -353,15 +353,20 @@ def test_the_table_says_what_was_missed(tmp_path):
         evaluate.Row("good", 0.97, 30, 0.95),
         evaluate.Row("bad", 0.5, 30, 0.6),
         evaluate.Row("free", 1.0, 2),
+        evaluate.Row("… than nothing", 0.05, 2, 0.1),
     ]
     text = evaluate.as_markdown(rows)
     assert "| bad | 0.50 | ≥ 0.60, missed | 30 |" in text and "| good | 0.97 | ≥ 0.95 | 30 |" in text
     told = card.missed(rows)
-    assert "- bad: 0.50 of 0.60; the stage `unet`" in told and "good" not in told and "free" not in told
+    assert (
+        "- bad: 0.50 of 0.60; the stage `unet`" in told
+        and "good" not in told
+        and "- free … than nothing: 0.05 of 0.10" in told
+    )
     assert "`judge`" in card.missed([evaluate.Row("judge reads", 0.1, 9, 0.9)])
     assert card.missed(rows[:1]) == "No bar was missed.\n"
     evaluate.write_table(rows, tmp_path / "table.csv")
-    assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 5
     noisy = sheet(torch.rand(40, 3, SIZE, SIZE), 8, tmp_path / "sheet.png")
     assert noisy.stat().st_size < 490_000
 

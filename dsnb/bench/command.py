@@ -115,6 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"\n{tables({kind(head): rows})}\n")
         for path in save(head, rows, a.output or (None if whole else Path("runs", "bench"))):
             sys.stdout.write(f"{path}\n")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         p.exit(1, f"{error}\n")
     return 0

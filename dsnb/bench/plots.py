@@ -30,7 +30,7 @@ def plot_pictures(rows: Sequence[Row]) -> Figure:
         colors = [STYLE_COLORS[1] if r.variant.startswith("source") else STYLE_COLORS[0] for r in bars]
         _bars(axes, bars, colors)
         axes.set_title(case)
-        axes.set_xlabel("seconds per picture")
+        axes.set_xlabel("seconds of a picture's loop")
     return figure
 
 

@@ -34,7 +34,8 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "00_blend_two_sty
 def pictures(bench: Bench, options: Options) -> None:
     """UNet samples, seconds and memory of the denoising loop alone: every method, beside the source project's way.
 
-    SDXL on a CPU is asked for the two methods of interest where N is above 2.
+    SDXL on a CPU is asked for the two methods of interest where N is above 2; "combined", which changes midway,
+    where no step is left out.
     """
     for name in options.models:
         model = _model(name, bench.device, bench.dtype)
@@ -42,7 +43,8 @@ def pictures(bench: Bench, options: Options) -> None:
         for n in options.styles:
             case, steps = f"{name}, N = {n}", _steps(name, options, total)
             few = n > 2 and name not in _affordable(bench, options)
-            calls = {method: METHODS[method] for method in (("epsilon", "attention") if few else METHODS)}
+            asked = [m for m in METHODS if m != "combined" or steps == total]
+            calls = {method: METHODS[method] for method in (("epsilon", "attention") if few else asked)}
             calls |= {"source's epsilon": source_epsilon, "source's attention": source_attention}
             variants = _bound(calls, make_loop(model, masks.logistic(n=n), steps))
             seconds = _patience(bench, name).time(variants, note=case)
@@ -62,17 +64,15 @@ def pictures(bench: Bench, options: Options) -> None:
 
 def whole(bench: Bench, options: Options) -> None:
     """A whole picture of two styles as the notebooks draw it, texts and autoencoder included: its inversion, then
-    each method, alone and with all attention recorded. The bundled model."""
+    epsilon and attention, alone and with all attention recorded. The bundled model."""
     picture, pair, mask = styles.pictures()[0], styles.pairs()[0], masks.logistic()
     prompts = [styles.prompt(style, picture.caption) for style in pair]
     for dtype in dict.fromkeys((bench.dtype, torch.float32)):
         model = _model("bundled", bench.device, dtype)
         for steps in dict.fromkeys((options.steps or model.settings.steps, options.steps or 25)):
             trajectory = _trajectory(model, picture, steps)
-            size, variants = (
-                trajectory.x_T.shape[-2:],
-                {"inversion": partial(_trajectory, model, picture, steps)},
-            )
+            size = trajectory.x_T.shape[-2:]
+            variants = {"inversion": partial(_trajectory, model, picture, steps)}
             for method in ("epsilon", "attention"):
                 draw = partial(blend, model, trajectory, prompts, mask, method=method, progress=False)
 
@@ -229,6 +229,7 @@ def caching_section(bench: Bench, options: Options) -> None:
 
 
 SECTIONS: dict[str, Callable[[Bench, Options], None]] = {
+    "grid": grid,
     "pictures": pictures,
     "whole": whole,
     "overhead": overhead,
@@ -236,7 +237,6 @@ SECTIONS: dict[str, Callable[[Bench, Options], None]] = {
     "cpu": cpu_section,
     "steps": steps_section,
     "caching": caching_section,
-    "grid": grid,
 }
 
 

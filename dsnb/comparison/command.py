@@ -19,7 +19,7 @@ from ..runs.runner import exit_status
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "10_compare_methods.ipynb"
 PASSES = ["1", "1, 0.02", "1, 0.02, 0.02, 0.02", "1, 1"]  # weights of the passes in each cross-attention
-PICTURES = 96  # what the tables in figures/ are made of
+PICTURES, FEWER = 96, 12  # what the tables in figures/ are made of
 HOOKED = {"methods": "epsilon,attention", "masks": "logistic"}
 # What the paper leaves open: name → (what is fixed, what varies); 0 and -1 stand for the model's own. The question
 # of more guidance with a sharper mask is the paper's own, so it is asked over twice as many pictures.
@@ -40,7 +40,7 @@ def compare_all(
     *,
     pictures: int = PICTURES,
     chunk: int = 8,
-    fewer: int = 12,
+    fewer: int = FEWER,
     parameters: dict | None = None,
     scheduler: str | None = None,
     workers: int | None = None,
@@ -56,7 +56,7 @@ def compare_all(
             f"pictures, chunk and fewer are {pictures}, {chunk}, {fewer}; expected at least 1 each"
         )
     output, fixed = Path(output), {"steps": 0, **(parameters or {})}
-    figures = tables_folder(output, pictures, parameters)
+    figures = tables_folder(output, pictures, fewer, parameters)
     if fixed.get("pairs_file"):
         pictures = min(pictures, count_pairs(fixed["pairs_file"]))
     options = {"scheduler": scheduler, "workers": workers, "progress": progress}
@@ -77,9 +77,10 @@ def compare_all(
     return failed + drawn.failed
 
 
-def tables_folder(output: Path, pictures: int, parameters: dict | None) -> Path:
+def tables_folder(output: Path, pictures: int, fewer: int, parameters: dict | None) -> Path:
     """Where the tables go: figures/ for the whole comparison; a part, or one of other settings, never replaces it."""
-    return figures_folder() if pictures >= PICTURES and not parameters else output / "figures"
+    whole = pictures >= PICTURES and fewer >= FEWER and not parameters
+    return figures_folder() if whole else output / "figures"
 
 
 def count_pairs(path: str | Path) -> int:
@@ -104,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--chunk", type=int, default=8, help="pictures per point of the grid (default: 8)")
     p.add_argument(
-        "--fewer", type=int, default=12, help="pictures per setting of an open question (default: 12)"
+        "--fewer",
+        type=int,
+        default=FEWER,
+        help=f"pictures per setting of an open question, of guidance twice as many (default: {FEWER})",
     )
     p.add_argument(
         "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
@@ -128,6 +132,6 @@ def _compare_given(given: argparse.Namespace) -> int:
         scheduler=given.scheduler,
         workers=given.workers,
     )
-    place = tables_folder(given.output, given.pictures, parameters)
+    place = tables_folder(given.output, given.pictures, given.fewer, parameters)
     print(f"all results are in {given.output}, the tables in {place}/10_*; {failed} points failed")
     return 1 if failed else 0

@@ -209,10 +209,13 @@ def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Te
     """Cut the picture into `count` strips of equal area from deep in style `first` to deep in style `last`.
 
     Returns (count, H, W) of 0 and 1 with sum 1 over the strips, ordered by signed distance to the border;
-    pixels led by a third style belong to no strip.
+    pixels led by a third style belong to no strip. ValueError if one of the two leads nowhere.
     """
     weights = check_weights(weights)
     lead = weights.argmax(0)
+    for style in (first, last):
+        if not (lead == style).any():
+            raise ValueError(f"weights: style {style} leads nowhere, so no strips lead to it")
     to_last, to_first = (
         torch.from_numpy(distance_transform_edt(lead.numpy() != style)) for style in (last, first)
     )

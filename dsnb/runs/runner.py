@@ -236,6 +236,9 @@ def parser() -> argparse.ArgumentParser:
         help="vary one: a,b,c or 0:96:8 or ['a','b']",
     )
     p.add_argument("--output", type=Path, help="folder of the results (default: runs/<notebook>)")
+    p.add_argument(
+        "--figures", type=Path, help="folder for the figures that the notebook saves (default: none)"
+    )
     p.add_argument("--workers", type=int, help="processes here (default: one per GPU, else one per core)")
     p.add_argument("--scheduler", metavar="ADDRESS", help="use the Dask cluster at this address")
     p.add_argument(
@@ -271,6 +274,7 @@ def _run_given(given: argparse.Namespace) -> int:
     fixed = parse_settings(given.parameter, "-p")
     varied = {name: parse_values(text) for name, text in parse_settings(given.grid, "--grid").items()}
     options = {"scheduler": given.scheduler, "workers": given.workers, "timeout": given.timeout}
+    options["figures"] = given.figures
     report = run(given.notebook, varied, fixed, given.output, **options)
     counts = f"{report.done} done, {report.failed} failed, {report.skipped} from before"
     print(f"{counts}, {report.seconds:.1f} s: {report.table}")

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     add(
         "--figures",
         type=Path,
-        help="write the world's contact sheet and the evaluation's pictures into this folder",
+        help="write the world's contact sheet, the evaluation's pictures and the plot of the logs into this folder",
     )
     options = parser.parse_args(arguments)
     try:

@@ -117,12 +117,15 @@ def stage_table(state: Path, batches: dict[str, int]) -> str:
 
 def missed(rows: list[Row]) -> str:
     """Every bar that was missed, by how much, and the stage of the recipe that would have to go on."""
-    lines = []
+    lines, subject = [], ""
     for row in rows:
+        more = row.name.startswith("…")  # a row about the one before it
+        subject = subject if more else row.name
         if row.passed is False:
-            stage = next((stage for stage in ("judge", "autoencoder") if row.name.startswith(stage)), "unet")
+            name = f"{subject} {row.name}" if more else subject
+            stage = next((stage for stage in ("judge", "autoencoder") if name.startswith(stage)), "unet")
             lines.append(
-                f"- {row.name}: {row.value:.2f} of {row.bar:.2f}; the stage `{stage}` would have to go on."
+                f"- {name}: {row.value:.2f} of {row.bar:.2f}; the stage `{stage}` would have to go on."
             )
     if not lines:
         return "No bar was missed.\n" if rows else ""
@@ -168,7 +171,9 @@ def write_card(
         paintable=", ".join(PAINTABLE),
         seed=seed,
         limits=missed(rows),
-        device="a GPU" if torch.device(device).type == "cuda" else f"{torch.get_num_threads()} CPU cores",
+        device="a GPU"
+        if torch.device(device).type == "cuda"
+        else f"a CPU ({torch.get_num_threads()} threads)",
         settings=", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in SETTINGS.items()),
         stages=stage_table(state, batches),
         table=as_markdown(rows) if rows else "Not measured.\n",

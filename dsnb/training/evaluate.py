@@ -56,7 +56,7 @@ def mean(name: str, values: torch.Tensor, bar: float | None = None) -> Row:
 
 
 def measure_reading(judge: Judge, count: int) -> list[Row]:
-    """How well the judge reads true pictures; everything below can be no better than this."""
+    """How well the judge reads true pictures."""
     images, pictures, styles = truth(count, 1)
     objects = top(judge.objects(images, pictures, styles), pictures.object)
     shown = top(judge.styles(images, pictures), styles)

@@ -54,7 +54,7 @@ class Recipe:
     stages: Sequence[str] = tuple(STAGES)
     pictures: int = 90  # for the evaluation; 0 leaves it out
     cooldown: float = 0.2  # share of each stage's time in which its learning rate falls to zero
-    figures: Path | None = None  # where the evaluation's pictures go; by default into `state`
+    figures: Path | None = None  # where pictures and the plot of the logs go; by default into `state`
 
     def __post_init__(self):
         unknown = [stage for stage in self.stages if stage not in STAGES]
