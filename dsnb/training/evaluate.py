@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .. import inversion, masks, methods, metrics, models
 from .. import styles as prompts
 from ..images import read_image
+from ..metrics.readers import load_probe
 from ..plotting import show_grid
 from .autoencoder import psnr
 from .captions import caption, phrase
@@ -183,10 +184,11 @@ def measure_photographs(model: models.Model) -> tuple[list[Row], Figure]:
 def measure_two_styles(model: models.Model, judge: Judge, count: int, method: str = "epsilon") -> list[Row]:
     """Two styles in one picture with a mask from left to right: does each half show its own?
 
-    What the judge reads in the true mixes of the same pictures stands beside it.
+    Read by the style probe, which looks at a side where it lies, and by the judge, who sees each half mirrored to a
+    whole picture. What they read in the true mixes of the same pictures stands beside it.
     """
     generator, names, rows = torch.Generator().manual_seed(900_005), list(STYLES), []
-    mask = masks.logistic(20)
+    mask, probe = masks.logistic(20), load_probe()
     for pair in prompts.pairs():
         numbers = [names.index(style) for style in pair]
         # half of the pictures were never seen in the left style, half never in the right one
@@ -197,14 +199,19 @@ def measure_two_styles(model: models.Model, judge: Judge, count: int, method: st
             trajectory = inversion.invert(model, source, text, generator=generator, progress=False)
             both = [prompts.prompt(style, text) for style in pair]
             images.append(methods.blend(model, trajectory, both, mask, method=method, progress=False))
-        true = draw_mix(pictures, pair, mask.weights(*images[0].shape[-2:]))
-        for side, style, number, half, half_of_true in zip(
-            ("left", "right"), pair, numbers, sides(torch.cat(images)), sides(true), strict=True
-        ):
-            asked = torch.full((count,), number)
-            right, readable = (top(judge.styles(x, pictures), asked) for x in (half, half_of_true))
+        weights = mask.weights(*images[0].shape[-2:])
+        drawn, true = torch.cat(images), draw_mix(pictures, pair, weights)
+        read = [probe(x, metrics.side_weights(weights)).argmax(-1) for x in (drawn, true)]
+        for k, (side, style) in enumerate(zip(("left", "right"), pair, strict=True)):
+            shown, readable = ((found[:, k] == probe.styles.index(style)).float() for found in read)
             name = f"{method}, {' / '.join(pair)}: the {side} side shows {style}"
-            rows += [share(name, right, 0.95), share("… in the true mixes", readable)]
+            rows += [share(name, shown, 0.95), share("… in the true mixes", readable)]
+            asked = torch.full((count,), numbers[k])
+            halves = (top(judge.styles(sides(x)[k], pictures), asked) for x in (drawn, true))
+            rows += [
+                share("… by the judge", next(halves)),
+                share("… by the judge in the true mixes", next(halves)),
+            ]
     return rows
 
 
