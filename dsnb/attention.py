@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .kernels import Plan, blend_attention, make_plan
 from .masks import Mask
+from .models import refuse_ip_adapter
 
 
 class Blend:
@@ -163,10 +164,7 @@ def check_hookable(unet: nn.Module, names: Sequence[str], watched: bool = False)
 
     watched: a recorder (`attention_maps`) around the plain ones is welcome too.
     """
-    if getattr(unet, "encoder_hid_proj", None) is not None:
-        raise NotImplementedError(
-            "the UNet carries an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
-        )
+    refuse_ip_adapter(unet)
     for name in names:
         attn = unet.get_submodule(name)
         processor = getattr(attn.processor, "plain", attn.processor) if watched else attn.processor

@@ -209,12 +209,21 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> Tensor:
         return model.text_encoder(ids.input_ids.to(model.device))[0]
 
 
+def refuse_ip_adapter(unet) -> None:
+    """Raises NotImplementedError where the UNet waits for the image tokens of an IP-Adapter."""
+    if getattr(unet, "encoder_hid_proj", None) is not None:
+        raise NotImplementedError(
+            "the UNet carries an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
+        )
+
+
 def unet_eps(model: Model, x_t: Tensor, timestep: Tensor | int, context: Tensor) -> Tensor:
     """The noise prediction of one UNet call: x_t (B, C, h, w), context (B, L, D) -> eps like x_t, float32.
 
     A v-prediction model is converted: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t
-    (Salimans & Ho 2022, "Progressive distillation", appendix D).
+    (Salimans & Ho 2022, "Progressive distillation", appendix D). NotImplementedError for an IP-Adapter.
     """
+    refuse_ip_adapter(model.unet)
     with torch.no_grad():
         out = model.unet(x_t.to(model.dtype), timestep, encoder_hidden_states=context).sample.float()
     if model.scheduler.config.prediction_type == "v_prediction":

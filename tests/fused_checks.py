@@ -118,6 +118,19 @@ def test_masks_of_exact_zeros_and_ones():
     )
 
 
+@pytest.mark.parametrize("dtype", [HALF, BF])
+@pytest.mark.parametrize("tokens, dim", [(1, 160), (17, 64), (4099, 40)])
+def test_masks_of_exact_zeros_and_ones_at_other_sizes(tokens, dim, dtype):
+    q, k, v = qkv(2, 3, 1, tokens, dim, dtype)
+    weights = torch.zeros(2, 3, tokens, device=DEVICE)
+    weights[0, 0] = 1
+    weights[1, 1, : tokens // 2], weights[1, 2, tokens // 2 :] = 1, 1
+    roles = torch.tensor([1, 0], device=DEVICE)
+    assert_close(
+        kernels.blend_attention(q, k, v, weights, roles), exact_blend(q, k, v, weights, roles), dtype
+    )
+
+
 def test_prompts_without_weight_are_skipped():
     """Were they computed, the NaN of the empty prompt and of the second style's right half would spread."""
     q, k, v = qkv(1, 3, 1, 256, 40, FULL)
@@ -206,6 +219,17 @@ def test_blend_step(height, width, styles, dtype, guided, noisy):
     assert_close(x_0, expected[1], FULL)
     alone = kernels.blend_step(uncond, cond, weights, guidance, x_t, noise, *numbers)
     assert torch.equal(alone, x_prev)
+
+
+def test_blend_step_where_the_mask_is_exactly_zero_or_one():
+    x_t, uncond, cond = randn(1, 4, 9, 7, seed=0), randn(1, 4, 9, 7, seed=1), randn(2, 1, 4, 9, 7, seed=2)
+    left = (torch.arange(7, device=DEVICE) < 3).float().expand(9, 7)
+    mixed = kernels.blend_step(uncond, cond, torch.stack([left, 1 - left]), 5.0, x_t, None, 0.5, 0.6, 0.0)
+    whole = torch.ones(1, 9, 7, device=DEVICE)
+    first, second = (
+        kernels.blend_step(uncond, cond[[k]], whole, 5.0, x_t, None, 0.5, 0.6, 0.0) for k in (0, 1)
+    )
+    assert_close(mixed, torch.where(left > 0, first, second).double(), FULL)
 
 
 def exact_step(uncond, cond, weights, guidance, x_t, noise, alpha, alpha_prev, sigma):

@@ -229,14 +229,25 @@ def test_a_part_never_replaces_the_whole_table(monkeypatch, capsys):
     head = {"device": "a processor", "kind": "cpu"}
     monkeypatch.setattr(command, "run", lambda *args, **options: sizes.append(options) or (head, []))
     monkeypatch.setattr(command, "save", lambda head, rows, folder: folders.append(folder) or [])
-    for given in ("", "--models bundled", "--sections steps", "--styles 2", "--steps 3", "--output here"):
+    parts = (
+        "--models bundled",
+        "--sections steps",
+        "--styles 2",
+        "--steps 3",
+        "--repeats 1",
+        "--dtype float32",
+    )
+    parts += ("--threads 1", "--clock processor")
+    for given in ("", *parts):
+        bench.main(["--compile", *given.split()])
+    for given in ("", "--output here"):
         bench.main(given.split())
     part = Path("runs", "bench")
-    assert folders == [None, part, part, part, part, "here"]
+    assert folders == [None, *[part] * len(parts), part, "here"]
     assert sizes[0]["models"] == ("bundled", "SD 1.5", "SDXL") and sizes[0]["dtype"] is None
     with pytest.raises(SystemExit):
         bench.main(["--help"])
-    assert "runs/bench/ where sections" in " ".join(capsys.readouterr().out.split())
+    assert "figures/ for the whole table" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_unknown_is_named():
@@ -244,8 +255,9 @@ def test_what_is_unknown_is_named():
         bench.run(["speed"])
     with pytest.raises(ValueError, match="models must be of bundled, SD 1.5, SDXL; got SD 3"):
         bench.run(models=["SD 3"])
-    with pytest.raises(ValueError, match="repeats must be at least 1"):
-        bench.run(repeats=0)
+    for name, value in (("repeats", 0), ("styles", [2, 0]), ("steps", -3), ("threads", 0)):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+            bench.run(**{name: value})
     with pytest.raises(ValueError, match="clock must be of wall, processor; got cpu"):
         bench.run(clock="cpu")
 

@@ -15,47 +15,52 @@ from dsnb.training.captions import phrase, templates
 from dsnb.training.styles import draw, draw_mix
 from dsnb.training.world import random_pictures
 
-PAIR = ("minecraft", "vangogh")
+PAIR, OTHER = ("minecraft", "vangogh"), ("mosaic", "warhol")
+STYLES = (*PAIR, *OTHER)
 
 
 @pytest.fixture(scope="module")
 def eyes():
     lpips = load_lpips()
     generator = torch.Generator().manual_seed(5)
-    references = {style: draw(random_pictures(32, generator), style) for style in PAIR}
+    references = {style: draw(random_pictures(32, generator), style) for style in STYLES}
     grams = comparison.gram_references(lpips, references)
     clip = load_clip(bundled_clip())
-    second = readers.ClipReader(clip, PAIR, tuple(templates(style)[0].format("a picture") for style in PAIR))
+    texts = tuple(templates(style)[0].format("a picture") for style in STYLES)
+    second = readers.ClipReader(clip, STYLES, texts)
     return comparison.Eyes(lpips, readers.load_probe(network=lpips), clip, grams, second=second)
 
 
-def drawn_task(seed=3, layers=True):
+def drawn_task(seed=3, layers=True, pair=PAIR):
     pictures = random_pictures(1, torch.Generator().manual_seed(seed))
-    true = torch.cat([draw(pictures, style) for style in PAIR]) if layers else None
+    true = torch.cat([draw(pictures, style) for style in pair]) if layers else None
     caption = phrase(pictures, 0)
-    prompts = tuple(styles.prompt(style, caption) for style in PAIR)
-    one, image = styles.one_prompt(PAIR, caption), draw(pictures, "plain")
-    return pictures, comparison.Task("drawn", image, caption, prompts, one, PAIR, true)
+    prompts = tuple(styles.prompt(style, caption) for style in pair)
+    one, image = styles.one_prompt(pair, caption), draw(pictures, "plain")
+    return pictures, comparison.Task("drawn", image, caption, prompts, one, pair, true)
 
 
 @pytest.mark.parametrize("mask", [masks.linear(), masks.logistic(20)], ids=["linear", "logistic"])
-def test_a_true_mix_beats_its_mirror_by_every_measure_of_sides(eyes, mask):
-    pictures, task = drawn_task()
-    weights = mask.weights(128, 128)
-    gauge = comparison.Gauge(eyes, task, weights, task.layers)
-    mix = draw_mix(pictures, PAIR, weights)
-    right, wrong = gauge(mix), gauge(draw_mix(pictures, PAIR[::-1], weights))
-    for name in ("gram_left", "gram_right", "truth"):
-        assert right[name] < wrong[name], name
+@pytest.mark.parametrize("pair", [PAIR, OTHER], ids=" / ".join)
+def test_true_mixes_beat_their_mirrors_by_every_measure_of_sides(eyes, mask, pair):
+    weights, gains = mask.weights(128, 128), []
+    for seed in (3, 4, 5, 6):
+        pictures, task = drawn_task(seed, pair=pair)
+        gauge = comparison.Gauge(eyes, task, weights, task.layers)
+        right, wrong = (gauge(draw_mix(pictures, order, weights)) for order in (pair, pair[::-1]))
+        assert right["truth"] == pytest.approx(0, abs=1e-6)
+        assert 0.4 < right["seam_single"] < 1.5  # two textures faded into each other lose up to half
+        assert set(right) <= set(tables.MEASURES) and len(right) >= 24
+        assert all(value == value for value in right.values())
+        gains.append({name: right[name] - wrong[name] for name in right})
+    # single pictures may be misread, so four are asked about
+    mean = {name: sum(gain[name] for gain in gains) / len(gains) for name in gains[0]}
+    assert all(mean[name] < 0 for name in ("gram_left", "gram_right", "truth")), mean
     for name in (
         "style_left", "style_right", "both", "balance", "monotonicity", "clip_left", "clip_right",
         "direction_left", "direction_right", "second_left", "second_right", "second_both", "second_balance",
     ):  # fmt: skip
-        assert right[name] > wrong[name], name
-    assert right["truth"] == pytest.approx(0, abs=1e-6)
-    assert right["seam_single"] == pytest.approx(1, abs=0.5)
-    assert set(right) <= set(tables.MEASURES) and len(right) >= 24
-    assert all(value == value for value in right.values())
+        assert mean[name] > 0, name
 
 
 def test_the_unchanged_picture(eyes):

@@ -192,3 +192,21 @@ def test_passes_that_are_no_weights_are_refused(passes):
             make_unet(), torch.zeros(3, 77, 32), masks.linear(), (16, 16), passes=passes
         ):
             pass
+
+
+@pytest.mark.parametrize("method", ["epsilon", "attention", "combined"])
+def test_a_compiled_unet_draws_the_same(tiny, trajectory, method, monkeypatch):
+    expected = run(tiny, trajectory, method=method)
+    compiled = torch.compile(tiny.unet, backend="eager", fullgraph=True)
+    monkeypatch.setattr(tiny.pipe, "unet", compiled)
+    torch.testing.assert_close(run(tiny, trajectory, method=method), expected, atol=1e-6, rtol=0)
+
+
+def test_an_ip_adapter_is_refused_before_anything_is_drawn(tiny, trajectory, monkeypatch):
+    monkeypatch.setattr(tiny.unet, "encoder_hid_proj", torch.nn.Identity())
+    image = torch.rand(1, 3, 32, 48)
+    with pytest.raises(NotImplementedError, match="IP-Adapter.*unload_ip_adapter"):
+        dsnb.invert(tiny, image, "a bear", steps=4, progress=False)
+    for method in ("prompt", *BLENDING):
+        with pytest.raises(NotImplementedError, match="IP-Adapter.*unload_ip_adapter"):
+            run(tiny, trajectory, method=method)

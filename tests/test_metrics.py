@@ -90,6 +90,8 @@ def test_smoothness_by_hand_and_per_pixel():
     assert metrics.smoothness(large) > 5 * metrics.smoothness(small)
     ratio = metrics.smoothness(large, per_pixel=True) / metrics.smoothness(small, per_pixel=True)
     assert ratio.item() == pytest.approx(1, abs=0.15)
+    blurred = torch.nn.functional.avg_pool2d(large, 3, 1, 1)
+    assert metrics.smoothness(blurred) < metrics.smoothness(large)
 
 
 def test_gradient_energy_by_hand():
@@ -121,6 +123,17 @@ def test_seam_is_one_without_a_seam_and_tells_cut_from_wash():
     assert metrics.seam(washed, weights, singles=singles).item() == pytest.approx(0.5, abs=0.08)
     joined = (singles * weights[:, None]).sum(0, keepdim=True)
     assert metrics.seam(joined, weights, singles=singles).item() == pytest.approx(1, abs=0.1)
+
+
+def test_seam_by_hand():
+    columns = lambda *values: torch.tensor(values).expand(3, 4, 4)
+    image = columns(0.0, 0.1, 0.9, 1.0)[None]  # energies of its columns: 0.01, 0.64, 0.01, 0
+    # the strip is columns 1 and 2, mean energy 0.325; that of the rest is 0.005
+    assert metrics.seam(image, halves(4, 4)).item() == pytest.approx(65, rel=1e-4)
+    # in the strip the left single has 0.04 on its side, the right one 0.25
+    singles = torch.stack([columns(0.0, 0.1, 0.3, 0.3), columns(1.0, 0.5, 0.5, 0.0)])
+    value = metrics.seam(image, halves(4, 4), singles=singles).item()
+    assert value == pytest.approx(0.325 / 0.145, rel=1e-4)
 
 
 def test_seam_refuses_what_it_cannot_compare():
@@ -177,6 +190,14 @@ def test_gram_by_hand_whole_and_per_side():
     assert torch.equal(metrics.gram(features, torch.ones(4, 8)), metrics.gram(features))
     with pytest.raises(ValueError, match="weights is 0"):
         metrics.gram(features, torch.zeros(1, 2))
+
+
+def test_gram_distance_by_hand():
+    features = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])  # their Gram matrix is [[0.5, 0], [0, 2]]
+    near, far = torch.tensor([[0.5, 0], [0, 1]]), torch.tensor([[0.5, 0], [0, 2]])
+    assert metrics.gram_distance([features], [near]).item() == pytest.approx(1 / math.sqrt(1.25))
+    both = metrics.gram_distance([features, features], [near, far]).item()
+    assert both == pytest.approx(0.5 / math.sqrt(1.25))
 
 
 def test_gram_distance_identity_direction_and_too_few_references():

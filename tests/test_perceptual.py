@@ -214,6 +214,20 @@ def test_per_side_clip_prefers_the_true_mix_to_its_mirror(mask):
     assert torch.allclose(*whole, atol=1e-5)
 
 
+def test_per_side_clip_by_hand():
+    clip, weights = ColourClip(), torch.stack([torch.arange(8) < 4, torch.arange(8) >= 4]).float()[:, None]
+    red, blue = (torch.tensor(c).view(1, 3, 1, 1) for c in ((0.98, 0.48, 0.48), (0.48, 0.78, 0.88)))
+    mix, grey = red * weights[0] + blue * weights[1], torch.full((1, 3, 1, 8), 0.5)
+    # a side alone has the features of its colour over grey: (1, 0, 0) and (0, 0.6, 0.8)
+    near = perceptual.side_similarity(clip, mix, weights, ["red", "blue"])
+    assert near.tolist()[0] == pytest.approx([1, 0.8], abs=1e-5)
+    moved = perceptual.side_direction(clip, mix, grey, weights, ["red", "blue"], "grey")
+    one = 3**-0.5  # of grey, picture and text, in each colour
+    assert moved[0, 0].item() == pytest.approx(1, abs=1e-5)
+    way, text = torch.tensor([-one, 0.6 - one, 0.8 - one]), torch.tensor([-one, -one, 1 - one])
+    assert moved[0, 1].item() == pytest.approx((way @ text / way.norm() / text.norm()).item(), abs=1e-5)
+
+
 def test_isolate_shows_one_side_and_nothing_of_the_other():
     image, side = noise(1, 3, 8, 8), torch.zeros(8, 8)
     side[:, :3], side[:, 3] = 1.0, 0.25

@@ -190,6 +190,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert not list(parts.glob("*.part"))
 
 
+def test_a_kill_loses_no_more_than_since_the_last_checkpoint(tmp_path):
+    def loss(network, step, generator):
+        if step == dies:
+            raise KeyboardInterrupt
+        return (network(torch.randn(4, 3, generator=generator)) ** 2).mean(), {}
+
+    def train(folder):
+        torch.manual_seed(0)
+        network, average = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+        plan = loop.Plan(batch=4, learning_rate=1e-2, steps=6, warmup=1, save_every=0.0)
+        return loop.fit("tiny", network, average, loss, plan, folder, "cpu"), network
+
+    dies = 4
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed")
+    assert torch.load(tmp_path / "killed" / "tiny.pt", weights_only=True)["step"] == 4
+    dies = None
+    (step, resumed), (_, whole) = train(tmp_path / "killed"), train(tmp_path / "whole")
+    assert step == 6 and torch.equal(resumed.weight, whole.weight)
+    for device in ("cpu", "cuda"):
+        asked = recipe.Recipe(minutes=30, device=device, state=tmp_path, stages=("autoencoder",))
+        assert recipe.plan_for(asked, "autoencoder", 60).save_every <= 600
+
+
 def test_once_a_unet_has_begun_only_the_decoder_learns(tmp_path):
     before = train_tiny(tmp_path, 2)
     plan = loop.Plan(batch=4, learning_rate=1e-3, steps=4, warmup=2, log_every=1)

@@ -181,7 +181,7 @@ def processors(unet: nn.Module, everywhere, cross=None) -> Iterator[None]:
 
 @contextmanager
 def reuse_deep_features(unet: nn.Module, every: int) -> Iterator[None]:
-    """Computes all but the outermost blocks only at every `every`-th call, else takes their last outputs.
+    """Computes all but the outermost blocks only at every `every`-th call (≥ 1), else takes their last outputs.
 
     Ma et al. 2023, "DeepCache": deep features change little from step to step; the picture changes a little.
     """

@@ -38,7 +38,7 @@ def run(
     denoising steps per picture (default: all for the bundled model, 1 for the others, scaled up). compiled: also
     measure `torch.compile`, which takes minutes. threads: of the CPU (default: as torch chose). clock: "wall", or
     "processor": the time the CPU worked for this process, fair on a busy machine with threads=1.
-    Raises ValueError for an unknown section, model or clock.
+    Raises ValueError for an unknown section, model or clock, and for numbers below 1.
     """
     for name, given, known in (
         ("sections", sections or (), SECTIONS),
@@ -48,8 +48,10 @@ def run(
         unknown = [x for x in given if x not in known]
         if unknown:
             raise ValueError(f"{name} must be of {', '.join(known)}; got {', '.join(unknown)}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    counts = {"repeats": repeats, "styles": min(styles, default=0), "steps": steps, "threads": threads}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
     device = choose_device(device)
     bench = Bench(device, dtype or choose_dtype(device), repeats, [], progress, clock)
     options = Options(tuple(models), tuple(styles), steps, compiled)
@@ -89,14 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument(
         "--output",
-        help="folder of the tables and plots; default: figures/, or runs/bench/ where sections, models, styles or "
-        "steps are fewer than by default, so that a part never replaces the whole table",
+        help="folder of the tables and plots; default: figures/ for the whole table, that is with --compile, no fewer "
+        "repeats, sections, models and styles than by default, and nothing else set; else runs/bench/, so that a part "
+        "never replaces it",
     )
     a = p.parse_args(argv)
-    whole = a.steps is None and all(
-        set(least) <= set(given)
-        for least, given in ((SECTIONS, a.sections), (TABLE["models"], a.models), (TABLE["styles"], a.styles))
-    )
+    own = (a.steps, a.dtype, a.threads, a.clock) != (None, None, None, "wall")
+    whole = not own and a.compile and a.repeats >= p.get_default("repeats")
+    for least, given in ((SECTIONS, a.sections), (TABLE["models"], a.models), (TABLE["styles"], a.styles)):
+        whole = whole and set(least) <= set(given)
     try:
         head, rows = run(
             a.sections,
@@ -116,5 +119,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in save(head, rows, a.output or (None if whole else Path("runs", "bench"))):
             sys.stdout.write(f"{path}\n")
     except (ValueError, OSError, RuntimeError) as error:
-        p.exit(1, f"{error}\n")
+        p.exit(2, f"{error}\n")
     return 0

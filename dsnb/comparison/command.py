@@ -49,7 +49,7 @@ def compare_all(
     """Compare over `pictures`, ask each question over `fewer` (that of guidance over twice as many), draw the tables.
 
     A grid point takes `chunk` pictures; `pictures` is rounded up to whole chunks. Returns the number of points that
-    failed; the tables are drawn from what there is, unless nothing is, into `tables_folder`.
+    failed; the tables are drawn from those that did not, into `tables_folder`.
     """
     if not (pictures >= 1 and chunk >= 1 and fewer >= 1):
         raise GridError(
@@ -57,6 +57,11 @@ def compare_all(
         )
     output, fixed = Path(output), {"steps": 0, **(parameters or {})}
     figures = tables_folder(output, pictures, fewer, parameters)
+    own = {"first", "pictures", "tables"} & set(parameters or {})
+    if own:
+        raise GridError(
+            f"{', '.join(sorted(own))} cannot be set, it is what the command varies; use --pictures"
+        )
     if fixed.get("pairs_file"):
         pictures = min(pictures, count_pairs(fixed["pairs_file"]))
     options = {"scheduler": scheduler, "workers": workers, "progress": progress}
@@ -70,9 +75,7 @@ def compare_all(
         count = min(pictures, 2 * fewer if name == "guidance" else fewer)
         failed += run(NOTEBOOK, varied, own | {"pictures": count}, output / name, **options).failed
     shutil.rmtree(output / "tables", ignore_errors=True)  # always drawn anew
-    last = {"tables": str(output.resolve()), "pictures": 3} | {
-        k: v for k, v in fixed.items() if k != "pictures"
-    }
+    last = fixed | {"tables": str(output.resolve()), "pictures": 3}
     drawn = run(NOTEBOOK, {}, last, output / "tables", progress=progress, workers=1, figures=figures)
     return failed + drawn.failed
 

@@ -33,10 +33,10 @@ TRUE_MIX = "true mix"  # in the place of a method: true pictures, faded into eac
 
 @dataclass(frozen=True)
 class Task:
-    """One picture (1, 3, H, W), its caption, and the two styles asked for, left first.
+    """One picture (1, 3, H, W) in [0, 1], its caption, and the two styles asked for, left first.
 
     `styles` are names that the reader and the Gram references know; without them those measures are left out.
-    `layers` (2, 3, H, W) are the true pictures in either style, where they are known.
+    `layers` (2, 3, H, W), in [0, 1] too, are the true pictures in either style, where they are known.
     """
 
     name: str
@@ -67,8 +67,9 @@ class Eyes:
 class Gauge:
     """All measures of one task under one mask: `Gauge(eyes, task, weights)(image)` → {name: value}.
 
-    What depends on the source picture and the texts alone is worked out once. `singles` (2, 3, H, W) are the
-    model's own pictures in either style, for the seam. Every measure is described where it is computed, in
+    `weights` (2, H, W) are the mask's. What depends on the source picture and the texts alone is worked out once;
+    `truth` is the LPIPS distance from the true pictures mixed by the mask, lower is nearer. `singles` (2, 3, H, W) are
+    the model's own pictures in either style, for the seam. Every measure is described where it is computed, in
     `metrics`, `perceptual` and `readers`.
     """
 
@@ -153,7 +154,7 @@ class Gauge:
 
 
 def gram_references(lpips: Lpips, pictures: Mapping[str, Tensor], layers: int = 3, size: int = 128) -> dict:
-    """Style → mean Gram matrix per layer, from at least 32 pictures (R, 3, H, W) of each style."""
+    """Style → mean Gram matrix per layer, from at least 32 pictures (R, 3, H, W) in [0, 1] of each style."""
     return {
         style: metrics.gram_reference(
             [
@@ -242,11 +243,15 @@ def read_pairs(path: str | Path, model: Model | None = None, styles: Sequence[st
         )
     tasks = []
     for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("decode_text", {}), dict):
+            raise ValueError(
+                f"pairs file {str(path)!r}, entry {index} is {entry!r}, expected an object whose decode_text is one too"
+            )
         try:
             sides = entry["decode_text"]
             caption, one, picture = entry["encode_text"], entry["decode_text_total"], entry["img_path"]
             prompts = sides["left_prompt"], sides["right_prompt"]
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise ValueError(f"pairs file {str(path)!r}, entry {index}: {error} is missing") from None
         place = path.parent / picture
         image = read_image(place if place.is_file() else picture, model)

@@ -136,7 +136,10 @@ def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> T
 
 
 def gradient_energy(images: Tensor) -> Tensor:
-    """Squared forward differences, both directions, mean over channels: (B, H, W), range [0, 2]."""
+    """Squared forward differences, both directions, mean over channels: (B, H, W).
+
+    Range [0, 2]; higher: more structure, neither good nor bad by itself. The usual discrete gradient.
+    """
     images = check_images(images)
     across = torch.nn.functional.pad(images.diff(dim=3), (0, 1)).square()
     down = torch.nn.functional.pad(images.diff(dim=2), (0, 0, 0, 1)).square()
@@ -146,8 +149,8 @@ def gradient_energy(images: Tensor) -> Tensor:
 def border_distance(weights: Tensor) -> Tensor:
     """Distance in pixels from each pixel's centre to the nearest border between two leading styles: (H, W).
 
-    The leading style is the one with the largest weight. It depends on where the mask changes sides, not on
-    how softly, so that strips made from it are the same for every sharpness.
+    This project's. The leading style is the one with the largest weight. It depends on where the mask changes sides,
+    not on how softly, so that strips made from it are the same for every sharpness.
     """
     lead = check_weights(weights).argmax(0).numpy()
     if (lead == lead.flat[0]).all():
@@ -157,7 +160,7 @@ def border_distance(weights: Tensor) -> Tensor:
 
 
 def transition_strip(weights: Tensor, width: float = 0.2) -> Tensor:
-    """Pixels within width/2 of the picture's longer side from the border of two styles: bool (H, W)."""
+    """Pixels within width/2 of the picture's longer side from the border of two styles: bool (H, W); this project's."""
     distance = border_distance(weights)
     return distance <= max(width / 2 * max(distance.shape), 0.5)
 
@@ -193,8 +196,8 @@ def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | 
 def side_weights(weights: Tensor) -> Tensor:
     """How far each style leads at each pixel: relu(w_i − largest other weight), (N, H, W) in [0, 1].
 
-    The side of style i is where it leads, weighted by its lead: a hard mask is its own side; a linear ramp
-    counts the outer edge fully and the middle not at all. ValueError if a style leads nowhere.
+    This project's. The side of style i is where it leads, weighted by its lead: a hard mask is its own side; a linear
+    ramp counts the outer edge fully and the middle not at all. ValueError if a style leads nowhere.
     """
     weights = check_weights(weights)
     first, second = weights.topk(2, dim=0).values
@@ -208,8 +211,8 @@ def side_weights(weights: Tensor) -> Tensor:
 def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Tensor:
     """Cut the picture into `count` strips of equal area from deep in style `first` to deep in style `last`.
 
-    Returns (count, H, W) of 0 and 1 with sum 1 over the strips, ordered by signed distance to the border;
-    pixels led by a third style belong to no strip. ValueError if one of the two leads nowhere.
+    This project's. Returns (count, H, W) of 0 and 1 with sum 1 over the strips, ordered by signed distance to the
+    border; pixels led by a third style belong to no strip. ValueError if one of the two leads nowhere.
     """
     weights = check_weights(weights)
     lead = weights.argmax(0)
@@ -257,6 +260,7 @@ def monotonicity(values: Tensor) -> Tensor:
 def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
     """Weighted second moment of features (B, C, h, w) → (B, C, C), Σ w f fᵀ / Σ w (Gatys et al. 2016, eq. 3).
 
+    Range: that of the features squared; no direction by itself, see `gram_distance`.
     `weights` (H, W), or (B, H, W), is averaged down to the features' size; None weighs all places alike.
     """
     batch, _, height, width = features.shape

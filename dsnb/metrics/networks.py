@@ -212,6 +212,7 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
     OSError where it cannot be had, ValueError where the tokenizer came out empty (a sign of a missing file).
     """
     from transformers import AutoModel, AutoTokenizer
+    from transformers.image_processing_base import ImageProcessingMixin
 
     from ..models import quietly
 
@@ -225,9 +226,10 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
         raise ValueError(
             f"clip {str(source)!r} has a tokenizer of {len(tokenizer)} entries; files are missing"
         )
-    settings, file = {}, Path(source) / "preprocessor_config.json"
-    if file.is_file():
-        settings = json.loads(file.read_text())
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except OSError:  # it has none
+        settings = {}
     norm = settings.get("image_mean", CLIP_MEAN), settings.get("image_std", CLIP_STD)
     return TransformersClip(model.to(device), tokenizer, *norm)
 

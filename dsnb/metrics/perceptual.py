@@ -119,7 +119,8 @@ def side_direction(
 ) -> Tensor:
     """Directional CLIP of each side towards its own prompt: (B, N). Range [-1, 1]; higher is better.
 
-    Result and source are cut out alike, so that what the cut does to the features cancels.
+    `direction` of each side alone, which is this project's. Result and source are cut out alike, so that what the cut
+    does to the features cancels.
     """
     *targets, origin = clip.text_features([*texts, source_text])
     columns = []

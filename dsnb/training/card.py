@@ -52,8 +52,8 @@ are Apache-2.0.
 `python -m dsnb.training` makes it from nothing; `notebooks/12_train_the_model.ipynb` tells how. All random
 numbers follow from seed {seed} (the judge's from the next one). AdamW on {device}, bfloat16 products, a moving average
 of the weights; the text encoder is a contrastive one, trained first and then frozen; one caption in ten is empty; an
-error in the noise weighs min(1/√snr, 5). Each object was kept out of one style in each scene; everything measured
-below, but for autoencoder and photographs, was measured on such captions.
+error in the noise weighs min(1/√snr, 5). Each object was kept out of one style in each scene. Style, object
+and inversion are measured on such captions; of the two styles of one picture, one was kept out.
 
 {stages}
 
@@ -64,7 +64,10 @@ Settings the workbook uses (`dsnb.json`): {settings}.
 {table}
 The judge is a separate contrastive network of another architecture and seed, trained on drawn pictures only.
 ± is one standard error, of shares after Agresti & Coull. SSIM is against the true picture in the style asked, which
-can be drawn because the world can. Inversion is exact, so what a photograph loses is lost by the autoencoder.
+can be drawn because the world can; how much more of it an inversion has to keep than fresh noise is a bar of this
+project's. Inversion is exact, so what a photograph loses is lost by the autoencoder. The sides of a picture in two
+styles are held to the bar by the style probe, which reads the true mixes right; the judge, who sees each half mirrored
+to a whole picture, stands beside it.
 
 ## Limits
 

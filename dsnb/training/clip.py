@@ -40,7 +40,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        norm, conv = lambda: nn.GroupNorm(8, channels), lambda: nn.Conv2d(channels, channels, 3, padding=1)  # noqa: E731
+        norm, conv = lambda: nn.GroupNorm(8, channels), lambda: nn.Conv2d(channels, channels, 3, padding=1)
         self.body = nn.Sequential(norm(), nn.SiLU(), conv(), norm(), nn.SiLU(), conv())
 
     def forward(self, x):
@@ -119,7 +119,7 @@ class Contrast(nn.Module):
         """Unit embeddings (B,WIDTH) of images in [0, 1] and of token numbers, and the heads' logits of
         both."""
         seen, read = self.image(images), self.text(tokens).pooler_output
-        unit = lambda x: F.normalize(x.float(), dim=-1)  # noqa: E731
+        unit = lambda x: F.normalize(x.float(), dim=-1)
         named = [
             [head(x).float() for head in heads]
             for x, heads in ((seen, self.image_heads), (read, self.text_heads))
@@ -153,10 +153,11 @@ def training_pairs(
     return pictures, styles, captions(pictures, styles, generator)
 
 
-def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor):
+def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor, head_weight: float = 1.0):
     """CLIP's symmetric cross-entropy, in which pairs with equal labels both count as right, plus the heads'.
 
-    `labels` (B,4): object, style, scene, colour.
+    Images (B,3,128,128) in [0, 1], token numbers (B, LENGTH), `labels` (B,4): object, style, scene, colour. Returns
+    the loss, and numbers to log. CLIP: Radford et al. 2021, figure 3.
     """
     with autocast(images.device):
         seen, read, image_names, text_names = network(images, tokens)
@@ -169,7 +170,8 @@ def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor):
     right = (image_names[0].argmax(1) == labels[:, 0]).float().mean()
     right_style = (image_names[1].argmax(1) == labels[:, 1]).float().mean()
     numbers = {"contrast": contrast.detach(), "image_object": right, "image_style": right_style}
-    return contrast + 0.5 * image_loss + 0.25 * text_loss, numbers | {"text_heads": text_loss.detach()}
+    numbers["text_heads"] = text_loss.detach()
+    return contrast + head_weight * (0.5 * image_loss + 0.25 * text_loss), numbers
 
 
 def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device, good=None) -> Contrast:

@@ -88,7 +88,7 @@ def vangogh(image, mask, u):
     stops = stops.to(image.device)
     at = light * 3
     low = at.floor().clamp(max=2)
-    ramp = lambda index: stops[index.long().squeeze(1)].permute(0, 3, 1, 2)  # noqa: E731
+    ramp = lambda index: stops[index.long().squeeze(1)].permute(0, 3, 1, 2)
     starry = ramp(low) + (ramp(low + 1) - ramp(low)) * (at - low)
     paint = paint + (starry - paint) * (0.62 - 0.37 * solid)
     return (paint + 0.11 * relief * (1 - 0.35 * solid)).clamp(0, 1)
@@ -176,8 +176,8 @@ def warhol(image, mask, u):
     grey, solid = luminance(blur(image, 1)), (mask > 0.5).float()
     ranked = grey[:, 0, ::4, ::4].flatten(1).sort(1).values
     third, two_thirds = (ranked[:, [int(ranked.shape[1] * q)]].view(-1, 1, 1, 1) for q in (0.36, 0.70))
-    ink = lambda index: pop[:, index].view(-1, 3, 1, 1)  # noqa: E731
-    soft = lambda value: (value * 14 + 0.5).clamp(0, 1)  # noqa: E731
+    ink = lambda index: pop[:, index].view(-1, 3, 1, 1)
+    soft = lambda value: (value * 14 + 0.5).clamp(0, 1)
     y, x = torch.arange(SIZE, device=image.device).view(-1, 1), torch.arange(SIZE, device=image.device)
     row = torch.div(y, 8, rounding_mode="floor")
     dots = (3.1 - ((y % 8 - 3.5) ** 2 + ((x + 4 * row) % 8 - 3.5) ** 2).sqrt()).clamp(0, 1)

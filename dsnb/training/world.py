@@ -57,7 +57,7 @@ def random_pictures(count: int, generator: torch.Generator, object=None, scene=N
     """Draw lots for `count` pictures (on the CPU); `object` and `scene` fix a name for all of them."""
     if count < 1:
         raise ValueError(f"count is {count}, it must be at least 1")
-    draw = lambda high: torch.randint(high, (count,), generator=generator)  # noqa: E731
+    draw = lambda high: torch.randint(high, (count,), generator=generator)
     objects, drawings, scenes = draw(len(OBJECTS)), draw(len(SETS)), draw(len(SCENES))
     colours, lots = draw(len(COLOURS)), torch.rand(count, generator=generator)
     numbers = torch.rand(count, NUMBERS, generator=generator)
