@@ -1,6 +1,9 @@
 import pytest
 import torch
 from conftest import make_unet
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
 import dsnb
 from dsnb import masks, models
@@ -210,3 +213,21 @@ def test_an_ip_adapter_is_refused_before_anything_is_drawn(tiny, trajectory, mon
     for method in ("prompt", *BLENDING):
         with pytest.raises(NotImplementedError, match="IP-Adapter.*unload_ip_adapter"):
             run(tiny, trajectory, method=method)
+
+
+@pytest.mark.parametrize("method", BLENDING)
+def test_lora_weights_from_a_file_are_drawn_with(tiny, trajectory, method, tmp_path):
+    plain = single(tiny, trajectory, LEFT)
+    tiny.unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
+    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(tiny.unet))
+    tiny.unet.delete_adapters("default")
+    tiny.pipe.save_lora_weights(tmp_path, unet_lora_layers=weights)
+    tiny.pipe.load_lora_weights(tmp_path)
+    try:
+        tuned = single(tiny, trajectory, LEFT)
+        assert not torch.allclose(tuned, plain, atol=1e-3)
+        mixed = run(tiny, trajectory, mask=only(0), method=method)
+        torch.testing.assert_close(mixed, tuned, atol=1e-5, rtol=0)
+    finally:
+        tiny.pipe.unload_lora_weights()
+    torch.testing.assert_close(single(tiny, trajectory, LEFT), plain, atol=1e-6, rtol=0)
