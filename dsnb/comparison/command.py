@@ -57,11 +57,9 @@ def compare_all(
         )
     output, fixed = Path(output), {"steps": 0, **(parameters or {})}
     figures = tables_folder(output, pictures, fewer, parameters)
-    own = {"first", "pictures", "tables"} & set(parameters or {})
-    if own:
-        raise GridError(
-            f"{', '.join(sorted(own))} cannot be set, it is what the command varies; use --pictures"
-        )
+    taken = sorted({"first", "pictures", "tables"} & set(parameters or {}))
+    if taken:
+        raise GridError(f"{', '.join(taken)} cannot be set, as the command itself does; use --pictures")
     if fixed.get("pairs_file"):
         pictures = min(pictures, count_pairs(fixed["pairs_file"]))
     options = {"scheduler": scheduler, "workers": workers, "progress": progress}
