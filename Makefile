@@ -22,7 +22,7 @@ lab: $(READY)  ## JupyterLab on the notebooks
 figures: $(READY)  ## runs all notebooks, which redraw what they and the README show
 	$(BIN)/python -m dsnb figures
 
-compare: $(READY)  ## notebook 10 in full: the tables of the comparison (hours on a CPU)
+compare: $(READY)  ## notebook 10 in full: the tables of the comparison (some two hours on two CPU cores)
 	$(BIN)/python -m dsnb compare
 
 bench: $(READY)  ## what each method costs here
