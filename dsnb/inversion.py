@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .files import write_whole
-from .models import Model, encode_image, encode_prompts, unet_eps
+from .models import Model, encode_image, encode_prompts, refuse_ip_adapter, unet_eps
 from .sampling import Eps, Schedule, ddim_mean, make_schedule
 
 Draw = Callable[[], Tensor]
@@ -91,7 +91,7 @@ def invert(
     method: "dpm-encoder", "ddim" (no noise) or "edit-friendly" (eta 1, independent noise at every step).
     steps, skip, eta, guidance: defaults from `model.settings`, with other steps the same share of them skipped;
     guidance is the encoder's. generator: the source of the noise. Raises ValueError for unknown methods, eta 0 with
-    the DPM-Encoder, skip >= steps, or a wrong image.
+    the DPM-Encoder, skip >= steps, or a wrong image, NotImplementedError for an IP-Adapter.
     """
     settings = model.settings
     steps = settings.steps if steps is None else steps
@@ -99,6 +99,7 @@ def invert(
     guidance = settings.encoder_guidance if guidance is None else guidance
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    refuse_ip_adapter(model.unet)
     eta = _eta(method, settings.eta if eta is None and method == "dpm-encoder" else eta)
     schedule = make_schedule(model.scheduler, steps, skip).to(model.device)
     x_0 = encode_image(model, image)

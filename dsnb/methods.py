@@ -15,7 +15,7 @@ from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
 from .inversion import Trajectory, guided_eps
 from .masks import Mask
-from .models import Model, decode_latents, encode_prompts, unet_eps
+from .models import Model, decode_latents, encode_prompts, refuse_ip_adapter, unet_eps
 from .sampling import Eps, Step, denoise, make_schedule
 
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
@@ -83,8 +83,10 @@ def decode_trajectory(
 ) -> Tensor:
     """Runs any eps(x_t, t, progress) over the trajectory's steps and noise -> the clean latents (B, C, h, w).
 
-    ValueError for a trajectory that does not fit the model's latents, a warning for one of another model.
+    ValueError for a trajectory that does not fit the model's latents, a warning for one of another model,
+    NotImplementedError for a UNet with an IP-Adapter.
     """
+    refuse_ip_adapter(model.unet)
     channels = model.unet.config.in_channels
     if trajectory.x_T.shape[1] != channels:
         raise ValueError(

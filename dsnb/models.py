@@ -221,9 +221,8 @@ def unet_eps(model: Model, x_t: Tensor, timestep: Tensor | int, context: Tensor)
     """The noise prediction of one UNet call: x_t (B, C, h, w), context (B, L, D) -> eps like x_t, float32.
 
     A v-prediction model is converted: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t
-    (Salimans & Ho 2022, "Progressive distillation", appendix D). NotImplementedError for an IP-Adapter.
+    (Salimans & Ho 2022, "Progressive distillation", appendix D).
     """
-    refuse_ip_adapter(model.unet)
     with torch.no_grad():
         out = model.unet(x_t.to(model.dtype), timestep, encoder_hidden_states=context).sample.float()
     if model.scheduler.config.prediction_type == "v_prediction":

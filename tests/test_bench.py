@@ -229,15 +229,8 @@ def test_a_part_never_replaces_the_whole_table(monkeypatch, capsys):
     head = {"device": "a processor", "kind": "cpu"}
     monkeypatch.setattr(command, "run", lambda *args, **options: sizes.append(options) or (head, []))
     monkeypatch.setattr(command, "save", lambda head, rows, folder: folders.append(folder) or [])
-    parts = (
-        "--models bundled",
-        "--sections steps",
-        "--styles 2",
-        "--steps 3",
-        "--repeats 1",
-        "--dtype float32",
-    )
-    parts += ("--threads 1", "--clock processor")
+    parts = ["--models bundled", "--sections steps", "--styles 2", "--steps 3"]
+    parts += ["--repeats 1", "--dtype float32", "--threads 1", "--clock processor"]
     for given in ("", *parts):
         bench.main(["--compile", *given.split()])
     for given in ("", "--output here"):

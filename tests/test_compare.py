@@ -90,8 +90,9 @@ def test_a_pairs_file_that_is_none_is_a_sentence(notebook, tmp_path, capsys, tex
 
 def test_bad_numbers_are_a_sentence(notebook, tmp_path, capsys):
     assert command.main(["--output", str(tmp_path / "out"), "--pictures", "0"]) == 2
-    assert command.main(["--output", str(tmp_path / "out"), "-p", "pictures=24"]) == 2
     assert "expected at least 1" in capsys.readouterr().err
+    assert command.main(["--output", str(tmp_path / "out"), "-p", "pictures=24"]) == 2
+    assert "pictures cannot be set" in capsys.readouterr().err
 
 
 def test_every_question_is_about_parameters_that_the_notebook_has():

@@ -59,10 +59,8 @@ def test_true_mixes_beat_their_mirrors_by_every_measure_of_sides(eyes, mask, pai
     assert all(mean[name] < 0 for name in ("gram_left", "gram_right", "truth")), mean
     names = ["style_left", "style_right", "both", "balance", "monotonicity"]
     names += ["clip_left", "clip_right", "direction_left", "direction_right"]
-    if (mask, pair) != (
-        "linear",
-        OTHER,
-    ):  # mosaic faded into Warhol all the way across: too much for the CLIP reader
+    # mosaic faded into Warhol all the way across is too much for the CLIP reader
+    if (mask, pair) != ("linear", OTHER):
         names += ["second_left", "second_right", "second_both", "second_balance"]
     assert all(mean[name] > 0 for name in names), mean
 
@@ -138,6 +136,7 @@ def test_a_pairs_file(tmp_path):
         ("{", "is not JSON"),
         ("{}", "holds a dict, expected a list"),
         ('[{"encode_text": "a"}]', "entry 0: 'decode_text' is missing"),
+        ('["a.png"]', "entry 0 is 'a.png', expected an object"),
         (
             json.dumps([entry, entry | {"decode_text": {"left_prompt": "x"}}]),
             "entry 1: 'right_prompt' is missing",

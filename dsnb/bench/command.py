@@ -96,10 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "never replaces it",
     )
     a = p.parse_args(argv)
-    own = (a.steps, a.dtype, a.threads, a.clock) != (None, None, None, "wall")
-    whole = not own and a.compile and a.repeats >= p.get_default("repeats")
-    for least, given in ((SECTIONS, a.sections), (TABLE["models"], a.models), (TABLE["styles"], a.styles)):
-        whole = whole and set(least) <= set(given)
+    usual = all(getattr(a, name) == p.get_default(name) for name in ("steps", "dtype", "threads", "clock"))
+    whole = (
+        usual
+        and a.compile
+        and a.repeats >= p.get_default("repeats")
+        and all(
+            set(p.get_default(name)) <= set(getattr(a, name)) for name in ("sections", "models", "styles")
+        )
+    )
     try:
         head, rows = run(
             a.sections,

@@ -153,7 +153,7 @@ def training_pairs(
     return pictures, styles, captions(pictures, styles, generator)
 
 
-def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor, head_weight: float = 1.0):
+def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor):
     """CLIP's symmetric cross-entropy, in which pairs with equal labels both count as right, plus the heads'.
 
     Images (B,3,128,128) in [0, 1], token numbers (B, LENGTH), `labels` (B,4): object, style, scene, colour. Returns
@@ -171,7 +171,7 @@ def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor, head_
     right_style = (image_names[1].argmax(1) == labels[:, 1]).float().mean()
     numbers = {"contrast": contrast.detach(), "image_object": right, "image_style": right_style}
     numbers["text_heads"] = text_loss.detach()
-    return contrast + head_weight * (0.5 * image_loss + 0.25 * text_loss), numbers
+    return contrast + 0.5 * image_loss + 0.25 * text_loss, numbers
 
 
 def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device, good=None) -> Contrast:
