@@ -102,5 +102,14 @@ def tiny(tiny_folder):
 
 
 @pytest.fixture
+def dynamo():
+    """torch._dynamo with nothing compiled before the test, no counts, and nothing left behind."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

@@ -77,11 +77,9 @@ def test_recording_leaves_the_prediction_as_it_is(tiny, x):
     assert tiny.unet.attn_processors == before and not tiny.unet._forward_pre_hooks
 
 
-def test_a_compiled_unet_is_recorded_with_a_break_in_every_layer(tiny, x):
+def test_a_compiled_unet_is_recorded_with_a_break_in_every_layer(tiny, x, dynamo):
     contexts, t = models.encode_prompts(tiny, ["", LEFT, RIGHT]), torch.tensor(500)
     found = {}
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     for name, unet in (("plain", tiny.unet), ("compiled", torch.compile(tiny.unet, backend="eager"))):
         with torch.no_grad(), record_attention(tiny, [LEFT, RIGHT], SIZE) as maps:
             unet(x, t, encoder_hidden_states=contexts[1:2])
@@ -90,7 +88,7 @@ def test_a_compiled_unet_is_recorded_with_a_break_in_every_layer(tiny, x):
                 unet(x, t, encoder_hidden_states=contexts[:1])
         found[name] = [maps.heat("bear", prompt=prompt) for prompt in (0, 1)]
     torch.testing.assert_close(found["compiled"], found["plain"], atol=1e-6, rtol=0)
-    breaks = torch._dynamo.utils.counters["graph_break"]
+    breaks = dynamo.utils.counters["graph_break"]
     assert sum(breaks.values()) == 2 * len(cross_attention_layers(tiny.unet))
 
 

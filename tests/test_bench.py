@@ -39,9 +39,8 @@ def small(monkeypatch, tiny_unet):
 
 
 @pytest.fixture
-def quick_compile(monkeypatch):
+def quick_compile(monkeypatch, dynamo):
     """Tracing without generating code, which is what takes the minutes."""
-    torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 

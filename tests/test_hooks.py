@@ -90,13 +90,11 @@ def test_the_mask_keeps_its_sides_on_latents_that_are_not_square(unet, x, contex
     assert distance(right, slice(-4, None)) < distance(left, slice(-4, None))
 
 
-def test_the_compiled_unet_is_one_graph(unet, x, contexts):
+def test_the_compiled_unet_is_one_graph(unet, x, contexts, dynamo):
     """No graph break in any layer, and no new compilation for a new block, new texts or a mask that moves.
 
     Tracing alone shows this, so the backend is the one that runs the traced graph as it is.
     """
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
     for texts, mask in ((contexts, masks.linear(2)), (contexts.flip(1), masks.sharpen(4, 40))):
         with blend_cross_attention(unet, texts, mask, SIZE) as hook:
@@ -104,7 +102,7 @@ def test_the_compiled_unet_is_one_graph(unet, x, contexts):
                 hook.at(progress, [UNCONDITIONAL, MIXED])
                 rows = texts[[0, 0]]
                 assert close(call(compiled, x[:2], rows), call(unet, x[:2], rows))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_lora_layers_are_supported(unet, x, contexts):

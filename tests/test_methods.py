@@ -198,7 +198,7 @@ def test_passes_that_are_no_weights_are_refused(passes):
 
 
 @pytest.mark.parametrize("method", ["epsilon", "attention", "combined"])
-def test_a_compiled_unet_draws_the_same(tiny, trajectory, method, monkeypatch):
+def test_a_compiled_unet_draws_the_same(tiny, trajectory, method, monkeypatch, dynamo):
     expected = run(tiny, trajectory, method=method)
     compiled = torch.compile(tiny.unet, backend="eager", fullgraph=True)
     monkeypatch.setattr(tiny.pipe, "unet", compiled)
