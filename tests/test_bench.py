@@ -202,11 +202,22 @@ def test_the_readme_s_costs_are_the_table_s():
             values[*case, method, "times faster than the source's"],
         )
         assert [f"{number:.2f}" for number in (*seconds, *gain)] == numbers
-    shares = re.findall(r"(\d+\.\d) ± (\d+\.\d) %\s+\((epsilon|attention)\)", readme)
+    shares = re.findall(r"(−?\d+\.\d) ± (\d+\.\d) %\s+\((epsilon|attention)\)", readme)
     assert len(shares) == 2
     for value, spread, method in shares:
         measured = values["overhead", "SD 1.5", method, "the loop's share over bare calls"]
-        assert [f"{number:.1f}" for number in measured] == [value, spread]
+        assert [f"{number:.1f}" for number in measured] == [value.replace("−", "-"), spread]
+    times = re.search(r"takes (.*) s \(epsilon\) or (.*) s \(attention\), .* after (.*) s for", readme, re.S)
+    whole = "whole", "bundled, bfloat16, 25 steps, 23 of them drawn"
+    for variant, said in zip(("epsilon", "attention", "inversion"), times.groups(), strict=True):
+        assert f"{values[*whole, variant, 'time'][0]:.1f}" == said
+    times = re.search(
+        r"point costs (\S+) s beside its.* 00 (\S+) times as.* \((.*) s against (.*) s\)", readme, re.S
+    )
+    points = ("a point beside its notebook", "times faster than one worker", "time of the grid")
+    beside, gain, two = (values["grid", "notebook 00, 8 points", "2 workers", name][0] for name in points)
+    one = values["grid", "notebook 00, 8 points", "1 worker", "time of the grid"][0]
+    assert times.groups() == (f"{beside:.1f}", f"{gain:.1f}", f"{two:.0f}", f"{one:.0f}")
 
 
 def test_the_command_prints_the_header_and_the_tables_and_the_files(small, tmp_path, capsys):
