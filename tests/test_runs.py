@@ -306,6 +306,12 @@ def test_without_a_grid_and_on_workers_of_its_own(notebook, tmp_path):
     assert pd.read_csv(tmp_path / "out" / "table.csv").score.tolist() == [40, -1]
 
 
+def test_workers_keep_memory_that_the_next_step_will_want(cluster):
+    with Client(cluster) as client:
+        set_by_dask = client.run(lambda: os.environ.get("MALLOC_TRIM_THRESHOLD_"))
+    assert list(set_by_dask.values()) == [None, None]
+
+
 # --- bad input ---
 
 
