@@ -207,6 +207,13 @@ def test_the_readme_s_costs_are_the_table_s():
     for value, spread, method in shares:
         measured = values["overhead", "SD 1.5", method, "the loop's share over bare calls"]
         assert [f"{number:.1f}" for number in measured] == [value.replace("−", "-"), spread]
+    large = re.search(
+        r"(\S+) and (\S+) times as fast .*; attention (\S+) times .* slower \(([\d.]+)\)", readme, re.S
+    )
+    of = [(model, method) for method in ("epsilon", "attention") for model in ("SD 1.5", "SDXL")]
+    for (model, method), said in zip(of, large.groups(), strict=True):
+        gain = values["pictures", f"{model}, N = 2", method, "times faster than the source's"][0]
+        assert f"{gain:.{len(said.split('.')[1])}f}" == said
     times = re.search(r"takes (.*) s \(epsilon\) or (.*) s \(attention\), .* after (.*) s for", readme, re.S)
     whole = "whole", "bundled, bfloat16, 25 steps, 23 of them drawn"
     for variant, said in zip(("epsilon", "attention", "inversion"), times.groups(), strict=True):
