@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Threads that wait for each other sleep instead of spinning: on a busy machine this is many times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lab figures compare bench train test-browser lint clean
+.PHONY: demo test lab figures compare bench train trials test-browser lint clean
 
 demo: $(READY)  ## blends two styles into one picture and says where it is
 	$(BIN)/python -m dsnb demo
@@ -29,13 +29,21 @@ bench: $(READY)  ## what each method costs here
 	$(BIN)/python -m dsnb bench --compile
 
 MINUTES  ?= 90
-DEVICE   ?= cpu
+DEVICE   ?=
 OUT      ?=
 STAGES   ?=
 COOLDOWN ?=
 train: $(READY)  ## trains the bundled model, from its last checkpoint if there is one
-	$(BIN)/python -m dsnb.training --minutes $(MINUTES) --device $(DEVICE) $(if $(STAGES),--stages $(STAGES)) \
+	$(BIN)/python -m dsnb.training --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE)) $(if $(STAGES),--stages $(STAGES)) \
 		$(if $(COOLDOWN),--cooldown $(COOLDOWN)) $(if $(OUT),--out $(OUT))
+
+# the changes of the notebook's CHANGES
+CHANGES := control,random,unnamed,patches,fours,plain,longer,sixteen,small
+trials: $(READY)  ## notebook 13 in full: what teaches objects (an hour on two CPU cores)
+	$(BIN)/python -m dsnb run notebooks/13_what_teaches_objects.ipynb --output runs/trials \
+		-p steps=400 -p pictures=360 --grid seed=0,1,2 --grid change=$(CHANGES)
+	$(BIN)/papermill notebooks/13_what_teaches_objects.ipynb runs/trials/13_what_teaches_objects.ipynb \
+		--cwd notebooks -p tables "$(CURDIR)/runs/trials"
 
 test-browser: $(READY)  ## drives the widgets in a real browser; needs Debian's chromium and fonts-dejavu-core
 	$(BIN)/pip install -q -e '.[browser]'
@@ -50,4 +58,5 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)
+	test ! -d runs || find runs -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +  # checkpoints are days of work

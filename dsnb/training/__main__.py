@@ -1,13 +1,12 @@
 """Make the bundled model: python -m dsnb.training --minutes 25 --device cuda --state DIR --out data/models/NAME
 
-On a GPU half an hour does it all (`--size large`). On two CPU cores work in sittings on the same `--state`: give
-the first ones to `--stages autoencoder generator judge`, all later ones to `--stages unet --cooldown 0`, and the
-last one to `--stages unet` alone.
+Meant for half an hour of a GPU (`--size large`), which is still to be tried. On two CPU cores work in sittings on
+the same `--state`: give the first ones to `--stages autoencoder generator judge`, all later ones to `--stages unet
+--cooldown 0`, and the last one to `--stages unet` alone.
 """
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -29,7 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
         default=Path("runs/training"),
         help="checkpoints and logs; a later sitting continues there",
     )
-    add("--out", type=Path, help="write the model to this folder at the end")
+    add(
+        "--out",
+        type=Path,
+        help="write the model to this folder at the end, in the place of what is there; the judge goes beside it",
+    )
     add(
         "--size",
         choices=[*SIZES, "auto"],
@@ -57,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     add(
         "--figures",
         type=Path,
-        help="write the world's contact sheet, the evaluation's pictures and the plot of the logs into this folder",
+        help="write the evaluation's pictures and the plot of the logs into this folder (default: the state's)",
     )
     options = parser.parse_args(arguments)
     try:
@@ -66,7 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.threads:
         torch.set_num_threads(options.threads)
     size = ("small" if options.device == "cpu" else "large") if options.size == "auto" else options.size
@@ -88,8 +90,6 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     recipe.run(asked)
-    if options.figures:
-        recipe.contact_sheet(options.figures / "12_world.png")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from .styles import STYLES, draw
 from .world import random_pictures
 
 LATENT_CHANNELS = 12
-CROP = 64  # pixels; a crop teaches as much per picture and costs a quarter
+CROP = 64  # pixels; a crop costs a quarter
 
 
 def build(latent_channels: int = LATENT_CHANNELS, width: int = 64) -> AutoencoderTiny:

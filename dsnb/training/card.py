@@ -1,5 +1,6 @@
 """The model card that travels with the weights: what it was trained on, how, how good it is, what it cannot."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,10 +51,11 @@ are Apache-2.0.
 ## Recipe
 
 `python -m dsnb.training` makes it from nothing; `notebooks/12_train_the_model.ipynb` tells how. All random
-numbers follow from seed {seed} (the judge's from the next one). AdamW on {device}, bfloat16 products, a moving average
-of the weights; the text encoder is a contrastive one, trained first and then frozen; one caption in ten is empty; an
-error in the noise weighs min(1/√snr, 5). Each object was kept out of one style in each scene. Style, object
-and inversion are measured on such captions; of the two styles of one picture, one was kept out.
+numbers follow from seed {seed} (the judge's from the next one); stages end by the clock, so a repeat gives a model of
+this kind and not the same bits. AdamW on {device}, bfloat16 products, a moving average of the weights; the text
+encoder is a contrastive one, trained first and then frozen; one caption in ten is empty; an error in the noise weighs
+min(1/√snr, 5). Each object was kept out of one style in each scene. Style, object and inversion are measured on such
+captions; of the two styles of one picture, one was kept out.
 
 {stages}
 
@@ -67,12 +69,12 @@ The judge is a separate contrastive network of another architecture and seed, tr
 can be drawn because the world can; how much more of it an inversion has to keep than fresh noise is a bar of this
 project's. Inversion is exact, so what a photograph loses is lost by the autoencoder. The sides of a picture in two
 styles are held to the bar by the style probe, which reads the true mixes right; the judge, who sees each half mirrored
-to a whole picture, stands beside it.
+to a whole picture, stands beside it. The probe was chosen after both had read the bundled model's pictures.
 
 ## Limits
 
 {limits}
-A share stands beside what the judge reads in the true pictures: where it misreads the truth it misreads the model too.
+`notebooks/13_what_teaches_objects.ipynb` tries what would teach it objects better.
 
 It knows the words above and no others. It draws one object; not two, not counts, not positions. Photographs
 can be inverted and rebuilt as far as the autoencoder carries them, but are far from anything it has learnt.
@@ -136,10 +138,26 @@ def missed(rows: list[Row]) -> str:
 
 {lines}
 
-A stage goes on from its last checkpoint (whether its loss still fell, the table above says), and half an hour on a GPU
-is worth many hours on a CPU.
+A stage goes on from its last checkpoint, for as long as its `--state` is kept; none comes with the weights. Beside a
+UNet only the decoder of the autoencoder can go on: another encoder or text encoder means another UNet.
 """
     return text.format(lines="\n".join(lines))
+
+
+def uncertain(rows: list[Row]) -> str:
+    """The bars that were met by less than one standard error, and what is read less often than in the truth."""
+    lines, subject = [], ""
+    for before, row in zip([None, *rows], rows, strict=False):
+        name = f"{subject} {row.name}" if row.name.startswith("…") else row.name
+        if row.passed and row.value - row.error < row.bar:
+            lines.append(f"- {name}: met by less than one standard error.")
+        if "in the true" in row.name and row.value - before.value > 2 * math.hypot(row.error, before.error):
+            what = f"{subject} {before.name}" if before.name.startswith("…") else before.name
+            lines.append(f"- {what}: {before.value:.2f}, where the truth gets {row.value:.2f}.")
+        subject = subject if row.name.startswith("…") else row.name
+    if not lines:
+        return ""
+    return "With less certainty, or less often than in the true pictures:\n\n" + "\n".join(lines) + "\n"
 
 
 def sittings(seconds: Sequence[float]) -> list[float]:
@@ -173,7 +191,7 @@ def write_card(
         colours=", ".join(COLOURS).capitalize(),
         paintable=", ".join(PAINTABLE),
         seed=seed,
-        limits=missed(rows),
+        limits="\n".join(part for part in (missed(rows), uncertain(rows)) if part),
         device="a GPU"
         if torch.device(device).type == "cuda"
         else f"a CPU ({torch.get_num_threads()} threads)",

@@ -1,9 +1,9 @@
 """Two contrastive networks of pictures and captions: one lends the generator its text encoder, one judges.
 
 The generator's text encoder is trained here first and frozen, as in Stable Diffusion: contrast alone teaches
-styles and scenes within minutes but objects hardly, because a random batch can be told apart without them.
-So every other batch shares one style and one scene, both towers also name object, style and scene directly,
-and the image tower is convolutional. The judge has another architecture and another seed and never meets the
+styles and scenes within minutes but objects hardly. So both towers also name object, style and scene directly,
+which helps; every other batch shares one style and one scene and the image tower is convolutional, which is not
+shown to help (notebook 13). The judge has another architecture and another seed and never meets the
 generator: its pictures are drawn, not generated.
 """
 
@@ -153,11 +153,12 @@ def training_pairs(
     return pictures, styles, captions(pictures, styles, generator)
 
 
-def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor):
+def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor, head_weight: float = 1.0):
     """CLIP's symmetric cross-entropy, in which pairs with equal labels both count as right, plus the heads'.
 
-    Images (B,3,128,128) in [0, 1], token numbers (B, LENGTH), `labels` (B,4): object, style, scene, colour. Returns
-    the loss, and numbers to log. CLIP: Radford et al. 2021, figure 3.
+    Images (B,3,128,128) in [0, 1], token numbers (B, LENGTH), `labels` (B,4): object, style, scene, colour;
+    with `head_weight` 0 only the contrast is left. Returns the loss, and numbers to log. CLIP: Radford et al. 2021,
+    figure 3.
     """
     with autocast(images.device):
         seen, read, image_names, text_names = network(images, tokens)
@@ -171,7 +172,7 @@ def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor):
     right_style = (image_names[1].argmax(1) == labels[:, 1]).float().mean()
     numbers = {"contrast": contrast.detach(), "image_object": right, "image_style": right_style}
     numbers["text_heads"] = text_loss.detach()
-    return contrast + 0.5 * image_loss + 0.25 * text_loss, numbers
+    return contrast + head_weight * (0.5 * image_loss + 0.25 * text_loss), numbers
 
 
 def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device, good=None) -> Contrast:

@@ -1,4 +1,4 @@
-"""Write the trained networks as a Stable Diffusion folder; sheets of pictures and the plot of the logs."""
+"""Write the trained networks as a Stable Diffusion folder, and plot the logs."""
 
 import copy
 import csv
@@ -12,7 +12,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
-from ..plotting import png_bytes
 from .diffusion import make_scheduler
 
 SETTINGS = {
@@ -57,18 +56,6 @@ def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
                 shutil.rmtree(folder / written.name)
             os.replace(written, folder / written.name)
     return folder
-
-
-def sheet(images: torch.Tensor, columns: int, path: Path, limit: int = 490_000) -> Path:
-    """Save pictures (B,3,H,W) in [0, 1] as one PNG without gaps, in fewer colours where it gets too large."""
-    batch, _, height, width = images.shape
-    rows = -(-batch // columns)
-    padded = torch.ones(rows * columns, 3, height, width)
-    padded[:batch] = images.cpu()
-    grid = padded.view(rows, columns, 3, height, width).permute(2, 0, 3, 1, 4).reshape(3, rows * height, -1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(grid, largest=limit))
-    return path
 
 
 def read_log(path: Path) -> dict[str, list[float]]:

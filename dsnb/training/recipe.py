@@ -21,11 +21,9 @@ from . import autoencoder as autoencoders
 from . import captions, clip, diffusion
 from .card import write_card, write_judge_card
 from .evaluate import evaluate, measure_reading, write_table
-from .export import export, plot_logs, sheet
+from .export import export, plot_logs
 from .judge import Judge, open_judge, top, truth
 from .loop import Plan
-from .styles import STYLES, draw
-from .world import Pictures, random_pictures
 
 log = logging.getLogger(__name__)
 
@@ -208,6 +206,9 @@ def run(recipe: Recipe) -> Path | None:
     unet = diffusion.train(
         autoencoder, text_encoder, tokenizer, plan("unet"), state, device, recipe.size, recipe.compiled
     )
+    log.info(
+        "the logs are in %s", save_figure(plot_logs(state), (recipe.figures or state) / "12_logs").parent
+    )
     if recipe.out is None or not (state / "unet.pt").is_file():
         return None
     folder = export(autoencoder, text_encoder, tokenizer, unet, recipe.out)
@@ -217,7 +218,6 @@ def run(recipe: Recipe) -> Path | None:
         write_table(rows, state / "evaluation.csv")
         for name, figure in figures.items():
             save_figure(figure, (recipe.figures or state) / name)
-    save_figure(plot_logs(state), (recipe.figures or state) / "12_logs")
     write_card(
         folder,
         rows,
@@ -229,11 +229,3 @@ def run(recipe: Recipe) -> Path | None:
         device=recipe.device,
     )
     return folder
-
-
-def contact_sheet(path: Path, rows: int = 9, seed: int = 0) -> Path:
-    """Draw the world for people: one picture a row, one style a column."""
-    pictures: Pictures = random_pictures(rows, torch.Generator().manual_seed(seed))
-    pictures.scene[:] = torch.arange(rows) % 10
-    columns = torch.stack([draw(pictures, style) for style in STYLES], 1)
-    return sheet(columns.flatten(0, 1), len(STYLES), path)
