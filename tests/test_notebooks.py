@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -127,6 +128,7 @@ OTHER = {
         "style_left": "sketch",
         "seed": 1,
     },
+    "13_what_teaches_objects": {"change": "patches", "steps": 3, "pictures": 8, "seed": 1},
     "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
     "solutions/01_sample_an_image": {"prompt": "a red guitar in a room", "steps": 3, "seed": 2},
     "solutions/02_invert_an_image": {"image": "photo_rocket", "style": "vangogh", "steps": 4, "seed": 2},
@@ -160,7 +162,11 @@ OTHER = {
     "solutions/10_compare_methods": {"steps": 4, "seed": 1},
     "solutions/11_measure_cost": {"samples_styles": 3, "tokens": 256, "repeats": 3, "seed": 1},
     "solutions/12_train_the_model": {"steps": 5, "seed": 1},
+    "solutions/13_what_teaches_objects": {"steps": 3, "repeats": 20, "seed": 1},
 }
+
+
+TRIAL_MEASURES = ("ahead", "top1", "top5", "style", "few_ahead", "few_top1")  # what notebook 13 records
 
 
 def find(folder=NOTEBOOKS):
@@ -314,6 +320,30 @@ def test_the_comparison_draws_its_tables(tmp_path, monkeypatch):
     assert {"10_differences.png", "10_guidance.png", "10_questions.png", "10_seams.png"} <= drawn
     kept = pd.read_parquet(KEPT / "figures" / "tables" / "10_rows" / "compare.parquet")
     assert len(kept) == 7 * 2 * 2 * 3 and set(MEASURES) <= set(kept)
+
+
+def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
+    draws = np.random.default_rng(0)
+    by_seed = {"control": (0, 0, 0), "random": (0, 0, 0), "fours": (0.6,) * 3, "small": (-0.6,) * 3}
+    by_seed["patches"] = (-0.1, 0.1, 0.3)  # better by far on these pictures, but only by luck
+    rows = [
+        {"change": change, "seed": seed, "picture": k, "status": "done"}
+        | {name: 0.5 + gains[seed] + 0.1 * draws.random() for name in TRIAL_MEASURES}
+        for (change, gains), seed, k in product(by_seed.items(), range(3), range(20))
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "table.parquet")
+    drawn = KEPT / "figures" / "trials"
+    shutil.rmtree(drawn, ignore_errors=True)
+    asked = {"tables": str(tmp_path), "steps": 2, "pictures": 6}
+    run("13_what_teaches_objects", "trials", asked, monkeypatch)
+    kept = pd.read_csv(drawn / "13_trials.csv", index_col="change")
+    assert (drawn / "13_trials.png").is_file()
+    assert set(kept.index) == set(by_seed)
+    assert kept["ahead low"]["fours"] > 0.2 and kept["ahead high"]["small"] < -0.2
+    for change in ("random", "patches"):
+        assert kept["ahead low"][change] < 0 < kept["ahead high"][change]
+    assert kept["ahead less control"]["patches"] == pytest.approx(0.1, abs=0.03)
+    assert kept["ahead less control"]["control"] == 0
 
 
 def test_there_are_notebooks():
