@@ -74,7 +74,8 @@ to a whole picture, stands beside it. The probe was chosen after both had read t
 ## Limits
 
 {limits}
-`notebooks/13_what_teaches_objects.ipynb` tries what would teach it objects better.
+`notebooks/13_what_teaches_objects.ipynb` tries what helps the contrastive network, which lends the text
+encoder, to tell objects apart.
 
 It knows the words above and no others. It draws one object; not two, not counts, not positions. Photographs
 can be inverted and rebuilt as far as the autoencoder carries them, but are far from anything it has learnt.

@@ -2,9 +2,9 @@
 
 The generator's text encoder is trained here first and frozen, as in Stable Diffusion: contrast alone teaches
 styles and scenes within minutes but objects hardly. So both towers also name object, style and scene directly,
-which helps; every other batch shares one style and one scene and the image tower is convolutional, which is not
-shown to help (notebook 13). The judge has another architecture and another seed and never meets the
-generator: its pictures are drawn, not generated.
+which helped in short trials; every other batch shares one style and one scene and the image tower is
+convolutional, which was not shown to help (notebook 13). The judge has another architecture and another seed and
+never meets the generator: its pictures are drawn, not generated.
 """
 
 import copy
