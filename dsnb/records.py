@@ -10,7 +10,7 @@ import base64
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-MARK = "dsnb-rows"  # metadata of the outputs that carry rows
+ROWS = "application/vnd.dsnb.rows+json"  # not plain JSON, which viewers would show as a tree
 _kept: dict = {}
 
 
@@ -25,7 +25,7 @@ def record(rows: Sequence[dict] | None = None, /, **values) -> None:
     rows = [values] if rows is None else [dict(row) | values for row in rows]
     rows = [{str(name): _plain(name, value) for name, value in row.items()} for row in rows]
     text = f"{len(rows)} row{'s' * (len(rows) != 1)} recorded"
-    display({"application/json": rows, "text/plain": text}, raw=True, metadata={MARK: True})
+    display({ROWS: rows, "text/plain": text}, raw=True)
 
 
 def _plain(name: str, value: object) -> object:
@@ -70,8 +70,8 @@ def recorded(notebook) -> list[dict]:
     """The rows that an executed notebook (an nbformat node) handed out with `record`, in order."""
     rows = []
     for output in _outputs(notebook):
-        if output.output_type == "display_data" and output.metadata.get(MARK):
-            rows += [dict(row) for row in output.data["application/json"]]
+        if output.output_type == "display_data":
+            rows += [dict(row) for row in output.data.get(ROWS, [])]
     return [{k: float(v["float"]) if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
 
 

@@ -537,8 +537,8 @@ def test_records_survive_the_notebook_format(capsys):
     rows = [{"a": 1, "b": "text", "c": True, "d": None, "e": 0.5, "f": "nan", "g": "-inf"}]
     outputs = []
 
-    def display(data, raw, metadata):
-        outputs.append(nbformat.v4.new_output("display_data", data=data, metadata=metadata))
+    def display(data, raw):
+        outputs.append(nbformat.v4.new_output("display_data", data=data))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("IPython.display.display", display)

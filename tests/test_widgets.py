@@ -8,6 +8,7 @@ import numpy as np
 import papermill
 import pytest
 import torch
+from matplotlib import pyplot
 
 from dsnb import plotting
 from dsnb.widgets import explore, paint, painting, sliders
@@ -53,6 +54,19 @@ def test_plain_values_become_controls(given, kind, start):
     assert found is kind and options["value"] == start
     panel = live(lambda name: shade(0.5), name=given)
     assert panel.controls["name"].value == start and panel.values() == {"name": start}
+
+
+def test_figures_of_pyplot_are_drawn_once_and_not_kept():
+    def draw(height=1.0):
+        figure, axes = pyplot.subplots(figsize=(1, 1))
+        axes.bar([0], [height])
+        return figure
+
+    panel = live(draw, height=(1.0, 2.0))
+    first = panel._image.value
+    panel.set(height=2.0)
+    panel.settle()
+    assert panel._image.value != first and not pyplot.get_fignums()
 
 
 def test_start_comes_from_the_default_of_draw():

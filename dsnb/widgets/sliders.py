@@ -16,6 +16,8 @@ import time
 import traceback
 
 import ipywidgets
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from .. import plotting
@@ -283,7 +285,10 @@ class Panel:
 def _call(function, values, report):
     takes = inspect.signature(function).parameters
     reports = "report" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    return function(**values, **({"report": report} if reports else {}))
+    picture = function(**values, **({"report": report} if reports else {}))
+    if isinstance(picture, Figure):
+        pyplot.close(picture)  # if it is one of pyplot's, which notebooks show again below and which are kept
+    return picture
 
 
 def _plain(value):
