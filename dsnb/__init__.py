@@ -9,7 +9,7 @@ from pathlib import Path
 __version__ = "0.3.0"
 
 _EXPORTS = {
-    "load": "models",
+    "load": "checkpoints",
     "Model": "models",
     "Settings": "models",
     "read_image": "images",
@@ -19,8 +19,9 @@ _EXPORTS = {
     "decode": "methods",
 }
 _MODULES = (
-    "attention", "attention_maps", "bench", "comparison", "epsilon", "images", "inversion", "kernels", "masks",
-    "methods", "metrics", "models", "plotting", "records", "runs", "sampling", "styles", "widgets",
+    "attention", "attention_maps", "bench", "checkpoints", "comparison", "epsilon", "images", "inversion",
+    "kernels", "masks", "methods", "metrics", "models", "plotting", "records", "runs", "sampling", "styles",
+    "widgets",
 )  # fmt: skip
 
 __all__ = [*_EXPORTS, "data_path"]

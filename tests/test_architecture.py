@@ -12,7 +12,7 @@ PACKAGE = Path(dsnb.__file__).parent
 TIERS = [
     ["epsilon", "files", "images", "kernels", "plotting", "records", "styles"],
     ["masks", "models", "sampling", "runs", "widgets"],
-    ["inversion", "attention", "metrics"],
+    ["checkpoints", "inversion", "attention", "metrics"],
     ["attention_maps", "methods"],
     ["comparison", "bench"],
     ["training"],

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import dsnb
-from dsnb import models
+from dsnb import checkpoints, models
 
 
 def test_the_bundled_model_opens_with_its_own_settings():
     model = dsnb.load(device="cpu", dtype=torch.float32)
-    folder = dsnb.data_path("models", models.BUNDLED)
+    folder = dsnb.data_path("models", checkpoints.BUNDLED)
     assert model.settings == models.Settings(**json.loads((folder / "dsnb.json").read_text()))
     assert model.image_size % model.latent_factor == 0
     picture = dsnb.styles.pictures()[0]
@@ -102,7 +102,7 @@ def test_a_long_prompt_warns_with_what_was_cut(tiny):
 
 
 def test_device_and_dtype_are_chosen_and_can_be_overridden(tiny_folder):
-    assert models.choose_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    assert checkpoints.choose_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
     model = dsnb.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16 and model.device.type == "cpu"
 

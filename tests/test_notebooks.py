@@ -346,6 +346,14 @@ def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
     assert kept["ahead less control"]["control"] == 0
 
 
+def test_make_trials_tries_every_change():
+    cells = nbformat.read(FOUND["13_what_teaches_objects"], as_version=4).cells
+    (source,) = (cell.source for cell in cells if cell.source.startswith("CHANGES = "))
+    changes = ast.literal_eval(ast.parse(source).body[0].value)
+    (asked,) = re.findall(r"^CHANGES := (.*)$", (NOTEBOOKS.parent / "Makefile").read_text(), re.M)
+    assert asked.split(",") == list(changes)
+
+
 def test_there_are_notebooks():
     assert FOUND and any(name.startswith("solutions/") for name in FOUND)
     assert set(OTHER) <= set(FOUND), f"not in notebooks/: {set(OTHER) - set(FOUND)}"

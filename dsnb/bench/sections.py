@@ -15,12 +15,13 @@ from tqdm.auto import tqdm
 from .. import masks, styles
 from ..attention import cross_attention_layers
 from ..attention_maps import record_attention
+from ..checkpoints import load
 from ..images import read_image
 from ..inversion import invert
 from ..methods import METHODS, blend
 from ..metrics import layout, psnr
 from ..metrics.readers import load_probe, style_shown
-from ..models import Model, count_unet_samples, load
+from ..models import Model, count_unet_samples
 from ..runs import read_table, run
 from ..sampling import make_schedule
 from .baselines import CONFIGS, make_loop, random_model, reuse_deep_features, source_attention, source_epsilon

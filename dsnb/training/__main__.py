@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..models import choose_device
+from ..checkpoints import choose_device
 from . import recipe
 from .diffusion import SIZES
 

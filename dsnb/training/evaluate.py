@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .. import inversion, masks, methods, metrics, models
+from .. import checkpoints, inversion, masks, methods, metrics, models
 from .. import styles as prompts
 from ..images import read_image
 from ..metrics.readers import load_probe
@@ -217,7 +217,7 @@ def measure_two_styles(model: models.Model, judge: Judge, count: int, method: st
 
 def evaluate(folder: Path, judge: Judge, count: int = 90, device=None) -> tuple[list[Row], dict[str, Figure]]:
     """All rows for the model in `folder`, and pictures by name. About 10 minutes for a count of 180 on two cores."""
-    model = models.load(folder, device=device)
+    model = checkpoints.load(folder, device=device)
     rows = measure_reading(judge, max(count, 180)) + measure_autoencoder(model.vae, count)
     more, samples = measure_samples(model, judge, max(count, len(STYLES)))
     fewer = max(4, count // 4)
