@@ -34,7 +34,7 @@ OUT      ?=
 STAGES   ?=
 COOLDOWN ?=
 train: $(READY)  ## trains the bundled model, from its last checkpoint if there is one
-	$(BIN)/python -m dsnb.training --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE)) $(if $(STAGES),--stages $(STAGES)) \
+	$(BIN)/python -m dsnb.lab.training --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE)) $(if $(STAGES),--stages $(STAGES)) \
 		$(if $(COOLDOWN),--cooldown $(COOLDOWN)) $(if $(OUT),--out $(OUT))
 
 # the changes of the notebook's CHANGES

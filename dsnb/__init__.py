@@ -19,9 +19,8 @@ _EXPORTS = {
     "decode": "methods",
 }
 _MODULES = (
-    "attention", "attention_maps", "bench", "checkpoints", "comparison", "epsilon", "images", "inversion",
-    "kernels", "masks", "methods", "metrics", "models", "plotting", "records", "runs", "sampling", "styles",
-    "widgets",
+    "attention", "attention_maps", "checkpoints", "epsilon", "images", "inversion", "kernels", "lab", "masks",
+    "methods", "metrics", "models", "plotting", "prompts", "sampling", "widgets",
 )  # fmt: skip
 
 __all__ = [*_EXPORTS, "data_path"]

@@ -10,21 +10,21 @@ NOTEBOOKS = ROOT / "notebooks"
 
 def run(argv: list[str]) -> int:
     """a notebook over a grid of parameters, as rows of one table"""
-    from .runs import main
+    from .lab.grid import main
 
     return main(argv)
 
 
 def bench(argv: list[str]) -> int:
     """what each method and kernel costs on this machine"""
-    from .bench import main
+    from .lab.bench import main
 
     return main(argv)
 
 
 def compare(argv: list[str]) -> int:
     """notebook 10 in full: the tables of the comparison, over 96 pictures"""
-    from .comparison.command import main
+    from .lab.compare.command import main
 
     return main(argv)
 

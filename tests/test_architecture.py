@@ -8,54 +8,66 @@ import pytest
 import dsnb
 
 PACKAGE = Path(dsnb.__file__).parent
-# From the bottom up.
+LAB = PACKAGE / "lab"
+# From the bottom up. Only the command line stands above the laboratory.
 TIERS = [
-    ["epsilon", "files", "images", "kernels", "plotting", "records", "styles"],
-    ["masks", "models", "sampling", "runs", "widgets"],
+    ["epsilon", "files", "images", "kernels", "plotting", "prompts"],
+    ["masks", "models", "sampling", "widgets"],
     ["checkpoints", "inversion", "attention", "metrics"],
     ["attention_maps", "methods"],
-    ["comparison", "bench"],
-    ["training"],
+    ["lab"],
     ["__main__"],
 ]
-TIER = {name: tier for tier, names in enumerate(TIERS) for name in names}
+LAB_TIERS = [["grid", "world"], ["compare", "bench"], ["training"]]
+TIER = {
+    folder: {name: tier for tier, names in enumerate(tiers) for name in names}
+    for folder, tiers in ((PACKAGE, TIERS), (LAB, LAB_TIERS))
+}
 
 
-def modules():
-    return {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")} - {
+def modules(folder):
+    return {path.relative_to(folder).parts[0].removesuffix(".py") for path in folder.rglob("*.py")} - {
         "__init__"
     }
 
 
-def imported(path):
-    """Names of the package's modules that a file imports, anywhere in it."""
-    depth = len(path.relative_to(PACKAGE).parts)
+def imported(path, folder=PACKAGE):
+    """Names of a folder's modules that a file imports, anywhere in it."""
+    here = ["dsnb", *path.relative_to(PACKAGE).parts]
+    inside = ["dsnb", *folder.relative_to(PACKAGE).parts]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            inside = node.level == depth or (node.level == 0 and (node.module or "").split(".")[0] == "dsnb")
-            parts = (node.module or "").split(".")
-            parts = parts if node.level else parts[1:]
-            if inside and parts and parts[0]:
-                yield parts[0]
-            elif inside:
-                yield from (alias.name for alias in node.names)
+            start = here[: -node.level] if node.level else []
+            module = [*start, *filter(None, (node.module or "").split("."))]
+            found = [[*module, alias.name] for alias in node.names]
         elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dsnb."))
+            found = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        yield from {
+            name[len(inside)] for name in found if name[: len(inside)] == inside and name[len(inside) :]
+        }
 
 
-def test_every_module_has_its_tier():
-    assert modules() == set(TIER)
+@pytest.mark.parametrize("folder", [PACKAGE, LAB])
+def test_every_module_has_its_tier(folder):
+    assert modules(folder) == set(TIER[folder])
 
 
-@pytest.mark.parametrize("name", sorted(TIER))
-def test_no_import_points_back(name):
-    path = PACKAGE / name
+@pytest.mark.parametrize(
+    ("folder", "name"), [(folder, name) for folder in TIER for name in sorted(TIER[folder])]
+)
+def test_no_import_points_back(folder, name):
+    path, tier = folder / name, TIER[folder]
     for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
-        for other in imported(file):
-            if other in TIER and other != name:
-                assert TIER[other] < TIER[name], f"{file.relative_to(PACKAGE)} imports {other}"
+        for other in imported(file, folder):
+            if other in tier and other != name:
+                assert tier[other] < tier[name], f"{file.relative_to(PACKAGE)} imports {other}"
 
 
 def test_arrows_are_seen():
     assert {"models", "sampling"} <= set(imported(PACKAGE / "inversion.py"))
     assert "reference" not in set(imported(PACKAGE / "kernels" / "__init__.py")) - {"kernels"}
+    assert "grid" in set(imported(LAB / "bench" / "sections.py", LAB))
+    assert "world" in set(imported(LAB / "training" / "recipe.py", LAB))
+    assert "lab" in set(imported(PACKAGE / "__main__.py"))

@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import make_scheduler, make_unet
 
-from dsnb import bench, masks
-from dsnb.bench import baselines, command, kernel_section, plots, sections
+from dsnb import masks
+from dsnb.lab import bench
+from dsnb.lab.bench import baselines, command, kernel_section, plots, sections
 from dsnb.methods import METHODS
 from dsnb.models import Model, count_unet_samples
 
@@ -322,5 +323,5 @@ def test_peak_memory_sees_what_a_call_takes():
 
 def test_plots_do_not_need_pyplot():
     plots.plot_kernels(ROWS)
-    code = "import sys; from dsnb.bench import plots; assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys; from dsnb.lab.bench import plots; assert 'matplotlib.pyplot' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

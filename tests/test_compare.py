@@ -4,8 +4,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from dsnb.comparison import command
-from dsnb.runs import runner
+from dsnb.lab.compare import command
+from dsnb.lab.grid import runner
 
 PARAMETERS = """
 pictures: int = 2
@@ -24,7 +24,7 @@ tables: str = ""
 BODY = """
 import os
 from pathlib import Path
-from dsnb.records import record
+from dsnb.lab.grid import record
 if tables:
     found = sorted(path.parent.name for path in Path(tables).glob("*/table.parquet"))
     Path(tables, "drawn").write_text(" ".join([*found, os.environ["DSNB_FIGURES"]]))
@@ -96,7 +96,7 @@ def test_bad_numbers_are_a_sentence(notebook, tmp_path, capsys):
 
 
 def test_every_question_is_about_parameters_that_the_notebook_has():
-    from dsnb.runs.grid import make_grid
+    from dsnb.lab.grid.grid import make_grid
 
     for held, varied in command.QUESTIONS.values():
         grid = make_grid(command.NOTEBOOK, varied, {k: v for k, v in held.items() if k not in varied})

@@ -15,11 +15,11 @@ def test_the_bundled_model_opens_with_its_own_settings():
     folder = dsnb.data_path("models", checkpoints.BUNDLED)
     assert model.settings == models.Settings(**json.loads((folder / "dsnb.json").read_text()))
     assert model.image_size % model.latent_factor == 0
-    picture = dsnb.styles.pictures()[0]
+    picture = dsnb.prompts.pictures()[0]
     image = dsnb.read_image(picture.file, model)
     again = models.decode_latents(model, models.encode_image(model, image))
     assert again.shape == image.shape and (again - image).abs().mean() < 0.1
-    assert len(model.tokenizer(dsnb.styles.prompt("minecraft", picture.caption)).input_ids) <= 77
+    assert len(model.tokenizer(dsnb.prompts.prompt("minecraft", picture.caption)).input_ids) <= 77
 
 
 def test_other_weights_are_another_version():

@@ -14,7 +14,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from dsnb.comparison.tables import MEASURES
+from dsnb.lab.compare.tables import MEASURES
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"

@@ -3,12 +3,10 @@
 import pytest
 import torch
 
+from dsnb.lab.world import STYLES, draw_mix, random_pictures, templates
 from dsnb.masks import linear, logistic
 from dsnb.metrics import readers
 from dsnb.metrics.networks import Lpips, bundled_clip, load_clip, load_lpips
-from dsnb.training.captions import templates
-from dsnb.training.styles import STYLES, draw_mix
-from dsnb.training.world import random_pictures
 
 PAIRS = [("minecraft", "vangogh"), ("mosaic", "warhol")]
 

@@ -20,11 +20,10 @@ import pytest
 from distributed import Client
 
 import dsnb
-from dsnb import runs
-from dsnb.records import once, record, recorded
-from dsnb.runs import points, runner
-from dsnb.runs.grid import GridError, convert, make_grid, parse_settings, parse_values
-from dsnb.runs.results import FolderError
+from dsnb.lab.grid import main, points, runner
+from dsnb.lab.grid.grid import GridError, convert, make_grid, parse_settings, parse_values
+from dsnb.lab.grid.records import once, record, recorded
+from dsnb.lab.grid.results import FolderError
 
 PARAMETERS = """
 sharpness: float = 20.0  # how sharp
@@ -35,7 +34,7 @@ pause: float = 0.0  # seconds
 """
 BODY = """
 import os, time
-from dsnb.records import once, record
+from dsnb.lab.grid import once, record
 note = lambda word: open(log, "a").write(f"{word} {sharpness:g} {os.getpid()}\\n") if log else None
 note("begin")
 time.sleep(pause)
@@ -112,7 +111,7 @@ def begun(log):
 
 def command(notebook, output, *words, cluster=None):
     where = ["--scheduler", cluster.scheduler_address] if cluster else ["--workers", "1"]
-    return runs.main([str(notebook), "--output", str(output), *where, *words])
+    return main([str(notebook), "--output", str(output), *where, *words])
 
 
 def test_a_grid_becomes_a_table_and_only_what_is_missing_is_run_again(notebook, tmp_path, cluster, capsys):
@@ -176,7 +175,7 @@ def test_a_kept_kernel_starts_each_point_in_its_folder_and_gives_way_to_another_
         spec = {"argv": words, "display_name": name, "language": "python", "env": {"KERNEL": name}}
         (tmp_path / "kernels" / name / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    source = "import os\nfrom dsnb.records import record"
+    source = "import os\nfrom dsnb.lab.grid import record"
     source += "\nrecord(folder=os.getcwd(), kernel=os.getpid(), name=os.environ['KERNEL'], "
     source += "figures=os.environ['DSNB_FIGURES'])\nos.chdir('/')"
 
@@ -294,7 +293,7 @@ def _parent_alive(kernel):
 def test_a_notebook_that_kills_its_kernel_is_a_failed_row(notebook, tmp_path, cluster):
     nb = nbformat.read(notebook, as_version=4)
     nb.cells[1].source = "import os, signal\nif sharpness == 1: os.kill(os.getpid(), signal.SIGKILL)"
-    nb.cells[2].source = "from dsnb.records import record\nrecord(score=1)"
+    nb.cells[2].source = "from dsnb.lab.grid import record\nrecord(score=1)"
     nbformat.write(nb, notebook)
     assert command(notebook, tmp_path / "out", "--grid", "sharpness=1,2", cluster=cluster) == 1
     table = pd.read_csv(tmp_path / "out" / "table.csv")
@@ -335,19 +334,19 @@ def test_workers_keep_memory_that_the_next_step_will_want(cluster):
     ],
 )
 def test_bad_input_is_a_sentence_and_no_traceback(notebook, tmp_path, capsys, words, sentence):
-    assert runs.main([str(notebook), "--output", str(tmp_path / "out"), *words]) == 2
+    assert main([str(notebook), "--output", str(tmp_path / "out"), *words]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out" / "table.csv").exists()
 
 
 def test_a_file_that_is_no_notebook_or_takes_no_parameters(tmp_path, capsys):
-    assert runs.main([str(tmp_path / "none.ipynb")]) == 2
+    assert main([str(tmp_path / "none.ipynb")]) == 2
     assert "cannot be read: No such file" in capsys.readouterr().err
     (tmp_path / "text.ipynb").write_text("hello")
-    assert runs.main([str(tmp_path / "text.ipynb")]) == 2
+    assert main([str(tmp_path / "text.ipynb")]) == 2
     assert "is not a Jupyter notebook" in capsys.readouterr().err
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "bare.ipynb")
-    assert runs.main([str(tmp_path / "bare.ipynb"), "-p", "x=1"]) == 2
+    assert main([str(tmp_path / "bare.ipynb"), "-p", "x=1"]) == 2
     assert "no cell tagged 'parameters'" in capsys.readouterr().err
 
 
@@ -382,7 +381,7 @@ def test_a_changed_notebook_and_a_foreign_folder_are_refused(notebook, tmp_path)
 
 def test_another_version_of_the_package_is_refused(notebook, tmp_path, monkeypatch):
     runner.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
-    monkeypatch.setattr("dsnb.runs.grid.__version__", "99")
+    monkeypatch.setattr("dsnb.lab.grid.grid.__version__", "99")
     with pytest.raises(FolderError, match='another version of dsnb .* there, "99" now'):
         runner.Folder(tmp_path / "out", make_grid(notebook, {"seed": [1]}))
 
@@ -587,5 +586,5 @@ def test_gpus_are_told_without_torch(monkeypatch):
 
 
 def test_the_command_line_does_not_import_torch(tmp_path):
-    code = "import sys, dsnb.runs; sys.exit('torch' in sys.modules)"
+    code = "import sys, dsnb.lab.grid; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dsnb.comparison import tables
+from dsnb.lab.compare import tables
 
 FIGURES = Path(__file__).parents[1] / "figures"
 

@@ -15,15 +15,29 @@ from transformers import CLIPTokenizer
 
 import dsnb
 from dsnb import masks
-from dsnb.training import __main__ as command
-from dsnb.training import autoencoder, captions, card, clip, diffusion, evaluate, judge, loop, recipe
-from dsnb.training import export as exporting
-from dsnb.training.export import export, read_log
-from dsnb.training.icons import CELL, OBJECTS, SETS, load_atlas
-from dsnb.training.scenery import SCENES
-from dsnb.training.stream import PictureStream
-from dsnb.training.styles import STYLES, draw, draw_mix, held_out, random_styles
-from dsnb.training.world import COLOURS, SIZE, Pictures, draw_plain, random_pictures
+from dsnb.lab.training import __main__ as command
+from dsnb.lab.training import autoencoder, card, clip, diffusion, evaluate, judge, loop, recipe
+from dsnb.lab.training import export as exporting
+from dsnb.lab.training.export import export, read_log
+from dsnb.lab.training.stream import PictureStream
+from dsnb.lab.world import (
+    CELL,
+    COLOURS,
+    OBJECTS,
+    SCENES,
+    SETS,
+    SIZE,
+    STYLES,
+    Pictures,
+    captions,
+    draw,
+    draw_mix,
+    draw_plain,
+    held_out,
+    load_atlas,
+    random_pictures,
+    random_styles,
+)
 
 
 def pictures(count, seed=0, **fixed):
@@ -113,7 +127,7 @@ def test_captions_name_object_scene_and_style():
     one = Pictures(*(torch.tensor([n]) for n in (OBJECTS.index("car"), 0, list(SCENES).index("street"), 0)),
                    torch.zeros(1, 48))  # fmt: skip
     assert captions.phrase(one, 0) == f"a {list(COLOURS)[0]} car on a street"
-    assert captions.caption(one, 0, "mosaic") == dsnb.styles.prompt("mosaic", "a red car on a street")
+    assert captions.caption(one, 0, "mosaic") == dsnb.prompts.prompt("mosaic", "a red car on a street")
     assert captions.describe("apple", 5) == "an apple in a room"
     many = pictures(300)
     styles = random_styles(many, torch.Generator().manual_seed(1))

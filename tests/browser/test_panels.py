@@ -49,14 +49,14 @@ def test_an_error_is_seen_in_the_panel(notebook):
 
 BLEND = """
 import torch, dsnb
-from dsnb import masks, styles
+from dsnb import masks
 from dsnb.widgets import explore, paint
 
-model, picture = dsnb.load(), styles.pictures()[0]
+model, picture = dsnb.load(), dsnb.prompts.pictures()[0]
 source = dsnb.read_image(picture.file, model)
 generator = torch.Generator().manual_seed(0)
 trajectory = dsnb.invert(model, source, picture.caption, steps=8, skip=1, generator=generator)
-prompts = [styles.prompt(style, picture.caption) for style in styles.names()[:2]]
+prompts = [dsnb.prompts.prompt(style, picture.caption) for style in dsnb.prompts.names()[:2]]
 
 def draw(mask, report):
     mask = masks.from_weights(mask)

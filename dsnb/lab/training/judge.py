@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from .captions import LENGTH, PARAPHRASES, describe
-from .icons import OBJECTS
-from .styles import STYLES, draw, random_styles
-from .world import Pictures, random_pictures
+from ..world.captions import LENGTH, PARAPHRASES, describe
+from ..world.icons import OBJECTS
+from ..world.styles import STYLES, draw, random_styles
+from ..world.world import Pictures, random_pictures
 
 
 @dataclass

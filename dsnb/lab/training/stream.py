@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..world.styles import draw, random_styles
+from ..world.world import Pictures, random_pictures
 from .loop import step_generator
-from .styles import draw, random_styles
-from .world import Pictures, random_pictures
 
 AT_ONCE = 256  # pictures drawn in one go
 

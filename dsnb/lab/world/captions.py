@@ -7,7 +7,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
-from .. import styles as prompts
+from ... import prompts
 from .icons import OBJECTS
 from .scenery import SCENES
 from .styles import STYLES

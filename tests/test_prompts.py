@@ -1,6 +1,6 @@
 import pytest
 
-from dsnb import images, styles
+from dsnb import images, prompts
 
 MINECRAFT = (
     "A Minecraft-inspired rendering of a bear, featuring distinct pixelated textures, blocky 3D cube structures, "
@@ -10,14 +10,14 @@ MINECRAFT = (
 
 
 def test_templates_and_pairs_are_the_papers():
-    assert styles.prompt("minecraft", "a bear") == MINECRAFT
-    assert styles.names() == ["minecraft", "vangogh", "mosaic", "warhol"]
-    assert styles.pairs() == [("minecraft", "vangogh"), ("mosaic", "warhol")]
-    assert styles.title("vangogh") == "Van Gogh"
+    assert prompts.prompt("minecraft", "a bear") == MINECRAFT
+    assert prompts.names() == ["minecraft", "vangogh", "mosaic", "warhol"]
+    assert prompts.pairs() == [("minecraft", "vangogh"), ("mosaic", "warhol")]
+    assert prompts.title("vangogh") == "Van Gogh"
 
 
 def test_the_one_prompt_baseline_names_both_sides():
-    text = styles.one_prompt(("minecraft", "vangogh"), "a bear")
+    text = prompts.one_prompt(("minecraft", "vangogh"), "a bear")
     assert (
         text
         == "A Minecraft-inspired rendering on the left and a Van Gogh-style painting on the right of a bear"
@@ -25,21 +25,21 @@ def test_the_one_prompt_baseline_names_both_sides():
 
 
 def test_a_prompt_of_ones_own():
-    assert styles.style_prompt("a sketch of [prompt], in ink", "a bear") == "a sketch of a bear, in ink"
-    assert styles.style_prompt("mosaic", "a bear") == styles.prompt("mosaic", "a bear")
+    assert prompts.style_prompt("a sketch of [prompt], in ink", "a bear") == "a sketch of a bear, in ink"
+    assert prompts.style_prompt("mosaic", "a bear") == prompts.prompt("mosaic", "a bear")
 
 
 def test_there_are_enough_pictures_and_all_can_be_read():
-    pictures = styles.pictures()
+    pictures = prompts.pictures()
     assert len(pictures) >= 12 and len({p.name for p in pictures}) == len(pictures)
     for picture in pictures:
         assert picture.caption and picture.source
         assert images.read_image(picture.file, size=64).shape == (1, 3, 64, 64)
-    assert styles.picture(pictures[3].name) == pictures[3]
+    assert prompts.picture(pictures[3].name) == pictures[3]
 
 
 def test_unknown_names_get_the_near_one():
     with pytest.raises(ValueError, match="did you mean 'vangogh'"):
-        styles.prompt("Van Gogh", "a bear")
+        prompts.prompt("Van Gogh", "a bear")
     with pytest.raises(ValueError, match="did you mean 'bear_grass'"):
-        styles.picture("bear_gras")
+        prompts.picture("bear_gras")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from ..world.icons import DRAWINGS
+from ..world.scenery import SCENES
+from ..world.styles import STYLES
+from ..world.world import COLOURS, PAINTABLE
 from .clip import WIDTH
 from .evaluate import Row, as_markdown
 from .export import SETTINGS, read_log
-from .icons import DRAWINGS
-from .scenery import SCENES
-from .styles import STYLES
-from .world import COLOURS, PAINTABLE
 
 TEXT = """\
 ---
@@ -35,7 +35,7 @@ One large object in one scene, in one style.
 
 - {objects} objects: {object_names}.
 - {scenes} scenes: {scene_names}.
-- {styles} styles: {style_names}. `dsnb/training/styles.py` draws them.
+- {styles} styles: {style_names}. `dsnb/lab/world/styles.py` draws them.
 - {colours} as the colour of {paintable}.
 
 Captions read like "a red car on a street", "a pencil sketch of an owl at night", or one of the long style
@@ -50,7 +50,7 @@ are Apache-2.0.
 
 ## Recipe
 
-`python -m dsnb.training` makes it from nothing; `notebooks/12_train_the_model.ipynb` tells how. All random
+`python -m dsnb.lab.training` makes it from nothing; `notebooks/12_train_the_model.ipynb` tells how. All random
 numbers follow from seed {seed} (the judge's from the next one); stages end by the clock, so a repeat gives a model of
 this kind and not the same bits. AdamW on {device}, bfloat16 products, a moving average of the weights; the text
 encoder is a contrastive one, trained first and then frozen; one caption in ten is empty; an error in the noise weighs

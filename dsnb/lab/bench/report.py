@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from ..files import write_whole
-from ..plotting import figures_folder
+from ...files import write_whole
+from ...plotting import figures_folder
 from . import plots
 from .baselines import CONFIGS
 from .harness import Row

@@ -1,6 +1,6 @@
 """Notebook 10 in full, by one command: the comparison and its open questions as grids, then the tables.
 
-Every grid goes on where it was stopped (see `runs`), so the command may be interrupted and started again.
+Every grid goes on where it was stopped (see `grid`), so the command may be interrupted and started again.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..plotting import figures_folder
-from ..runs import GridError, run
-from ..runs.grid import parse_settings
-from ..runs.runner import exit_status
+from ...plotting import figures_folder
+from ..grid import GridError, run
+from ..grid.grid import parse_settings
+from ..grid.runner import exit_status
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOK = ROOT / "notebooks" / "10_compare_methods.ipynb"
 PASSES = ["1", "1, 0.02", "1, 0.02, 0.02, 0.02", "1, 1"]  # weights of the passes in each cross-attention
 PICTURES, FEWER = 96, 12  # what the tables in figures/ are made of
@@ -91,7 +91,7 @@ def count_pairs(path: str | Path) -> int:
     except (OSError, ValueError) as error:
         raise GridError(f"pairs_file {str(path)!r} cannot be read: {error}") from None
     if not isinstance(entries, list) or not entries:
-        raise GridError(f"pairs_file {str(path)!r} is no list of entries; see `comparison.read_pairs`")
+        raise GridError(f"pairs_file {str(path)!r} is no list of entries; see `compare.read_pairs`")
     return len(entries)
 
 

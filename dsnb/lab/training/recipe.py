@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
-from ..plotting import save_figure
+from ...plotting import save_figure
+from ..world import captions
 from . import autoencoder as autoencoders
-from . import captions, clip, diffusion
+from . import clip, diffusion
 from .card import write_card, write_judge_card
 from .evaluate import evaluate, measure_reading, write_table
 from .export import export, plot_logs

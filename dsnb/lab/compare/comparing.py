@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import metrics
-from ..images import read_image
-from ..inversion import invert
-from ..masks import Mask
-from ..methods import blend, blend_pixels, decode
-from ..metrics import perceptual
-from ..metrics.networks import Lpips
-from ..metrics.readers import Reader, style_shown
-from ..models import Model
+from ... import metrics
+from ...images import read_image
+from ...inversion import invert
+from ...masks import Mask
+from ...methods import blend, blend_pixels, decode
+from ...metrics import perceptual
+from ...metrics.networks import Lpips
+from ...metrics.readers import Reader, style_shown
+from ...models import Model
 
 SIDES = ("left", "right")
 TRUE_MIX = "true mix"  # in the place of a method: true pictures, faded into each other by the mask

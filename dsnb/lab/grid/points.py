@@ -26,8 +26,8 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
-from .. import __version__
-from ..records import pictures, recorded
+from ... import __version__
+from .records import pictures, recorded
 
 PACKAGES = ("torch", "diffusers", "transformers", "papermill", "numpy")
 CLEAR = """

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
+from ..world.styles import STYLES, draw
+from ..world.world import random_pictures
 from .loop import Plan, autocast, fit, load_checkpoint, save_checkpoint, step_generator
 from .stream import PictureStream
-from .styles import STYLES, draw
-from .world import random_pictures
 
 LATENT_CHANNELS = 12
 CROP = 64  # pixels; a crop costs a quarter

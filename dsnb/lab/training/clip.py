@@ -24,12 +24,12 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from .captions import LENGTH, captions, tokenize
-from .icons import OBJECTS
+from ..world.captions import LENGTH, captions, tokenize
+from ..world.icons import OBJECTS
+from ..world.scenery import SCENES
+from ..world.styles import STYLES, draw, held_out, random_styles
+from ..world.world import Pictures, random_pictures
 from .loop import Plan, autocast, fit, upload
-from .scenery import SCENES
-from .styles import STYLES, draw, held_out, random_styles
-from .world import Pictures, random_pictures
 
 WIDTH = 256  # of the joint embedding
 COUNTS = (len(OBJECTS), len(STYLES), len(SCENES))

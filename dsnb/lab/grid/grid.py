@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 import papermill
 
-from .. import __version__
+from ... import __version__
 from .points import Point
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple, "dict": dict}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..plotting import STYLE_COLORS, save_figure
+from ...plotting import STYLE_COLORS, save_figure
 from .harness import Row
 
 

@@ -14,14 +14,14 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..world.captions import caption, captions, tokenize
+from ..world.icons import OBJECTS
+from ..world.scenery import SCENES
+from ..world.styles import STYLES, draw
+from ..world.world import random_pictures
 from .autoencoder import encode
-from .captions import caption, captions, tokenize
-from .icons import OBJECTS
 from .loop import Plan, autocast, fit, step_generator, upload
-from .scenery import SCENES
 from .stream import PictureStream
-from .styles import STYLES, draw
-from .world import random_pictures
 
 log = logging.getLogger(__name__)
 

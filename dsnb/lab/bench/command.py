@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import choose_device, choose_dtype
+from ...checkpoints import choose_device, choose_dtype
 from .harness import CLOCKS, Bench, Options, Row, header
 from .report import kind, save, tables
 from .sections import MODELS, SECTIONS

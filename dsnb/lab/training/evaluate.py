@@ -14,18 +14,17 @@ import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .. import checkpoints, inversion, masks, methods, metrics, models
-from .. import styles as prompts
-from ..images import read_image
-from ..metrics.readers import load_probe
-from ..plotting import show_grid
+from ... import checkpoints, inversion, masks, methods, metrics, models, prompts
+from ...images import read_image
+from ...metrics.readers import load_probe
+from ...plotting import show_grid
+from ..world.captions import caption, phrase
+from ..world.scenery import SCENES
+from ..world.styles import STYLES, draw, draw_mix
+from ..world.world import Pictures, random_pictures
 from .autoencoder import psnr
-from .captions import caption, phrase
 from .diffusion import sample
 from .judge import Judge, sides, top, truth
-from .scenery import SCENES
-from .styles import STYLES, draw, draw_mix
-from .world import Pictures, random_pictures
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What `dsnb.bench` measures: one function per section, each adding rows to a `Bench`."""
+"""What `dsnb.lab.bench` measures: one function per section, each adding rows to a `Bench`."""
 
 import copy
 from collections.abc import Callable
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import masks, styles
-from ..attention import cross_attention_layers
-from ..attention_maps import record_attention
-from ..checkpoints import load
-from ..images import read_image
-from ..inversion import invert
-from ..methods import METHODS, blend
-from ..metrics import layout, psnr
-from ..metrics.readers import load_probe, style_shown
-from ..models import Model, count_unet_samples
-from ..runs import read_table, run
-from ..sampling import make_schedule
+from ... import masks, prompts
+from ...attention import cross_attention_layers
+from ...attention_maps import record_attention
+from ...checkpoints import load
+from ...images import read_image
+from ...inversion import invert
+from ...methods import METHODS, blend
+from ...metrics import layout, psnr
+from ...metrics.readers import load_probe, style_shown
+from ...models import Model, count_unet_samples
+from ...sampling import make_schedule
+from ..grid import read_table, run
 from .baselines import CONFIGS, make_loop, random_model, reuse_deep_features, source_attention, source_epsilon
 from .harness import MOST_REPEATS, Bench, Options, ratios
 from .kernel_section import kernel_section
 
 MODELS = ("bundled", *CONFIGS)
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "00_blend_two_styles.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[3] / "notebooks" / "00_blend_two_styles.ipynb"
 
 
 def pictures(bench: Bench, options: Options) -> None:
@@ -66,8 +66,8 @@ def pictures(bench: Bench, options: Options) -> None:
 def whole(bench: Bench, options: Options) -> None:
     """A whole picture of two styles as the notebooks draw it, texts and autoencoder included: its inversion, then
     epsilon and attention, alone and with all attention recorded. The bundled model."""
-    picture, pair, mask = styles.pictures()[0], styles.pairs()[0], masks.logistic()
-    prompts = [styles.prompt(style, picture.caption) for style in pair]
+    picture, pair, mask = prompts.pictures()[0], prompts.pairs()[0], masks.logistic()
+    texts = [prompts.prompt(style, picture.caption) for style in pair]
     for dtype in dict.fromkeys((bench.dtype, torch.float32)):
         model = _model("bundled", bench.device, dtype)
         for steps in dict.fromkeys((options.steps or model.settings.steps, options.steps or 25)):
@@ -75,10 +75,10 @@ def whole(bench: Bench, options: Options) -> None:
             size = trajectory.x_T.shape[-2:]
             variants = {"inversion": partial(_trajectory, model, picture, steps)}
             for method in ("epsilon", "attention"):
-                draw = partial(blend, model, trajectory, prompts, mask, method=method, progress=False)
+                draw = partial(blend, model, trajectory, texts, mask, method=method, progress=False)
 
                 def watched(draw=draw, model=model, size=size):
-                    with record_attention(model, prompts, size):
+                    with record_attention(model, texts, size):
                         draw()
 
                 variants |= {method: draw, f"{method}, attention recorded": watched}
@@ -175,8 +175,11 @@ def steps_section(bench: Bench, options: Options) -> None:
     """The same picture in fewer steps: how near it stays, and how well it keeps style and structure."""
     model = _model("bundled", bench.device, bench.dtype)
     counts = [s for s in (99, 50, 25, 12) if options.steps is None or s <= options.steps] or [options.steps]
-    chosen, reader = styles.pictures()[: 12 if options.steps is None else 1], load_probe()
-    pair, weights = styles.pairs()[0], masks.logistic().weights(*read_image(chosen[0].file, model).shape[-2:])
+    chosen, reader = prompts.pictures()[: 12 if options.steps is None else 1], load_probe()
+    pair, weights = (
+        prompts.pairs()[0],
+        masks.logistic().weights(*read_image(chosen[0].file, model).shape[-2:]),
+    )
     for method in ("epsilon", "attention"):
         longest = {}
         for steps in tqdm(counts, desc=f"fewer steps, {method}", leave=False, disable=not bench.progress):
@@ -211,13 +214,13 @@ def caching_section(bench: Bench, options: Options) -> None:
         bench.add("caching", case, "attention", "of a UNet call", share, "%")
         bench.add("caching", case, "attention", "memory it takes", size / 2**20, "MiB")
     model, steps = _model("bundled", bench.device, bench.dtype), options.steps
-    picture, pair = styles.pictures()[0], styles.pairs()[0]
+    picture, pair = prompts.pictures()[0], prompts.pairs()[0]
     trajectory = _trajectory(model, picture, steps)
-    prompts = [styles.prompt(style, picture.caption) for style in pair]
+    texts = [prompts.prompt(style, picture.caption) for style in pair]
 
     def run(every):
         with reuse_deep_features(model.unet, every):
-            return blend(model, trajectory, prompts, masks.logistic(), method="epsilon", progress=False)
+            return blend(model, trajectory, texts, masks.logistic(), method="epsilon", progress=False)
 
     variants = {f"deep features every {e} steps": lambda e=e: run(e) for e in (1, 2, 3, 5)}
     seconds = bench.time(variants, note="deep features")
@@ -303,6 +306,6 @@ def _trajectory(model: Model, picture, steps: int | None):
 def _blended(model: Model, picture, method: str, pair, steps: int) -> tuple[Tensor, Tensor]:
     """The source picture and its two-style version."""
     trajectory = _trajectory(model, picture, steps)
-    prompts = [styles.prompt(style, picture.caption) for style in pair]
-    result = blend(model, trajectory, prompts, masks.logistic(), method=method, progress=False)
+    texts = [prompts.prompt(style, picture.caption) for style in pair]
+    result = blend(model, trajectory, texts, masks.logistic(), method=method, progress=False)
     return read_image(picture.file, model), result

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import kernels, masks
-from ..epsilon import blend_eps
-from ..sampling import ddim_mean
+from ... import kernels, masks
+from ...epsilon import blend_eps
+from ...sampling import ddim_mean
 from .harness import Bench, Options, ratios
 
 SHAPES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160))  # tokens, heads, head size of SD 1.5

@@ -1,4 +1,4 @@
-"""Make the bundled model: python -m dsnb.training --minutes 25 --device cuda --state DIR --out data/models/NAME
+"""Make the bundled model: python -m dsnb.lab.training --minutes 25 --device cuda --state DIR --out data/models/NAME
 
 Meant for half an hour of a GPU (`--size large`), which is still to be tried. On two CPU cores work in sittings on
 the same `--state`: give the first ones to `--stages autoencoder generator judge`, all later ones to `--stages unet
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import choose_device
+from ...checkpoints import choose_device
 from . import recipe
 from .diffusion import SIZES
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and work on the recipe."""
-    parser = argparse.ArgumentParser("python -m dsnb.training", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser("python -m dsnb.lab.training", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--minutes", type=float, default=25, help="time for training in this sitting (default 25)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")

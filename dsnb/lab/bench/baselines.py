@@ -14,12 +14,12 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from ..attention import cross_attention_layers, token_sizes
-from ..inversion import Trajectory
-from ..masks import Mask
-from ..methods import Job, decode_trajectory
-from ..models import Model, unet_eps
-from ..sampling import Eps
+from ...attention import cross_attention_layers, token_sizes
+from ...inversion import Trajectory
+from ...masks import Mask
+from ...methods import Job, decode_trajectory
+from ...models import Model, unet_eps
+from ...sampling import Eps
 
 CONFIGS = {  # the published architectures
     "SD 1.5": {

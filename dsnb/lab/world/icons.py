@@ -4,7 +4,7 @@
 The atlas is rebuilt from Iconify's npm packages by
 
     npm install @iconify-json/noto @iconify-json/twemoji @iconify-json/fluent-emoji-flat
-    python -m dsnb.training.icons node_modules          # also needs: pip install resvg-py
+    python -m dsnb.lab.world.icons node_modules          # also needs: pip install resvg-py
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 CELL = 112  # pixels of one square cell of the atlas
-FOLDER = Path(__file__).parents[2] / "data" / "icons"
+FOLDER = Path(__file__).parents[3] / "data" / "icons"
 SETS = ("noto", "twemoji", "fluent-emoji-flat")
 
 # noun: name of the drawing where it is not the noun itself
@@ -53,7 +53,7 @@ def load_atlas() -> torch.Tensor:
     path = FOLDER / "atlas.png"
     if not path.is_file():
         raise FileNotFoundError(
-            f"the icon atlas {path} is missing; python -m dsnb.training.icons rebuilds it"
+            f"the icon atlas {path} is missing; python -m dsnb.lab.world.icons rebuilds it"
         )
     sheet = torch.from_numpy(np.array(Image.open(path).convert("RGBA")))
     expected = (len(OBJECTS) * CELL, len(SETS) * CELL, 4)

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ..files import write_down, write_whole
+from ...files import write_down, write_whole
 from .grid import Grid
 from .points import Outcome
 

@@ -1,0 +1,1 @@
+"""The laboratory: everything that measures, trains and reruns; the core never imports it."""

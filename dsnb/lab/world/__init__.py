@@ -1,0 +1,37 @@
+"""The drawn world: pictures, as a pure function of numbers, in any style or mix of styles, and their captions.
+
+    icons, scenery, world, filters, styles
+                                     the pictures
+    captions                         what they are called, and the tokenizer
+
+The names below are loaded on first use. `world.captions` is the module.
+"""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "captions": (
+        "LENGTH",
+        "PARAPHRASES",
+        "caption",
+        "describe",
+        "phrase",
+        "templates",
+        "tokenize",
+        "train_tokenizer",
+    ),
+    "filters": ("luminance",),
+    "icons": ("CELL", "DRAWINGS", "OBJECTS", "SETS", "load_atlas"),
+    "scenery": ("SCENES", "draw_scenes"),
+    "styles": ("STYLES", "draw", "draw_mix", "held_out", "random_styles"),
+    "world": ("COLOURS", "PAINTABLE", "SIZE", "Pictures", "draw_plain", "random_pictures"),
+}
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = [*_MODULES]
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
