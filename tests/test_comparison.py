@@ -11,7 +11,7 @@ from dsnb.images import to_pil
 from dsnb.lab import compare
 from dsnb.lab.compare import tables
 from dsnb.lab.world import draw, draw_mix, phrase, random_pictures, templates
-from dsnb.metrics import readers
+from dsnb.metrics import classifiers
 from dsnb.metrics.networks import bundled_clip, load_clip, load_lpips
 
 PAIR, OTHER = ("minecraft", "vangogh"), ("mosaic", "warhol")
@@ -26,8 +26,8 @@ def eyes():
     grams = compare.gram_references(lpips, references)
     clip = load_clip(bundled_clip())
     texts = tuple(templates(style)[0].format("a picture") for style in STYLES)
-    second = readers.ClipReader(clip, STYLES, texts)
-    return compare.Eyes(lpips, readers.load_probe(network=lpips), clip, grams, second=second)
+    second = classifiers.ZeroShotClassifier(clip, STYLES, texts)
+    return compare.Eyes(lpips, classifiers.load_probe(network=lpips), clip, grams, second=second)
 
 
 def drawn_task(seed=3, layers=True, pair=PAIR):

@@ -1,5 +1,5 @@
-"""Measures of a two-style picture: on pixels (`measures`), through networks (`perceptual`, `networks`), and of
-which style a side shows (`readers`)."""
+"""Measures of an image in two styles: of pixels (`measures`), through networks (`perceptual`, `networks`), and of
+the style that each side shows (`classifiers`)."""
 
 from .measures import (
     balance,

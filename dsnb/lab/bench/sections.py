@@ -20,7 +20,7 @@ from ...images import read_image
 from ...inversion import invert
 from ...methods import METHODS, blend
 from ...metrics import layout, psnr
-from ...metrics.readers import load_probe, style_shown
+from ...metrics.classifiers import load_probe, style_shown
 from ...models import Model, count_unet_samples
 from ...sampling import make_schedule
 from ..grid import read_table, run

@@ -23,8 +23,8 @@ from ...inversion import invert
 from ...masks import Mask
 from ...methods import blend, blend_pixels, decode
 from ...metrics import perceptual
+from ...metrics.classifiers import StyleClassifier, style_shown
 from ...metrics.networks import Lpips
-from ...metrics.readers import Reader, style_shown
 from ...models import Model
 
 SIDES = ("left", "right")
@@ -57,11 +57,11 @@ class Eyes:
     """The networks that measure; without a reader, a CLIP or Gram references their measures are left out."""
 
     lpips: Lpips
-    reader: Reader | None = None
+    reader: StyleClassifier | None = None
     clip: perceptual.Clip | None = None
     grams: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)  # style → mean Gram matrix per layer
     size: int = 128  # pixels to which pictures are resized before their Gram matrices are taken
-    second: Reader | None = None  # another opinion on the styles, in columns of its own
+    second: StyleClassifier | None = None  # another opinion on the styles, in columns of its own
 
 
 class Gauge:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ... import checkpoints, inversion, masks, methods, metrics, models, prompts
 from ...images import read_image
-from ...metrics.readers import load_probe
+from ...metrics.classifiers import load_probe
 from ...plotting import show_grid
 from ..world.captions import caption, phrase
 from ..world.scenery import SCENES

@@ -1,8 +1,6 @@
-"""Which style does this side of the picture show? Readers turn pictures and regions into style probabilities.
+"""Style classifiers: which style does a region of an image show?
 
-A reader is called with images (B, 3, H, W) in [0, 1] and regions (R, H, W) of non-negative weights, and
-returns (B, R, S): for each region the probability of each of the S styles in `reader.styles`. Two readers: a
-linear probe on a perceptual network's features, fitted on true pictures in seconds, and zero-shot CLIP.
+There are two: a linear probe on the features of a perceptual network, and zero-shot classification with a CLIP.
 Neither shares weights with the generator.
 """
 
@@ -27,7 +25,9 @@ from .networks import Lpips, load_lpips, resize
 from .perceptual import Clip, isolate
 
 
-class Reader(Protocol):
+class StyleClassifier(Protocol):
+    """Images (B, 3, H, W) in [0, 1] and regions (R, H, W) >= 0 -> probabilities (B, R, S) of the S `styles`."""
+
     styles: tuple[str, ...]
 
     def __call__(self, images: Tensor, regions: Tensor) -> Tensor: ...
@@ -35,15 +35,15 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """Softmax regression on pooled features: mean and deviation of the channels of three early layers."""
+    """A linear probe: softmax regression on the mean and deviation of each channel of three early layers."""
 
     network: Lpips
     styles: tuple[str, ...]
     weight: Tensor  # (S, D)
     bias: Tensor  # (S,)
-    centre: Tensor  # (D,), what standardises the pooled features
-    spread: Tensor  # (D,)
-    size: int  # pixels of the pictures it was fitted on; others are resized to it, texture has a scale
+    centre: Tensor  # (D,), mean of the pooled features
+    spread: Tensor  # (D,), their standard deviation
+    size: int  # pixels of the images it was fitted on; others are resized, since texture has a scale
 
     def __call__(self, images: Tensor, regions: Tensor) -> Tensor:
         regions = torch.as_tensor(regions, dtype=torch.float32)
@@ -55,8 +55,8 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class ClipReader:
-    """Zero-shot CLIP: softmax over the styles' texts, each region cut out as `perceptual.isolate` does."""
+class ZeroShotClassifier:
+    """Zero-shot CLIP: softmax over one text per style; `perceptual.isolate` cuts out each region."""
 
     clip: Clip
     styles: tuple[str, ...]
@@ -69,9 +69,22 @@ class ClipReader:
 
 
 def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 3, batch: int = 32) -> Tensor:
-    """Region-weighted mean and deviation of every channel: (B, R, D), the region averaged to each layer.
+    """Pool features over regions: the weighted mean and deviation of every channel.
 
-    Only the early layers: they see texture and colour within a few dozen pixels, so little leaks over.
+    Early layers see texture and colour within a few dozen pixels, so little leaks in from other regions.
+
+    Args:
+        network: the perceptual network.
+        images: (B, 3, H, W) in [0, 1].
+        regions: (R, H, W), weights >= 0.
+        layers: how many layers, counted from the first.
+        batch: images per call of the network.
+
+    Returns:
+        (B, R, D).
+
+    Raises:
+        ValueError: `regions` has another size, is negative, or is empty somewhere.
     """
     regions = torch.as_tensor(regions, dtype=torch.float32)
     if regions.ndim != 3 or regions.shape[1:] != images.shape[2:]:
@@ -103,11 +116,23 @@ def fit_probe(
     decay: float = 1e-3,
     steps: int = 60,
 ) -> Probe:
-    """Fit the probe on single-style pictures (B, 3, H, W) with labels (B,) into `styles`, in seconds.
+    """Fit the probe on images of one style each, with full-batch L-BFGS on the cross-entropy. Deterministic.
 
-    Every picture is seen whole and by its halves and quarters from left to right, since it will be asked
-    about parts. Full-batch L-BFGS on cross-entropy with weight decay, no randomness. ValueError if a style
-    has no picture.
+    Every image is used whole, by halves and by quarters from left to right, since the probe will classify parts.
+
+    Args:
+        network: the perceptual network.
+        images: (B, 3, H, W) in [0, 1].
+        labels: (B,), indices into `styles`.
+        styles: their names.
+        decay: weight of the squared L2 norm of the weights.
+        steps: iterations of L-BFGS.
+
+    Returns:
+        The fitted probe.
+
+    Raises:
+        ValueError: the labels do not fit the images, or a style has no image.
     """
     labels = torch.as_tensor(labels)
     missing = [style for index, style in enumerate(styles) if not (labels == index).any()]
@@ -139,7 +164,15 @@ def fit_probe(
 
 
 def save_probe(probe: Probe, path: str | Path) -> Path:
-    """Write a probe's numbers (not its network) as safetensors, whole or not at all; returns the path."""
+    """Write a probe, without its network, as a safetensors file. The write is atomic.
+
+    Args:
+        probe: the probe.
+        path: the file.
+
+    Returns:
+        The path.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     note = {"styles": json.dumps(probe.styles), "network": probe.network.key, "size": str(probe.size)}
@@ -149,9 +182,18 @@ def save_probe(probe: Probe, path: str | Path) -> Path:
 
 
 def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> Probe:
-    """Open a probe, by default the one in `data/readers/`, with the perceptual network it was fitted on.
+    """Open a probe that `save_probe` wrote.
 
-    network: that network, where it is open already. FileNotFoundError, or ValueError for another file or network.
+    Args:
+        path: the file; default: the probe that comes with the workbook.
+        network: the perceptual network it was fitted on, if it is open already.
+
+    Returns:
+        The probe.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a probe, or was fitted on another network.
     """
     path = data_path("readers", "style_probe.safetensors") if path is None else Path(path)
     if not path.is_file():
@@ -168,20 +210,33 @@ def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> 
     return Probe(network, tuple(json.loads(note["styles"])), **tensors, size=size)
 
 
-def style_shown(reader: Reader, images: Tensor, weights: Tensor, styles: Sequence[str]) -> dict[str, Tensor]:
-    """Does each side show its own style? `styles` names the style of each mask weight, left first.
+def style_shown(
+    classifier: StyleClassifier, images: Tensor, weights: Tensor, styles: Sequence[str]
+) -> dict[str, Tensor]:
+    """Measure whether each side shows its own style. This project's measures; higher is better for all.
 
-    This project's. Returns per image, higher is better for all: `side` (B, N) in [0, 1], the probability of side i's
-    style on side i; `both` (B,), 1 where every side's likeliest style is its own, else 0; `balance` (B,) of the
-    sides' probabilities; `monotonicity` (B,) in [-1, 1] of P(second style) − P(first style) over five strips across
-    the border of the first two styles.
+    Args:
+        classifier: the style classifier.
+        images: (B, 3, H, W) in [0, 1].
+        weights: mask weights (N, H, W) that sum to 1.
+        styles: the style of each mask weight, left first.
+
+    Returns:
+        `side` (B, N) in [0, 1]: the probability of style i on side i. `both` (B,): 1 where the likeliest style of
+        every side is its own, else 0. `balance` (B,) in [0, 1]: the lowest of these probabilities over the highest.
+        `monotonicity` (B,) in [-1, 1]: of P(second style) − P(first style) over five strips across the border.
+
+    Raises:
+        ValueError: `styles` does not fit `weights`, or the classifier does not know one of them.
     """
-    unknown = [style for style in styles if style not in reader.styles]
+    unknown = [style for style in styles if style not in classifier.styles]
     if unknown or len(styles) != len(weights):
-        raise ValueError(f"styles is {tuple(styles)}, expected {len(weights)} of {', '.join(reader.styles)}")
-    index = torch.tensor([reader.styles.index(style) for style in styles])
+        raise ValueError(
+            f"styles is {tuple(styles)}, expected {len(weights)} of {', '.join(classifier.styles)}"
+        )
+    index = torch.tensor([classifier.styles.index(style) for style in styles])
     sides = side_weights(weights)
-    shown, along = reader(images, torch.cat([sides, strips(weights, 5)])).split([len(sides), 5], dim=1)
+    shown, along = classifier(images, torch.cat([sides, strips(weights, 5)])).split([len(sides), 5], dim=1)
     side = shown[:, torch.arange(len(index)), index]
     rise = along[..., index[1]] - along[..., index[0]]
     return {
