@@ -178,7 +178,7 @@ def _settings(folder: Path) -> Settings:
     file = folder / "dsnb.json"
     if not file.is_file():
         return Settings()
-    values = json.loads(file.read_text())
+    values = json.loads(file.read_text(encoding="utf-8"))
     unknown = set(values) - {f.name for f in fields(Settings)}
     if unknown:
         raise ValueError(f"{file}: unknown settings {sorted(unknown)}")

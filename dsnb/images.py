@@ -1,4 +1,4 @@
-"""Pictures from files: whatever a user has, as float32 tensors (1, 3, H, W) in [0, 1]."""
+"""Images from files, PIL or arrays, as float32 tensors (1, 3, H, W) in [0, 1]."""
 
 from pathlib import Path
 
@@ -7,83 +7,159 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from . import checks
 
-def read_image(path: str | Path, model=None, size: int | tuple[int, int] | None = None) -> Tensor:
-    """A picture file -> (1, 3, H, W) in [0, 1], resized and centre-cropped to fill the asked size.
+LARGEST_SIDE = 8192  # pixels
 
-    size: pixels, one number for a square or (height, width), multiples of 8; default the model's own size, or the
-    file's where there is no model. Turned upright by its EXIF tag; transparency is laid on white; of an animation
-    the first frame is read. Raises FileNotFoundError, or ValueError for a file that is not a picture.
+
+def read_image(
+    source: str | Path | Image.Image | np.ndarray, model=None, size: int | tuple[int, int] | None = None
+) -> Tensor:
+    """An image as a tensor (1, 3, H, W) in [0, 1], resized and centre-cropped to fill the size.
+
+    The EXIF tag turns it upright. Transparent parts become white. Of an animation the first frame is read.
+
+    Args:
+        source: a file, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4): uint8, or float in [0, 1].
+        model: its image size is the default size.
+        size: pixels, one number for a square or (height, width), multiples of 8; without a model the default is
+            the image's own size.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is not an image, a wrong array or a wrong size.
+        TypeError: for another kind of source or size.
     """
-    picture = _open(path)
+    if size is None and model is not None:
+        size = model.image_size
+    if size is not None:
+        height, width = _size(size)
+    picture = _open(source)
     if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray((_depth16(picture) * 255).round().astype(np.uint8))
+        picture = Image.fromarray((_deep(picture) * 255).round().astype(np.uint8))
     if _has_alpha(picture):
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGB")
-    if size is None and model is not None:
-        size = model.image_size
     if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        if height < 8 or width < 8 or height % 8 or width % 8:
-            raise ValueError(f"size must be multiples of 8 from 8 up, got {height} x {width}")
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     array = np.asarray(picture, dtype=np.float32) / 255
     return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
 
 
 def read_grey(source) -> np.ndarray:
-    """Grey values (H, W) in [0, 1] of a picture; its alpha channel instead where there is one that varies.
+    """Grey values (H, W) in [0, 1]; the alpha channel instead, where there is one that varies.
 
-    source: a path, an open file, or a PIL picture. Raises as `read_image`.
+    Args:
+        source: as for `read_image`, or an open file.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: as `read_image`.
     """
-    picture = source if isinstance(source, Image.Image) else _open(source)
+    picture = _open(source)
     if _has_alpha(picture):
         alpha = np.asarray(picture.convert("RGBA"))[..., 3] / 255.0
         if np.ptp(alpha) > 0:
             return alpha
         picture = picture.convert("RGB")
     if picture.mode.startswith(("I", "F")):
-        return _depth16(picture)
+        return _deep(picture)
     return np.asarray(picture.convert("L")) / 255.0
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One image tensor (3, H, W) or (1, 3, H, W) in [0, 1] as a PIL picture of 8 bits."""
+    """One image tensor (3, H, W) or (1, 3, H, W) in [0, 1] as a PIL image of 8 bits.
+
+    Values outside [0, 1] are clipped.
+
+    Raises:
+        TypeError: for something that is not a tensor.
+        ValueError: for another shape, and for NaN or infinite values.
+    """
+    checks.instance("image", image, Tensor, "torch.as_tensor(array) makes one")
     if image.dim() == 4 and len(image) == 1:
         image = image[0]
-    if image.dim() != 3 or image.shape[0] != 3:
+    if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"image must have the shape (3, H, W) or (1, 3, H, W), got {tuple(image.shape)}")
+    if image.is_complex() or not torch.isfinite(image).all():
+        raise ValueError("image must hold finite real numbers; some are NaN, infinite or complex")
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
 
 
-def _open(path) -> Image.Image:
-    name = path if isinstance(path, str | Path) else getattr(path, "name", "file")
+def _size(size) -> tuple[int, int]:
+    """(height, width), checked."""
+    both = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(both) != 2:
+        raise ValueError(f"size must be one number or (height, width), got {size}")
+    height, width = (checks.integer("size", side, 8, LARGEST_SIDE) for side in both)
+    if height % 8 or width % 8:
+        raise ValueError(f"size must be multiples of 8, got {height} x {width}")
+    return height, width
+
+
+def _open(source) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return _upright(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"image {str(path)!r} is a folder; name an image file")
+        if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+            raise ValueError(f"image {str(path)!r} is not a regular file")
+    elif not hasattr(source, "read"):
+        raise TypeError(f"image must be a file, a PIL image or a numpy array, got a {type(source).__name__}")
+    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "file")
     try:
-        picture = Image.open(path)
+        picture = Image.open(source)
         picture.load()
     except FileNotFoundError:
-        raise FileNotFoundError(f"image {str(name)!r} does not exist") from None
-    except IsADirectoryError:
-        raise ValueError(f"image {str(name)!r} is a folder; name a picture file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {str(name)!r} cannot be read as a picture: {error}") from None
+        raise FileNotFoundError(f"image {name!r} does not exist") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {name!r} cannot be read as an image: {error}") from None
+    return _upright(picture)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    if picture.mode == "I" and picture.format in ("PNG", "PPM"):  # 16 bits, which Pillow reads as 32
+        picture = picture.convert("I;16")
     return ImageOps.exif_transpose(picture)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.size == 0:
+        raise ValueError(
+            f"an image array must have the shape (H, W), (H, W, 3) or (H, W, 4), got {array.shape}"
+        )
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):  # also for NaN
+            raise ValueError(
+                f"an image array of floats must lie in [0, 1], got {array.min()} to {array.max()}"
+            )
+        array = (array * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(f"an image array must hold uint8, or floats in [0, 1]; got {array.dtype}")
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _has_alpha(picture: Image.Image) -> bool:
     return "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def _depth16(picture: Image.Image) -> np.ndarray:
-    """Values in [0, 1] of a 16-bit or floating-point grey picture."""
+def _deep(picture: Image.Image) -> np.ndarray:
+    """Values in [0, 1] of a grey image with 16 bits or floating-point values."""
     values = np.asarray(picture, dtype=np.float64)
-    if picture.mode != "F":
-        return np.clip(values / 65535, 0, 1)
+    if picture.mode.startswith("I;16"):
+        return values / 65535
+    if picture.mode == "I":
+        raise ValueError(
+            f"an image has 32-bit integer values from {values.min():g} to {values.max():g}, and which one is white is "
+            "not known; save it with 8 or 16 bits"
+        )
     if not (0 <= values.min() and values.max() <= 1):
         raise ValueError(
-            f"a floating-point picture has values from {values.min():g} to {values.max():g}; expected 0 to 1"
+            f"a floating-point image has values from {values.min():g} to {values.max():g}; expected 0 to 1"
         )
     return values

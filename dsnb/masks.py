@@ -16,29 +16,39 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import checks
 from .images import read_grey
 
 Field = Callable[[Tensor, Tensor, float], Tensor]
 SUPERSAMPLE = 8  # points per cell and axis when a cell is averaged
+LONGEST, DEEPEST = 10_000, 200  # of a formula: characters, and operations inside each other
 
 
 @dataclass(frozen=True)
 class Mask:
-    """N weights over the picture. `field(x, y, progress)` -> (n, *x.shape), any non-negative numbers."""
+    """N weights over the image. `field(x, y, progress)` -> (n, *x.shape), any non-negative numbers."""
 
     n: int
     field: Field
     timed: bool = False  # whether the weights change over the denoising steps
 
     def weights(self, height: int, width: int, progress: float = 0.0, sampling: str = "area") -> Tensor:
-        """Weights (n, height, width), float32, each pixel summing to 1.
+        """The weights at one resolution, which sum to 1 at each pixel.
 
-        sampling: "area" averages the field over each cell; "endpoints" reads it at linspace(0, 1, size), as the
-        reference numbers do. progress: 0 at the first denoising step, 1 at the end.
-        Raises ValueError for negative or non-finite weights, or a place where every style has weight 0.
+        Args:
+            height, width: pixels of the result.
+            progress: 0 at the first denoising step, 1 at the end.
+            sampling: "area" averages the field over each cell; "endpoints" reads it at linspace(0, 1, size), as the
+                reference numbers do.
+
+        Returns:
+            (n, height, width), float32.
+
+        Raises:
+            ValueError: for negative or non-finite weights, or a position where every style has weight 0.
         """
-        if height < 1 or width < 1:
-            raise ValueError(f"height and width must be at least 1, got {height} x {width}")
+        height, width = checks.integer("height", height, 1), checks.integer("width", width, 1)
+        progress = checks.number("progress", progress, 0, 1)
         if sampling == "endpoints":
             y, x = _grid(torch.linspace(0, 1, height), torch.linspace(0, 1, width))
             raw = self._field(x, y, progress)
@@ -61,26 +71,33 @@ class Mask:
             raise ValueError(
                 "mask weights must be finite and not negative; some are NaN, infinite or below 0"
             )
-        total = raw.sum(0, keepdim=True)
-        if (total <= 0).any():
-            raise ValueError("mask weights must not all be 0 at one place: there no style would be drawn")
-        return raw / total
+        largest = raw.amax(0, keepdim=True)
+        if (largest <= 0).any():
+            raise ValueError("mask weights must not all be 0 at a position: no style would be drawn there")
+        raw = raw / largest  # the sum of very large weights would be infinite
+        return raw / raw.sum(0, keepdim=True)
 
     def flip(self) -> "Mask":
         """The same mask with the order of the styles reversed."""
         return replace(self, field=lambda x, y, p: self.field(x, y, p).flip(0))
 
     def active(self, starts: Sequence[float], ends: Sequence[float]) -> "Mask":
-        """Style i takes part only while starts[i] <= progress < ends[i]; elsewhere the others fill in.
+        """Style i is drawn only while starts[i] <= progress < ends[i]; otherwise the others take its weight.
 
-        starts, ends: n numbers in [0, 1]. Where no active style has weight the active ones share equally.
+        Where no active style has weight, the active ones share equally.
+
+        Args:
+            starts, ends: n numbers in [0, 1], or one number for all styles.
+
+        Raises:
+            ValueError: if no style is active at some progress.
         """
-        if len(starts) != self.n or len(ends) != self.n:
-            raise ValueError(f"starts and ends need {self.n} numbers each, got {len(starts)} and {len(ends)}")
-        edges = sorted({0.0, *(float(v) for v in (*starts, *ends) if 0 <= v < 1)})
+        starts = checks.numbers("starts", starts, self.n, 0, 1)
+        ends = checks.numbers("ends", ends, self.n, 0, 1)
+        edges = sorted({0.0, *(edge for edge in (*starts, *ends) if edge < 1)})
         for edge in edges:
             if not any(s <= edge < e for s, e in zip(starts, ends, strict=True)):
-                raise ValueError(f"starts={list(starts)}, ends={list(ends)}: no style is active at {edge:g}")
+                raise ValueError(f"starts={starts}, ends={ends}: no style is active at {edge:g}")
 
         def field(x, y, progress):
             progress = min(progress, 1 - 1e-9)
@@ -93,12 +110,14 @@ class Mask:
 
 
 def linear(n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5)) -> Mask:
-    """Straight ramps from style to style, style 0 first along the direction `angle`.
+    """Straight ramps from style to style: with two styles the weight of style 0 falls linearly from 1 to 0.
 
-    angle: degrees; 0 goes left to right, 90 top to bottom. center: (x, y) of the ramp's middle, in [0, 1].
-    With two styles the weight of style 0 falls linearly from 1 to 0 across the picture.
+    Args:
+        n: the number of styles, at least 2.
+        angle: the direction from the first style to the last, in degrees; 0 is left to right, 90 top to bottom.
+        center: (x, y) of the middle of the ramp, in [0, 1].
     """
-    _check_styles(n)
+    n = checks.integer("n", n, 2)
     u = _axis(angle, center)
 
     def field(x, y, progress):
@@ -113,11 +132,14 @@ def logistic(
 ) -> Mask:
     """Logistic transitions: with two styles the weight of style 1 is 1 / (1 + exp(-sharpness (u - 1/2))).
 
-    u runs from 0 to 1 across the picture along `angle` (degrees; 0 left to right, 90 top to bottom). N styles meet
-    at u = k/N. sharpness > 0: 20 blends over a fifth of the picture, 200 is almost a cut.
+    u runs from 0 to 1 across the image along `angle`. N styles meet at u = k/N.
+
+    Args:
+        sharpness: above 0; 20 blends over a fifth of the image, 200 is almost a cut.
+        n, angle, center: as for `linear`.
     """
-    _check_styles(n)
-    _positive("sharpness", sharpness)
+    n = checks.integer("n", n, 2)
+    sharpness = checks.number("sharpness", sharpness, above=0)
     u = _axis(angle, center)
     return Mask(n, lambda x, y, progress: _bands(u(x, y), n, sharpness))
 
@@ -126,9 +148,8 @@ def sharpen(
     first: float, last: float, n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5)
 ) -> Mask:
     """A logistic mask whose sharpness goes geometrically from `first` to `last` over the denoising steps."""
-    _check_styles(n)
-    _positive("first", first)
-    _positive("last", last)
+    n = checks.integer("n", n, 2)
+    first, last = checks.number("first", first, above=0), checks.number("last", last, above=0)
     u = _axis(angle, center)
     return Mask(n, lambda x, y, t: _bands(u(x, y), n, first * (last / first) ** t), timed=first != last)
 
@@ -138,25 +159,29 @@ def radial(
 ) -> Mask:
     """Rings around `center`: style 0 inside `radius`, one further ring of the same width per style.
 
-    radius: in picture widths (the picture counts as a unit square). Edges are logistic with `sharpness`.
+    Args:
+        n: the number of styles, at least 2.
+        sharpness: of the logistic edges, above 0.
+        radius: above 0, in widths of the image, which counts as a unit square.
+        center: (x, y), in [0, 1].
     """
-    _check_styles(n)
-    _positive("sharpness", sharpness)
-    _positive("radius", radius)
+    n = checks.integer("n", n, 2)
+    sharpness = checks.number("sharpness", sharpness, above=0)
+    radius = checks.number("radius", radius, above=0)
+    left, top = checks.numbers("center", center, 2)
 
     def field(x, y, progress):
-        distance = torch.hypot(x - center[0], y - center[1]) / (radius * n)
+        distance = torch.hypot(x - left, y - top) / (radius * n)
         return _bands(distance, n, sharpness * radius * n)
 
     return Mask(n, field)
 
 
 def stripes(count: int = 6, n: int = 2, sharpness: float = 100.0, angle: float = 0.0) -> Mask:
-    """`count` equal stripes across the picture, the styles taking turns, with logistic edges."""
-    _check_styles(n)
-    _positive("sharpness", sharpness)
-    if count < n:
-        raise ValueError(f"count must be at least the number of styles ({n}), got {count}")
+    """`count` equal stripes across the image, with logistic edges; the styles take turns. `count` is at least `n`."""
+    n = checks.integer("n", n, 2)
+    sharpness = checks.number("sharpness", sharpness, above=0)
+    count = checks.integer("count", count, n)
     u = _axis(angle, (0.5, 0.5))
 
     def field(x, y, progress):
@@ -174,8 +199,17 @@ def _bands(u: Tensor, count: int, sharpness: float) -> Tensor:
 
 
 def from_weights(weights: np.ndarray | Tensor) -> Mask:
-    """A mask from an array (N, H, W) of non-negative weights, read bilinearly at any other resolution."""
-    array = torch.as_tensor(np.asarray(weights), dtype=torch.float64)
+    """A mask from an array (N, H, W) of non-negative weights, read bilinearly at any other resolution.
+
+    Raises:
+        TypeError: for something that is not an array of numbers.
+        ValueError: for another shape, and for negative or non-finite weights.
+    """
+    weights = weights.detach().cpu() if isinstance(weights, Tensor) else np.asarray(weights)
+    try:
+        array = torch.as_tensor(weights, dtype=torch.float64)
+    except TypeError:
+        raise TypeError(f"weights must be an array of numbers, got {weights.dtype}") from None
     if array.dim() != 3 or array.shape[0] < 2 or 0 in array.shape:
         raise ValueError(f"weights must have the shape (N >= 2, H, W), got {tuple(array.shape)}")
     if not torch.isfinite(array).all() or (array < 0).any():
@@ -191,29 +225,36 @@ def from_weights(weights: np.ndarray | Tensor) -> Mask:
 
 
 def image(source: str | Path | np.ndarray | Image.Image) -> Mask:
-    """Two styles from a grey picture or array (H, W): white (1) is style 0, black (0) is style 1.
+    """Two styles from a grey image: white (1) is style 0, black (0) is style 1.
 
-    A picture file may have any size and mode; one with transparency gives its alpha. See `images.read_grey`.
+    Args:
+        source: an image file of any size and mode, a PIL image, or an array (H, W) in [0, 1]. Of an image with
+            transparency the alpha channel counts, see `images.read_grey`.
     """
-    first = np.asarray(source if isinstance(source, np.ndarray) else read_grey(source), dtype=np.float64)
+    first = source if isinstance(source, np.ndarray) else read_grey(source)
     if first.ndim != 2 or first.size == 0:
-        raise ValueError(f"a mask picture needs the shape (H, W), got {first.shape}")
-    if not np.isfinite(first).all() or first.min() < 0 or first.max() > 1:
-        raise ValueError("a mask array must hold numbers in [0, 1]")
+        raise ValueError(f"a mask array must have the shape (H, W), got {first.shape}")
+    if first.dtype.kind not in "buif" or not (first.min() >= 0 and first.max() <= 1):  # also for NaN
+        raise ValueError("a mask array must hold numbers in [0, 1]; divide one of 8 bits by 255")
+    first = first.astype(np.float64)
     return from_weights(np.stack([first, 1 - first]))
 
 
 def formula(expression: str | Sequence[str]) -> Mask:
     """Weights from formulas in x, y, r (distance from the middle), a (angle, radians) and t (progress).
 
-    One formula is the weight of style 0, clipped to [0, 1], and style 1 takes the rest; several formulas are one
-    weight per style, clipped below at 0. Allowed: + - * / ** % comparisons `and` `or` `not` `a if b else c`, pi,
-    and sin cos tan exp log sqrt abs floor min max. Raises ValueError for anything else.
+    Args:
+        expression: one formula is the weight of style 0, clipped to [0, 1], and style 1 takes the rest; several are
+            one weight per style, clipped below at 0. Allowed are + - * / ** %, comparisons, `and`, `or`, `not`,
+            `a if b else c`, pi, and sin cos tan exp log sqrt abs floor min max.
+
+    Raises:
+        ValueError: for anything else.
     """
     single = isinstance(expression, str)
-    trees = [_parse(text) for text in ([expression] if single else expression)]
+    trees = [_parse(text) for text in ([expression] if single else checks.texts("expression", expression))]
     if not single and len(trees) < 2:
-        raise ValueError(f"formula needs one text or at least two, got {len(trees)}")
+        raise ValueError(f"expression must be one formula or at least two, got {len(trees)}")
 
     def field(x, y, progress):
         dx, dy = x - 0.5, y - 0.5
@@ -233,7 +274,8 @@ def formula(expression: str | Sequence[str]) -> Mask:
 
     timed = any(isinstance(node, ast.Name) and node.id == "t" for tree in trees for node in ast.walk(tree))
     mask = Mask(max(2, len(trees)), field, timed)
-    mask.weights(4, 4)  # says now, not at the first denoising step, what is wrong
+    for tenth in range(10 if timed else 1):  # says now, not at the first denoising step, what is wrong
+        mask.weights(4, 4, tenth / 10)
     return mask
 
 
@@ -251,10 +293,18 @@ _OPERATORS = {
 
 
 def _parse(text: str) -> ast.expr:
+    if len(text) > LONGEST:
+        raise ValueError(f"a formula must have at most {LONGEST} characters, got {len(text)}")
     try:
-        tree = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"formula {text!r} cannot be read: {error.msg}") from None
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"formula {text!r} cannot be read: {getattr(error, 'msg', error)}") from None
+    except (RecursionError, MemoryError):
+        tree = None
+    if tree is None or _depth(tree) > DEEPEST:
+        raise ValueError(
+            f"a formula must be nested at most {DEEPEST} deep; a sum counts one for each + in it"
+        )
     for node in ast.walk(tree):
         name = getattr(node.func, "id", "?") if isinstance(node, ast.Call) else None
         if name is not None and name not in _FUNCTIONS:
@@ -264,11 +314,18 @@ def _parse(text: str) -> ast.expr:
     return tree
 
 
+def _depth(tree: ast.expr) -> int:
+    depth, level = 0, [tree]
+    while level:
+        depth, level = depth + 1, [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
+
+
 def _evaluate(node: ast.expr, names: dict):
     value = lambda child: torch.as_tensor(_evaluate(child, names), dtype=torch.float64)
     match node:
         case ast.Constant(value=int() | float() as number):
-            return number
+            return checks.number("a number in a formula", number + 0)
         case ast.Name(id=name) if name in names:
             return names[name]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
@@ -297,10 +354,12 @@ def _evaluate(node: ast.expr, names: dict):
 
 
 def _axis(angle: float, center: Sequence[float]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Position along `angle`: 0 and 1 at the corners of the picture that lie furthest along it, 1/2 at `center`."""
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    """Position along `angle`: 0 and 1 at the corners of the image that lie furthest along it, 1/2 at `center`."""
+    angle = math.radians(checks.number("angle", angle))
+    left, top = checks.numbers("center", center, 2)
+    cos, sin = math.cos(angle), math.sin(angle)
     span = abs(cos) + abs(sin)
-    return lambda x, y: 0.5 + ((x - center[0]) * cos + (y - center[1]) * sin) / span
+    return lambda x, y: 0.5 + ((x - left) * cos + (y - top) * sin) / span
 
 
 def _centres(count: int) -> Tensor:
@@ -309,13 +368,3 @@ def _centres(count: int) -> Tensor:
 
 def _grid(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.meshgrid(y.double(), x.double(), indexing="ij")
-
-
-def _check_styles(n: int) -> None:
-    if n < 2:
-        raise ValueError(f"n, the number of styles, must be at least 2, got {n}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0 or not math.isfinite(value):
-        raise ValueError(f"{name} must be a positive number, got {value}")

@@ -8,7 +8,6 @@ refused, not guessed. Figures are built without pyplot, so that threads may draw
 import io
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +17,8 @@ import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
+
+from .files import write_all_whole
 
 STYLE_COLORS = ("#1b6ca8", "#e8743b", "#2e9e5b", "#8e5ea2", "#c2a000", "#d1495b")
 LARGEST_FILE = 500_000  # bytes; what a page of a workbook should carry at most
@@ -244,7 +245,7 @@ def save_figure(picture, name, parameters=None, sidecar=False):
     if sidecar:
         note = {"picture": path.name, "parameters": parameters or {}}
         files[path.with_suffix(".json")] = (json.dumps(note, indent=2, ensure_ascii=False) + "\n").encode()
-    _write_whole(files)
+    _write(files)
     return path
 
 
@@ -257,27 +258,16 @@ def read_parameters(path):
     return json.loads(note)
 
 
-def _write_whole(files):
+def _write(files):
     folder = next(iter(files)).parent
-    written = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, data in files.items():
-            handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=folder)
-            written[temporary] = path
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-        for temporary, path in written.items():
-            os.replace(temporary, path)
+        write_all_whole(files)
     except OSError as error:
         raise OSError(
             f"cannot write into the folder {folder} ({error.strerror or error}); make it writable, "
             "or name another one in the environment variable DSNB_FIGURES"
         ) from error
-    finally:
-        for temporary in written:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _tensor(image):

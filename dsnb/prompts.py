@@ -1,20 +1,19 @@
-"""The prompts and pictures that come with the workbook: `data/prompts.json`, read once."""
+"""The prompts and images that come with the workbook: `data/prompts.json`, read once."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from . import data_path
+from . import checks, data_path
 
 PLACEHOLDER = "[prompt]"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One source picture: its file, the caption it is inverted with, and where it comes from."""
+    """One source image: its file, the caption it is inverted with, and where it comes from."""
 
     name: str
     file: Path
@@ -32,25 +31,35 @@ def pairs() -> list[tuple[str, str]]:
     return [tuple(pair) for pair in _data()["pairs"]]
 
 
+def known(style: str) -> str | None:
+    """The name of a style in any spelling, such as "Van Gogh" for "vangogh"; None for a text of the user's own."""
+    return _spellings().get(_plain(style))
+
+
 def title(style: str) -> str:
     """A style's name as people write it, e.g. "Van Gogh"."""
     return _style(style)["title"]
 
 
 def prompt(style: str, caption: str) -> str:
-    """A style's template filled with a caption, e.g. prompt("vangogh", "a bear on grass").
+    """The prompt of a style for an image, e.g. prompt("vangogh", "a bear on grass").
 
-    Raises ValueError for an unknown style, with the nearest name.
+    Args:
+        style: a style's name in any spelling, a text in which [prompt] stands for the caption, or a whole prompt of
+            several words.
+        caption: what the image shows.
+
+    Raises:
+        ValueError: for a style that is none of them, with the nearest name.
     """
-    return _style(style)["template"].replace(PLACEHOLDER, caption)
-
-
-def style_prompt(style: str, caption: str) -> str:
-    """As `prompt`, but any text with a space in it counts as a whole prompt of the user's own.
-
-    `[prompt]` in it stands for the caption.
-    """
-    return style.replace(PLACEHOLDER, caption) if " " in style.strip() else prompt(style, caption)
+    style, caption = checks.text("style", style), checks.text("caption", caption)
+    if known(style):
+        return _style(style)["template"].replace(PLACEHOLDER, caption)
+    if PLACEHOLDER in style:
+        return style.replace(PLACEHOLDER, caption)
+    if len(style.split()) < 2 or checks.did_you_mean(style, _spellings(), cutoff=0.85):
+        _style(style)  # says what would be right
+    return style
 
 
 def one_prompt(styles: Sequence[str], caption: str) -> str:
@@ -66,33 +75,57 @@ def one_prompt(styles: Sequence[str], caption: str) -> str:
 
 
 def pictures() -> list[Picture]:
-    """The source pictures, in their fixed order: the drawn ones first, then the photographs."""
+    """The source images, in their fixed order: the drawn ones first, then the photographs."""
     return [
         Picture(Path(p["file"]).stem, data_path("images", p["file"]), p["caption"], p["source"])
         for p in _data()["pictures"]
     ]
 
 
-def picture(name: str) -> Picture:
-    """One source picture by name. Raises ValueError for an unknown one, with the nearest name."""
-    known = {p.name: p for p in pictures()}
-    if name not in known:
-        raise ValueError(f"picture must be {_listed(name, known)}")
-    return known[name]
+def picture(name: str | Path, caption: str = "") -> Picture:
+    """A source image by its name in data/images, or an image file of the user's own.
+
+    Args:
+        name: the name, or the path of a file.
+        caption: what the image shows, instead of the caption it comes with; needed for a file.
+
+    Raises:
+        ValueError: for a name that is neither, with the nearest one, and for a file without a caption.
+    """
+    ours = {p.name: p for p in pictures()}
+    if str(name) in ours:
+        found = ours[str(name)]
+        return replace(found, caption=caption or found.caption)
+    if not Path(name).is_file():
+        raise ValueError(
+            f"image must be a file or one of {', '.join(ours)}; got {str(name)!r}{checks.did_you_mean(name, ours)}"
+        )
+    if not caption:
+        raise ValueError(f"caption is empty; say what {str(name)!r} shows, such as 'a dog on a beach'")
+    return Picture(Path(name).stem, Path(name), caption, "")
 
 
 def _style(style: str) -> dict:
-    if style not in _data()["styles"]:
-        raise ValueError(f"style must be {_listed(style, _data()['styles'])}")
-    return _data()["styles"][style]
+    name = known(style)
+    if name is None:
+        raise ValueError(
+            f"style must be one of {', '.join(names())}, a text with {PLACEHOLDER} in it or a whole prompt; "
+            f"got {style!r}{checks.did_you_mean(style, _spellings())}"
+        )
+    return _data()["styles"][name]
 
 
-def _listed(value: str, known) -> str:
-    near = get_close_matches(value.lower().replace(" ", ""), list(known), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"one of {', '.join(known)}, got {value!r}{hint}"
+def _plain(style: str) -> str:
+    return "".join(letter for letter in style.lower() if letter.isalnum())
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    """Plain spelling -> name, of names and titles."""
+    styles = _data()["styles"]
+    return {_plain(styles[name]["title"]): name for name in styles} | {name: name for name in styles}
 
 
 @cache
 def _data() -> dict:
-    return json.loads(data_path("prompts.json").read_text())
+    return json.loads(data_path("prompts.json").read_text(encoding="utf-8"))

@@ -11,7 +11,8 @@ PACKAGE = Path(dsnb.__file__).parent
 LAB = PACKAGE / "lab"
 # From the bottom up. Only the command line stands above the laboratory.
 TIERS = [
-    ["epsilon", "files", "images", "kernels", "plotting", "prompts"],
+    ["checks", "files"],
+    ["epsilon", "images", "kernels", "plotting", "prompts"],
     ["masks", "models", "sampling", "widgets"],
     ["checkpoints", "inversion", "attention", "metrics"],
     ["attention_maps", "methods"],
@@ -71,3 +72,19 @@ def test_arrows_are_seen():
     assert "grid" in set(imported(LAB / "bench" / "sections.py", LAB))
     assert "world" in set(imported(LAB / "training" / "recipe.py", LAB))
     assert "lab" in set(imported(PACKAGE / "__main__.py"))
+
+
+def test_every_text_file_is_utf_8():
+    """`read_text`, `write_text` and a text-mode `open` without an encoding would follow the locale."""
+    for path in PACKAGE.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or "encoding" in {word.arg for word in call.keywords}:
+                continue
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            module = getattr(getattr(call.func, "value", None), "id", "")
+            opens = (
+                name == "open"
+                and module != "Image"
+                and not any(isinstance(arg, ast.Constant) and "b" in str(arg.value) for arg in call.args)
+            )
+            assert not opens and name not in ("read_text", "write_text"), f"{path}:{call.lineno}"

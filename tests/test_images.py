@@ -1,4 +1,6 @@
 import io
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -57,10 +59,10 @@ def test_bad_pictures_are_refused_with_a_sentence(tmp_path, save):
         read_image(tmp_path / "nothing.png")
     broken = save(Image.new("RGB", (64, 64)))
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(ValueError, match="cannot be read as a picture"):
+    with pytest.raises(ValueError, match="cannot be read as an image"):
         read_image(broken)
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(ValueError, match="cannot be read as a picture"):
+    with pytest.raises(ValueError, match="cannot be read as an image"):
         read_image(tmp_path / "text.png")
     with pytest.raises(ValueError, match="is a folder"):
         read_image(tmp_path)
@@ -101,7 +103,7 @@ def test_floating_point_pictures_are_in_0_to_1(save):
 def test_a_broken_upload_is_refused_with_its_name():
     upload = io.BytesIO(b"no picture")
     upload.name = "mask.png"
-    with pytest.raises(ValueError, match="image 'mask.png' cannot be read as a picture"):
+    with pytest.raises(ValueError, match="image 'mask.png' cannot be read as an image"):
         masks.image(upload)
 
 
@@ -110,3 +112,62 @@ def test_a_mask_with_transparency_uses_its_alpha(save):
     picture.paste((0, 0, 0, 255), (0, 0, 2, 4))
     grey = read_grey(save(picture))
     assert grey[:, :2].min() == 1 and grey[:, 2:].max() == 0
+
+
+def test_pil_images_and_arrays_are_read_like_files(save):
+    array = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    expected = read_image(save(Image.fromarray(array)), size=(16, 16))
+    for source in (Image.fromarray(array), array, array / np.float32(255)):
+        assert torch.equal(read_image(source, size=(16, 16)), expected)
+    assert torch.equal(read_image(array[..., 0]), read_image(array[..., :1].repeat(3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        (None, TypeError, "image must be a file, a PIL image or a numpy array, got a NoneType"),
+        (torch.zeros(3, 8, 8), TypeError, "got a Tensor"),
+        (np.zeros((1, 3, 8, 8)), ValueError, r"shape \(H, W\), .* got \(1, 3, 8, 8\)"),
+        (np.full((8, 8), 1.0000001), ValueError, "got 1.0000001 to 1.0000001"),
+        (np.full((8, 8), np.nan), ValueError, "got nan"),
+        (np.zeros((8, 8), np.uint16), ValueError, "got uint16"),
+    ],
+)
+def test_other_sources_are_refused(source, error, words):
+    with pytest.raises(error, match=words):
+        read_image(source)
+
+
+@pytest.mark.parametrize("size", [(80000, 80000), (8, 8, 8), 0, "64", 64.0, (60, 64), True])
+def test_sizes_are_multiples_of_8_up_to_a_limit(size):
+    with pytest.raises((ValueError, TypeError), match="size must be"):
+        read_image(np.zeros((8, 8), np.uint8), size=size)
+
+
+def test_a_tiff_of_32_bit_integers_is_refused_not_guessed(save):
+    path = save(Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)), "deep.tiff")
+    for read in (read_image, read_grey):
+        with pytest.raises(ValueError, match="from 0 to 255, and which one is white"):
+            read(path)
+    grey = save(Image.fromarray(np.full((8, 8), 32768, np.uint16)), "deep.pgm")  # Pillow reads it as 32 bits
+    assert abs(read_image(grey).mean() - 0.5) < 0.01
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    caught = []
+    reading = threading.Thread(
+        target=lambda: caught.append(pytest.raises(ValueError, read_image, pipe)), daemon=True
+    )
+    reading.start()
+    reading.join(10)
+    assert caught and caught[0].match("is not a regular file")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_image(value):
+    image = torch.zeros(3, 4, 4)
+    image[0, 0, 0] = value
+    with pytest.raises(ValueError, match="image must hold finite"):
+        to_pil(image)

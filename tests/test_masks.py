@@ -115,13 +115,13 @@ def test_formulas():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: masks.linear(1), "n, the number of styles"),
-        (lambda: masks.logistic(0), "sharpness must be a positive"),
-        (lambda: masks.logistic(float("nan")), "sharpness must be a positive"),
-        (lambda: masks.stripes(1, 2), "count must be at least"),
-        (lambda: masks.linear().weights(0, 4), "height and width"),
+        (lambda: masks.linear(1), "n must be a whole number of at least 2"),
+        (lambda: masks.logistic(0), "sharpness must be a finite number above 0, got 0"),
+        (lambda: masks.logistic(float("nan")), "sharpness must be a finite number above 0"),
+        (lambda: masks.stripes(1, 2), "count must be a whole number of at least 2"),
+        (lambda: masks.linear().weights(0, 4), "height must be"),
         (lambda: masks.linear().weights(4, 4, sampling="nearest"), "sampling must be"),
-        (lambda: masks.linear().active([0], [1]), "2 numbers each"),
+        (lambda: masks.linear().active([0] * 3, [1]), "starts must be one number or 2 numbers, got 3"),
         (lambda: masks.linear().active([0.2, 0.3], [1, 1]), "no style is active at 0"),
         (lambda: masks.from_weights(np.full((2, 4, 4), np.nan)), "NaN"),
         (lambda: masks.from_weights(-np.ones((2, 4, 4))), "not negative"),
@@ -135,8 +135,53 @@ def test_formulas():
         (lambda: masks.formula("0 / 0 * x"), "finite"),
         (lambda: masks.formula("sin(x, y)"), "has 2 arguments"),
         (lambda: masks.formula("min(x)"), "has 1 arguments"),
+        (lambda: masks.formula("+".join(["x"] * 3000)), "nested at most 200"),
+        (lambda: masks.formula("-" * 9000 + "x"), "nested at most 200"),
+        (lambda: masks.formula("x" * 20000), "at most 10000 characters"),
+        (lambda: masks.formula("x\0"), "cannot be read"),
+        (lambda: masks.formula("9" * 400 + " * x"), "a number in a formula must be a finite"),
+        (lambda: masks.formula("sqrt(0.55 - t)"), "finite"),  # NaN at the end of the steps only
+        (lambda: masks.linear(angle=float("inf")), "angle must be a finite number, got inf"),
+        (
+            lambda: masks.linear().active([float("nan"), 0], [1, 1]),
+            "starts must be a finite number from 0 to 1",
+        ),
+        (lambda: masks.linear().active([0, 0], [1.0000001, 1]), "ends must .* got 1.0000001"),
+        (lambda: masks.linear(center=(0.5, float("nan"))), "center must be a finite"),
+        (lambda: masks.image(np.full((4, 4), 255, np.uint8)), "divide one of 8 bits by 255"),
     ],
 )
 def test_bad_masks_are_refused_with_a_sentence(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: masks.linear("3"), "n must be a whole number"),
+        (lambda: masks.linear(2.5), "n must be a whole number"),
+        (lambda: masks.logistic("20"), "sharpness must be a finite number"),
+        (lambda: masks.logistic(True), "sharpness must be a finite number"),
+        (lambda: masks.linear(angle="left"), "angle must be a finite number"),
+        (lambda: masks.linear().active(None, 1), "starts must be a finite number"),
+        (lambda: masks.formula(3), "expression must be a list of texts"),
+        (lambda: masks.from_weights([["a"]]), "weights must be an array of numbers"),
+        (lambda: masks.image(None), "image must be a file"),
+    ],
+)
+def test_wrong_types_are_refused_by_name(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+def test_very_large_weights_are_weights():
+    weights = masks.from_weights(np.full((2, 4, 4), 1e308)).weights(4, 4)
+    assert (weights == 0.5).all()
+
+
+def test_scalars_of_numpy_and_torch_are_numbers():
+    expected = masks.logistic(20, 3, 30).weights(4, 4)
+    assert torch.equal(
+        masks.logistic(torch.tensor(20.0), np.int64(3), np.float32(30)).weights(4, 4), expected
+    )

@@ -24,9 +24,15 @@ def test_the_one_prompt_baseline_names_both_sides():
     )
 
 
-def test_a_prompt_of_ones_own():
-    assert prompts.style_prompt("a sketch of [prompt], in ink", "a bear") == "a sketch of a bear, in ink"
-    assert prompts.style_prompt("mosaic", "a bear") == prompts.prompt("mosaic", "a bear")
+def test_a_style_by_name_by_template_or_as_a_whole_prompt():
+    own = "a sketch of a bear, with mosaic tiles"
+    assert prompts.prompt(own, "a dog") == own
+    assert prompts.prompt("[prompt]_in_ink", "a bear") == "a bear_in_ink"
+    for spelling in ("Van Gogh", "VANGOGH", " van-gogh ", "vangogh"):
+        assert prompts.prompt(spelling, "a bear") == prompts.prompt("vangogh", "a bear")
+        assert prompts.known(spelling) == "vangogh"
+    assert prompts.known(own) is None
+    assert prompts.one_prompt(["Van Gogh", "Mosaic"], "x") == prompts.one_prompt(["vangogh", "mosaic"], "x")
 
 
 def test_there_are_enough_pictures_and_all_can_be_read():
@@ -39,7 +45,18 @@ def test_there_are_enough_pictures_and_all_can_be_read():
 
 
 def test_unknown_names_get_the_near_one():
-    with pytest.raises(ValueError, match="did you mean 'vangogh'"):
-        prompts.prompt("Van Gogh", "a bear")
+    for misspelt in ("vangoh", "Van Goh"):
+        with pytest.raises(ValueError, match="did you mean 'vangogh'"):
+            prompts.prompt(misspelt, "a bear")
     with pytest.raises(ValueError, match="did you mean 'bear_grass'"):
         prompts.picture("bear_gras")
+
+
+def test_an_image_of_ones_own_needs_its_caption(tmp_path):
+    file = tmp_path / "mine.png"
+    file.touch()
+    with pytest.raises(ValueError, match="caption is empty; say what .*mine.png"):
+        prompts.picture(file)
+    mine = prompts.picture(str(file), "a dog")
+    assert (mine.file, mine.caption) == (file, "a dog")
+    assert prompts.picture("bear_grass", "a pet").caption == "a pet"

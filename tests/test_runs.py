@@ -160,7 +160,7 @@ def test_more_values_extend_a_table_and_kernels_are_kept_but_clean(notebook, tmp
 def _ended(pid):
     """Whether a process has ended, if perhaps nobody has asked for its status yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
@@ -279,7 +279,7 @@ def test_a_killed_worker_s_point_is_done_by_another_and_no_row_is_lost_or_double
 def _parent(process):
     """The number of a process's parent; None where the process has ended."""
     try:
-        return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
     except FileNotFoundError:
         return None
 

@@ -237,7 +237,10 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
 def bundled_clip() -> Path:
     """The folder of the CLIP that comes with the workbook. FileNotFoundError where it was taken away."""
     for file in sorted(data_path("models").glob("*/config.json")):
-        if json.loads(file.read_text()).get("model_type") in ("clip", "vision-text-dual-encoder"):
+        if json.loads(file.read_text(encoding="utf-8")).get("model_type") in (
+            "clip",
+            "vision-text-dual-encoder",
+        ):
             return file.parent
     raise FileNotFoundError(
         f"there is no CLIP in {data_path('models')}; pass the folder or the hub id of one"

@@ -103,7 +103,7 @@ class Bench:
             ctypes.CDLL(None).malloc_trim(
                 0
             )  # hand freed memory back, so that it counts when it is taken again
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
             before = _resident("VmRSS")
             call()
             return _resident("VmHWM") - before
@@ -146,13 +146,13 @@ def header(bench: Bench) -> dict[str, str]:
 
 def _resident(field: str) -> float:
     """Bytes of this process from /proc: VmRSS now, VmHWM at the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
 

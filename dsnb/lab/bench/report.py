@@ -28,7 +28,7 @@ def write_csv(path: Path, head: dict[str, str], rows: Sequence[Row]) -> Path:
 
 def read_csv(path: Path) -> tuple[dict[str, str], list[Row]]:
     """What `write_csv` wrote."""
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     head = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     table = csv.DictReader(line for line in lines if not line.startswith("# "))
     return head, [Row(**{**r, "value": float(r["value"]), "spread": float(r["spread"])}) for r in table]

@@ -87,7 +87,7 @@ def tables_folder(output: Path, pictures: int, fewer: int, parameters: dict | No
 def count_pairs(path: str | Path) -> int:
     """How many entries a pairs file has. Raises GridError where it is missing or no list of entries."""
     try:
-        entries = json.loads(Path(path).read_text())
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GridError(f"pairs_file {str(path)!r} cannot be read: {error}") from None
     if not isinstance(entries, list) or not entries:

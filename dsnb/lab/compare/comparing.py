@@ -234,7 +234,7 @@ def read_pairs(path: str | Path, model: Model | None = None, styles: Sequence[st
     """
     path = Path(path)
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"pairs file {str(path)!r} is not JSON: {error}") from None
     if not isinstance(entries, list):

@@ -87,7 +87,7 @@ def make_grid(notebook: str | Path, varied: Mapping[str, Sequence], fixed: Mappi
     """
     path, fixed = Path(notebook), dict(fixed or {})
     try:
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         nbformat.reads(source, as_version=4)
     except OSError as error:
         raise GridError(f"notebook {str(path)!r} cannot be read: {error.strerror}") from None

@@ -155,7 +155,7 @@ def run_point(point: Point, run: str = "") -> Outcome:
             error = f"{type(failure).__name__}: {failure}"
         if error:
             end_kernels(thread=threading.get_ident())
-        notebook = path.read_text() if path.is_file() else point.notebook
+        notebook = path.read_text(encoding="utf-8") if path.is_file() else point.notebook
     executed = nbformat.reads(notebook, as_version=4)
     return Outcome(
         id=point.id,

@@ -61,7 +61,7 @@ class Folder:
             write_whole(file, json.dumps(identity, indent=1).encode())
             return
         try:
-            theirs = json.loads(file.read_text())
+            theirs = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             raise FolderError(f"{str(file)!r} is not readable as JSON; choose another --output") from None
         for key, what in (
@@ -107,7 +107,7 @@ class Folder:
         for file in sorted(self.points.glob("*/row.json")):
             if not file.parent.name.startswith("."):
                 try:
-                    found[file.parent.name] = json.loads(file.read_text())
+                    found[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))
                 except ValueError:
                     continue
         return found

@@ -200,7 +200,7 @@ def write_card(
         stages=stage_table(state, batches),
         table=as_markdown(rows) if rows else "Not measured.\n",
     )
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -208,5 +208,7 @@ def write_judge_card(folder: Path, rows: list[Row], state: Path, batch: int, see
     """Write README.md beside the judge's weights."""
     path = Path(folder) / "README.md"
     stages = stage_table(state, {"judge": batch})
-    path.write_text(JUDGE.format(width=WIDTH, seed=seed, stages=stages, table=as_markdown(rows)))
+    path.write_text(
+        JUDGE.format(width=WIDTH, seed=seed, stages=stages, table=as_markdown(rows)), encoding="utf-8"
+    )
     return path

@@ -218,4 +218,6 @@ def save_judge(network: Contrast, tokenizer: CLIPTokenizer, folder: Path) -> Non
         "do_center_crop": True, "crop_size": {"height": 128, "width": 128}, "do_rescale": True,
         "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_convert_rgb": True,
     }  # fmt: skip
-    (Path(folder) / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (Path(folder) / "preprocessor_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )

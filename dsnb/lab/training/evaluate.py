@@ -232,7 +232,7 @@ def _networks(model: models.Model) -> tuple:
 def write_table(rows: list[Row], path: Path) -> None:
     """Write the rows as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["measure", "value", "error", "pictures", "bar", "passed"])
         for row in rows:

@@ -45,12 +45,12 @@ def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         fresh = Path(name)
         pipeline.save_pretrained(fresh, safe_serialization=True, max_shard_size=SHARD)
-        (fresh / "dsnb.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+        (fresh / "dsnb.json").write_text(json.dumps(SETTINGS, indent=2) + "\n", encoding="utf-8")
         for part in parts:  # where it was written is nobody's business
             path = fresh / part / "config.json"
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text(encoding="utf-8"))
             config.pop("_name_or_path", None)
-            path.write_text(json.dumps(config, indent=2) + "\n")
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for written in fresh.iterdir():
             if (folder / written.name).is_dir():
                 shutil.rmtree(folder / written.name)
@@ -61,7 +61,7 @@ def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
 def read_log(path: Path) -> dict[str, list[float]]:
     """The columns of a stage's CSV log; where a resumed run repeated steps, the later row counts."""
     rows = {}
-    with Path(path).open(newline="") as file:
+    with Path(path).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             rows[int(row["step"])] = {name: float(value) for name, value in row.items()}
     ordered = [rows[step] for step in sorted(rows)]

@@ -79,7 +79,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float, step: i
 def log_row(path: Path, row: dict) -> None:
     """Append one row to a CSV table, with a header where the table is new."""
     new = not path.is_file()
-    with path.open("a", newline="") as table:
+    with path.open("a", encoding="utf-8", newline="") as table:
         writer = csv.DictWriter(table, list(row))
         if new:
             writer.writeheader()

@@ -78,13 +78,13 @@ def settle(recipe: Recipe) -> Recipe:
     path = recipe.state / "recipe.json"
     fixed = ("size", "latent_channels", "seed")
     if path.is_file():
-        earlier = json.loads(path.read_text())
+        earlier = json.loads(path.read_text(encoding="utf-8"))
         for name, value in earlier.items():
             if value != getattr(recipe, name):
                 log.warning("%s stays %s, as %s was begun with it", name, value, recipe.state)
         return replace(recipe, **earlier)
     recipe.state.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({name: getattr(recipe, name) for name in fixed}) + "\n")
+    path.write_text(json.dumps({name: getattr(recipe, name) for name in fixed}) + "\n", encoding="utf-8")
     return recipe
 
 

@@ -87,7 +87,7 @@ def build_atlas(node_modules: Path) -> Image.Image:
         path = Path(node_modules) / "@iconify-json" / name / "icons.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; npm install @iconify-json/{name} brings it")
-        pack = json.loads(path.read_text())
+        pack = json.loads(path.read_text(encoding="utf-8"))
         for row, drawing in enumerate(DRAWINGS.values()):
             sheet.paste(rasterise(pack["icons"][drawing], pack), (column * CELL, row * CELL))
     return sheet

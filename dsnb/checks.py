@@ -1,0 +1,139 @@
+"""Checks of what a user passes in. Each returns the value in its plain type, or says what would be right.
+
+They belong at the public boundary: calls, files and the command line. Code inside trusts its caller.
+"""
+
+import math
+import operator
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from typing import Any
+
+
+def number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None
+) -> float:
+    """A finite number, also from a numpy or torch scalar.
+
+    Args:
+        name: the parameter that the message names.
+        value: what the user passed.
+        low, high: the range, both ends included.
+        above: a lower end that is itself not allowed.
+
+    Raises:
+        TypeError: for something that is not a number.
+        ValueError: for NaN, infinity, or a number outside the range.
+    """
+    wanted = f"{name} must be a finite number{_range(low, high, above)}, got {_short(value)}"
+    try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
+        result = float(value)
+    except OverflowError:
+        raise ValueError(wanted) from None
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(wanted) from None
+    if not (math.isfinite(result) and low <= result <= high and (above is None or result > above)):
+        raise ValueError(wanted)
+    return result
+
+
+def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """A whole number in a range, both ends included. Raises as `number`."""
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    wanted = f"{name} must be a whole number{_range(*ends, None)}, got {_short(value)}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        result = operator.index(value)
+    except (TypeError, RuntimeError):
+        raise TypeError(wanted) from None
+    if not ends[0] <= result <= ends[1]:
+        raise ValueError(wanted)
+    return result
+
+
+def numbers(name: str, value: Any, n: int, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """n numbers from one number, or from a list, array or tensor of n. Raises as `number`."""
+    if isinstance(value, str | bytes):
+        values = [value]
+    else:
+        values = value.reshape(-1).tolist() if hasattr(value, "reshape") else value
+        values = list(values) if isinstance(values, Iterable) else [values]
+    if len(values) not in (1, n):
+        raise ValueError(f"{name} must be one number or {n} numbers, got {len(values)} of them")
+    values = [number(name, each, low, high) for each in values]
+    return values * n if len(values) == 1 else values
+
+
+def text(name: str, value: Any) -> str:
+    """One text. Raises TypeError for anything else, ValueError for a text that is not valid Unicode."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, got {_short(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be valid Unicode, got {_short(value)}") from None
+    return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """A list of texts; one text alone is refused, because Python would take it for a list of letters."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of texts, got {_short(value)}")
+    return [text(f"{name}[{i}]", each) for i, each in enumerate(value)]
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> str:
+    """One of the known names. Raises ValueError with the nearest of them."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}; got {_short(value)}{did_you_mean(value, known)}"
+        )
+    return value
+
+
+def instance(name: str, value: Any, kind: type, hint: str) -> Any:
+    """An object of a class; `hint` says how to get one. Raises TypeError."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__module__}.{kind.__name__}, got {_short(value)}; {hint}")
+    return value
+
+
+def function(name: str, value: Any) -> Any:
+    """A callable or None. Raises TypeError."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function or None, got {_short(value)}")
+    return value
+
+
+def did_you_mean(value: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of a message: "; did you mean 'x'?", or nothing where none is as similar as `cutoff`."""
+    plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in known}
+    near = get_close_matches("".join(c for c in str(value).lower() if c.isalnum()), plain, 1, cutoff)
+    return f"; did you mean {plain[near[0]]!r}?" if near else ""
+
+
+def _range(low: float, high: float, above: float | None) -> str:
+    parts = []
+    if above is not None:
+        parts.append(f"above {above:g}")
+    elif low > -math.inf and high < math.inf:
+        return f" from {low:g} to {high:g}"
+    elif low > -math.inf:
+        parts.append(f"of at least {low:g}")
+    if high < math.inf:
+        parts.append(f"at most {high:g}")
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def _short(value: Any) -> str:
+    """The value as the message shows it; of a tensor or array its class and shape, of a long text the start."""
+    if len(getattr(value, "shape", ())):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    try:
+        shown = repr(value)
+    except ValueError:  # Python does not write integers of more than 4300 digits
+        return f"a {type(value).__name__} too large to be shown"
+    return shown if len(shown) <= 80 else f"{shown[:77]}…"
