@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .epsilon import Predictions, blend_eps
-from .kernels import blend_step
+from .kernels import StepCoefficients, blend_step, linear_step
 
 Eps = Callable[[Tensor, Tensor, float], Tensor | Predictions]
 
@@ -33,6 +33,14 @@ class Schedule:
         """sigma_t = eta sqrt((1 - a_prev) / (1 - a)) sqrt(1 - a / a_prev), shape (T,) (DDIM, equation 16)."""
         a, p = self.alpha, self.alpha_prev
         return eta * ((1 - p) / (1 - a)).sqrt() * (1 - a / p).sqrt()
+
+    def coefficients(self, eta: float) -> list[StepCoefficients]:
+        """Each step as a linear map: `ddim_mean` plus sigma z, solved for x_t and eps."""
+        a, p, sigma = self.alpha.double(), self.alpha_prev.double(), self.sigma(eta).double()
+        clean_x, clean_e = 1 / a.sqrt(), -((1 - a) / a).sqrt()
+        next_e = p.sqrt() * clean_e + (1 - p - sigma**2).clamp(min=0).sqrt()
+        columns = (clean_x, clean_e, p.sqrt() * clean_x, next_e, sigma)
+        return [StepCoefficients(*step) for step in torch.stack(columns, 1).tolist()]
 
     def to(self, device: torch.device) -> "Schedule":
         return Schedule(self.timesteps.to(device), self.alpha.to(device), self.alpha_prev.to(device))
@@ -103,17 +111,16 @@ def denoise(
     """
     if eta > 0 and noises is None:
         raise ValueError(f"eta is {eta}, so the noise of every step is needed: pass noises, or eta=0")
-    alpha, alpha_prev, sigma = (
-        x.tolist() for x in (schedule.alpha, schedule.alpha_prev, schedule.sigma(eta))
-    )
+    steps = schedule.coefficients(eta)
     times, total, x_t = schedule.timesteps.to(x_T.device), len(schedule), x_T
-    everywhere = x_T.new_ones(1, *x_T.shape[-2:])
     for i, t in enumerate(tqdm(times, desc="decoding", disable=not progress, leave=False)):
         predicted = eps(x_t, t, i / total)
         merged = isinstance(predicted, Tensor)
-        parts = (None, predicted[None], everywhere, 1.0) if merged else predicted
         noise = noises[i] if eta > 0 else None
-        x_prev, x_0 = blend_step(*parts, x_t, noise, alpha[i], alpha_prev[i], sigma[i], return_x0=True)
+        if merged:
+            x_prev, x_0 = linear_step(predicted, x_t, noise, steps[i])
+        else:
+            x_prev, x_0 = blend_step(*predicted, x_t, noise, steps[i])
         if callback is not None:
             eps_t = predicted if merged else blend_eps(*predicted)
             callback(Step(i, total, int(t), x_t, eps_t, x_0, x_prev))

@@ -16,10 +16,14 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from dsnb.kernels import reference
-from dsnb.kernels.reference import Plan, make_plan
+from dsnb.kernels import cpu, reference
+from dsnb.kernels.cpu import linear_step
+from dsnb.kernels.reference import Plan, StepCoefficients, make_plan
 
-__all__ = ["Plan", "attention_with_maps", "backend", "blend_attention", "blend_step", "force", "make_plan"]
+__all__ = [
+    "Plan", "StepCoefficients", "attention_with_maps", "backend", "blend_attention", "blend_step", "force",
+    "linear_step", "make_plan",
+]  # fmt: skip
 
 CHOICES = ("torch", "triton", None)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -138,50 +142,45 @@ def attention_with_maps(
 
 
 def blend_step(
-    eps_uncond: Tensor | None,
+    eps_uncond: Tensor,
     eps_cond: Tensor,
     weights: Tensor,
-    guidance: Tensor | Sequence[float] | float,
+    guidance: Tensor,
     x_t: Tensor,
     noise: Tensor | None,
-    alpha: float,
-    alpha_prev: float,
-    sigma: float,
-    return_x0: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Guidance, the masked blend of N predictions and one DDIM step, in one pass over memory.
+    step: StepCoefficients,
+) -> tuple[Tensor, Tensor]:
+    """Guidance, the masked blend of N predictions and one step of the sampler.
 
-    eps_uncond (B, C, h, w), or None for the blend without guidance; eps_cond (N, B, C, h, w);
-    weights (N, h, w); guidance one number or one per style; x_t (B, C, h, w); noise alike, or None where
-    sigma is 0;
-    alpha, alpha_prev: cumulative ᾱ in (0, 1]; sigma ≥ 0. The equations: `reference.blend_step`.
-    Returns x_{t−1}, or (x_{t−1}, x_0) when asked; float32. ValueError where shapes or numbers do not fit.
+    Args:
+        eps_uncond: the unconditional prediction (B, C, h, w).
+        eps_cond: the prediction of each style (N, B, C, h, w).
+        weights: the mask (N, h, w).
+        guidance: one number per style (N,).
+        x_t: the latents (B, C, h, w), float32 (or float64).
+        noise: standard normal numbers (B, C, h, w), or None for a step without noise.
+        step: the coefficients of the step.
+
+    Returns:
+        The next latents and the predicted clean ones, like x_t. The equations: `reference.blend_step`.
+
+    Raises:
+        ValueError: shapes do not fit each other.
     """
-    n = eps_cond.shape[0]
-    if eps_cond.shape[1:] != x_t.shape or weights.shape != (n, *x_t.shape[-2:]):
-        raise ValueError(
-            f"eps_cond must be (N, *x_t.shape) and weights (N, h, w): x_t {tuple(x_t.shape)}, "
-            f"eps_cond {tuple(eps_cond.shape)}, weights {tuple(weights.shape)}"
-        )
-    for name, given in (("eps_uncond", eps_uncond), ("noise", noise)):
-        if given is not None and given.shape != x_t.shape:
-            raise ValueError(f"{name} must have x_t's shape {tuple(x_t.shape)}, got {tuple(given.shape)}")
-    alpha, alpha_prev, sigma = float(alpha), float(alpha_prev), float(sigma)
-    if not (0 < alpha <= 1 and 0 < alpha_prev <= 1):
-        raise ValueError(f"alpha and alpha_prev must be in (0, 1], got {alpha} and {alpha_prev}")
-    if not sigma >= 0:
-        raise ValueError(f"sigma must be at least 0, got {sigma}")
-    if noise is None and sigma != 0:
-        raise ValueError(f"noise must be given where sigma is not 0, got sigma {sigma}")
-    if not isinstance(guidance, Tensor):
-        guidance = torch.tensor(guidance, dtype=torch.float32)
-    if guidance.shape not in ((), (1,), (n,)):
-        raise ValueError(f"guidance must be one number or ({n},), one per style; got {tuple(guidance.shape)}")
-    guidance = guidance.to(x_t.device).expand(n)
-    args = (eps_uncond, eps_cond, weights, guidance, x_t, noise if sigma else None, alpha, alpha_prev, sigma)
-    both = _fused("blend_step", *args, return_x0) if backend(x_t.device) == "triton" else None
-    x_prev, x_0 = reference.blend_step(*args) if both is None else both
-    return (x_prev, x_0) if return_x0 else x_prev
+    n, shape = len(eps_cond), x_t.shape
+    expected = {
+        "eps_uncond": (eps_uncond, shape),
+        "eps_cond": (eps_cond, (n, *shape)),
+        "weights": (weights, (n, *shape[-2:])),
+        "guidance": (guidance, (n,)),
+        "noise": (x_t if noise is None else noise, shape),
+    }
+    for name, (given, wanted) in expected.items():
+        if given.shape != wanted:
+            raise ValueError(f"{name} must have shape {tuple(wanted)}, got {tuple(given.shape)}")
+    args = (eps_uncond, eps_cond, weights, guidance, x_t, noise, step)
+    both = _fused("blend_step", *args) if backend(x_t.device) == "triton" else None
+    return cpu.blend_step(*args) if both is None else both
 
 
 def _check_indices(name: str, given: Tensor | Sequence[int], n: int) -> None:

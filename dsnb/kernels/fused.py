@@ -162,31 +162,24 @@ def _attention_with_maps(q, k, v, out, maps, chosen, n_queries, n_keys, n_chosen
 
 
 @triton.jit
-def _blend_step(eps_uncond, eps_cond, weights, guidance, x_t, noise, x_prev, x_0, n_styles, size, plane,
-                noise_level, signal_level, direction, level, sigma, GUIDED: tl.constexpr, NOISY: tl.constexpr,
-                KEEP_X0: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """BLOCK pixels of one channel plane: everything is read once, x_prev and perhaps x_0 written once."""
+def _blend_step(eps_uncond, eps_cond, weights, guidance, x_t, noise, x_next, x_0, n_styles, size, plane,
+                clean_x, clean_e, next_x, next_e, next_z, NOISY: tl.constexpr,
+                BLOCK: tl.constexpr):  # fmt: skip
+    """BLOCK pixels of one channel plane: everything is read once, x_next and x_0 are written once."""
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < plane
     at = tl.program_id(1) * plane + pixel
-    eps = tl.zeros((BLOCK,), tl.float32)
-    if GUIDED:
-        base = tl.load(eps_uncond + at, inside, 0.0).to(tl.float32)
-        eps += base
+    base = tl.load(eps_uncond + at, inside, 0.0).to(tl.float32)
+    e = base
     for i in range(n_styles):
-        weight = tl.load(weights + i * plane + pixel, inside, 0.0)
-        eps_i = tl.load(eps_cond + i * size + at, inside, 0.0).to(tl.float32)
-        if GUIDED:
-            eps += weight * tl.load(guidance + i) * (eps_i - base)
-        else:
-            eps += weight * eps_i
-    x = (tl.load(x_t + at, inside, 0.0).to(tl.float32) - noise_level * eps) / signal_level
-    if KEEP_X0:
-        tl.store(x_0 + at, x, inside)
-    x = level * x + direction * eps
+        scale = tl.load(weights + i * plane + pixel, inside, 0.0) * tl.load(guidance + i)
+        e += scale * (tl.load(eps_cond + i * size + at, inside, 0.0).to(tl.float32) - base)
+    x = tl.load(x_t + at, inside, 0.0).to(tl.float32)
+    tl.store(x_0 + at, clean_x * x + clean_e * e, inside)
+    x = next_x * x + next_e * e
     if NOISY:
-        x += sigma * tl.load(noise + at, inside, 0.0).to(tl.float32)
-    tl.store(x_prev + at, x, inside)
+        x += next_z * tl.load(noise + at, inside, 0.0).to(tl.float32)
+    tl.store(x_next + at, x, inside)
 
 
 def unsupported(name: str, *args) -> str | None:
@@ -246,24 +239,19 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tupl
     return out, maps.sum(0) if groups > 1 else maps[0]
 
 
-def blend_step(
-    eps_uncond, eps_cond, weights, guidance, x_t, noise, alpha, alpha_prev, sigma, return_x0=True
-) -> tuple[Tensor, Tensor | None]:
-    """`reference.blend_step`; x_0 is None where it is not asked for."""
+def blend_step(eps_uncond, eps_cond, weights, guidance, x_t, noise, step) -> tuple[Tensor, Tensor]:
+    """`reference.blend_step`."""
     plane = x_t.shape[-2] * x_t.shape[-1]
-    eps_cond, x_t, weights = eps_cond.contiguous(), x_t.contiguous(), weights.to(torch.float32).contiguous()
-    eps_uncond = None if eps_uncond is None else eps_uncond.contiguous()
+    eps_uncond, eps_cond, x_t = eps_uncond.contiguous(), eps_cond.contiguous(), x_t.contiguous()
+    weights, guidance = (t.to(x_t.device, torch.float32).contiguous() for t in (weights, guidance))
     noise = None if noise is None else noise.contiguous()
-    x_prev = torch.empty(x_t.shape, dtype=torch.float32, device=x_t.device)
-    x_0 = torch.empty_like(x_prev) if return_x0 else None
+    x_next, x_0 = (torch.empty(x_t.shape, dtype=torch.float32, device=x_t.device) for _ in range(2))
     block = min(1024, max(16, triton.next_power_of_2(plane)))
     _blend_step[(triton.cdiv(plane, block), x_t.numel() // plane)](
-        eps_uncond, eps_cond, weights, guidance.to(torch.float32).contiguous(), x_t, noise, x_prev, x_0,
-        eps_cond.shape[0], x_t.numel(), plane, (1 - alpha) ** 0.5, alpha**0.5,
-        max(1 - alpha_prev - sigma**2, 0.0) ** 0.5, alpha_prev**0.5, sigma,
-        GUIDED=eps_uncond is not None, NOISY=noise is not None, KEEP_X0=return_x0, BLOCK=block, num_warps=4,
+        eps_uncond, eps_cond, weights, guidance, x_t, noise, x_next, x_0, len(eps_cond), x_t.numel(), plane,
+        *step, NOISY=noise is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip
-    return x_prev, x_0
+    return x_next, x_0
 
 
 def _split(n: int) -> tuple[int, int]:

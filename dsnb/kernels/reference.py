@@ -111,36 +111,34 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tupl
     return torch.cat(out, 2), torch.cat(maps, 1).float()
 
 
+class StepCoefficients(NamedTuple):
+    """One step of a sampler is linear in the latents x, the prediction e and fresh noise z:
+
+    x_0 = clean_x · x + clean_e · e and x_next = next_x · x + next_e · e + next_z · z.
+    """
+
+    clean_x: float
+    clean_e: float
+    next_x: float
+    next_e: float
+    next_z: float
+
+
 def blend_step(
-    eps_uncond: Tensor | None,
+    eps_uncond: Tensor,
     eps_cond: Tensor,
     weights: Tensor,
     guidance: Tensor,
     x_t: Tensor,
     noise: Tensor | None,
-    alpha: float,
-    alpha_prev: float,
-    sigma: float,
+    step: StepCoefficients,
 ) -> tuple[Tensor, Tensor]:
-    """Guidance, the masked blend of N predictions, and one DDIM step.
-
-    ε = ε_∅ + Σ_i M_i g_i (ε_i − ε_∅); without ε_∅ (guidance off) ε = Σ_i M_i ε_i.
-    x_0 = (x_t − √(1−ᾱ) ε) / √ᾱ and x_{t−1} = √ᾱ' x_0 + √(1−ᾱ'−σ²) ε + σ z: DDIM, arXiv 2010.02502, eq. 12.
-    eps_uncond, x_t, noise (B, C, h, w), eps_cond (N, B, C, h, w), weights (N, h, w), guidance (N,).
-    Returns x_prev and x_0, computed in float32 (float64 where x_t is).
-    """
-    dtype = torch.promote_types(x_t.dtype, torch.float32)
-    eps_cond, x_t, weights = eps_cond.to(dtype), x_t.to(dtype), weights.to(dtype)
-    if eps_uncond is None:
-        eps = (weights[:, None, None] * eps_cond).sum(0)
-    else:
-        eps_uncond = eps_uncond.to(dtype)
-        scale = weights * guidance.to(dtype)[:, None, None]
-        eps = eps_uncond + (scale[:, None, None] * (eps_cond - eps_uncond)).sum(0)
-    alpha, alpha_prev, sigma = (torch.tensor(value, dtype=dtype) for value in (alpha, alpha_prev, sigma))
-    x_0 = (x_t - (1 - alpha).sqrt() * eps) / alpha.sqrt()
-    x_prev = alpha_prev.sqrt() * x_0 + (1 - alpha_prev - sigma**2).clamp(min=0).sqrt() * eps
-    return (x_prev if noise is None else x_prev + sigma * noise.to(dtype)), x_0
+    """e = e_∅ + Σ_i M_i g_i (e_i − e_∅), and one step with it -> the next latents, and the clean ones."""
+    scale = (weights * guidance[:, None, None])[:, None, None]
+    e = eps_uncond + (scale * (eps_cond - eps_uncond)).sum(0)
+    x_0 = step.clean_x * x_t + step.clean_e * e
+    x_next = step.next_x * x_t + step.next_e * e
+    return (x_next if noise is None else x_next + step.next_z * noise), x_0
 
 
 def _probabilities(q: Tensor, k: Tensor) -> Tensor:

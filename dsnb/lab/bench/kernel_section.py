@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ... import kernels, masks
 from ...epsilon import blend_eps
-from ...sampling import ddim_mean
+from ...sampling import Schedule, ddim_mean
 from .harness import Bench, Options, ratios
 
 SHAPES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160))  # tokens, heads, head size of SD 1.5
@@ -93,9 +93,11 @@ def _blend_step(bench, options, speed, batch) -> None:
         mean, _ = ddim_mean(x_t, blend_eps(uncond, cond, weights, guidance), *numbers)
         return mean + numbers[2] * noise
 
+    one = torch.ones(1)
+    step = Schedule(one, 0.3 * one, 0.4 * one).coefficients(eta=0.1)[0]
     variants = {
         "eager": lambda: eager(x_t, noise, uncond, cond),
-        "dsnb": lambda: kernels.blend_step(uncond, cond, weights, guidance, x_t, noise, 0.3, 0.4, 0.1),
+        "dsnb": lambda: kernels.blend_step(uncond, cond, weights, guidance, x_t, noise, step),
     }
     if options.compiled:
         compiled = torch.compile(eager, dynamic=False)
