@@ -1,62 +1,73 @@
-# Two commands do everything on a fresh clone: `make demo` and `make test`.
+# On a fresh clone `make demo` and `make test` need nothing but Python 3.11 and network access for the installation.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
-# Threads that wait for each other sleep instead of spinning: on a busy machine this is many times faster.
+# Threads that wait for each other sleep instead of spinning, which is much faster on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lab figures compare bench train trials test-browser lint clean
+.PHONY: help demo lab figures compare bench test test-all docs train trials lint constraints clean
 
-demo: $(READY)  ## blends two styles into one picture and says where it is
-	$(BIN)/python -m dsnb demo
+help:  ## lists these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-test: $(READY)  ## all tests, notebooks included
+demo: $(VENV)/.base  ## blends two styles in one image and prints the path of the result
+	$(BIN)/dsnb demo
+
+lab: $(VENV)/.lab  ## opens JupyterLab on the first notebook
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_blend_two_styles.ipynb
+
+figures: $(VENV)/.lab  ## runs all notebooks, which redraws figures/
+	$(BIN)/dsnb figures
+
+compare: $(VENV)/.lab  ## computes the tables of notebook 10 in full (about two hours on two CPU cores)
+	$(BIN)/dsnb compare
+
+bench: $(VENV)/.lab $(VENV)/.triton  ## measures what each method costs on this machine
+	$(BIN)/dsnb bench --compile
+
+JOBS ?= 2
+test: $(VENV)/.dev  ## checks style and types, runs the unit tests and every notebook at toy size
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+test-all: test $(VENV)/.browser  ## also the slow tests: default sizes, the wheel, a browser (chromium, fonts-dejavu-core)
+	$(BIN)/python -m pytest -m slow
 
-figures: $(READY)  ## runs all notebooks, which redraw what they and the README show
-	$(BIN)/python -m dsnb figures
-
-compare: $(READY)  ## notebook 10 in full: the tables of the comparison (some two hours on two CPU cores)
-	$(BIN)/python -m dsnb compare
-
-bench: $(READY)  ## what each method costs here
-	$(BIN)/python -m dsnb bench --compile
+docs: $(VENV)/.docs  ## builds the documentation into build/site
+	$(BIN)/mkdocs build --strict
 
 MINUTES  ?= 90
 DEVICE   ?=
 OUT      ?=
 STAGES   ?=
 COOLDOWN ?=
-train: $(READY)  ## trains the bundled model, from its last checkpoint if there is one
+train: $(VENV)/.lab  ## trains the bundled model, from its last checkpoint if there is one
 	$(BIN)/python -m dsnb.lab.training --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE)) $(if $(STAGES),--stages $(STAGES)) \
 		$(if $(COOLDOWN),--cooldown $(COOLDOWN)) $(if $(OUT),--out $(OUT))
 
 # the changes of the notebook's CHANGES
 CHANGES := control,random,unnamed,patches,fours,plain,longer,sixteen,small
-trials: $(READY)  ## notebook 13 in full: what teaches objects (an hour on two CPU cores)
-	$(BIN)/python -m dsnb run notebooks/13_what_teaches_objects.ipynb --output runs/trials \
+trials: $(VENV)/.lab  ## notebook 13 in full: what teaches objects (an hour on two CPU cores)
+	$(BIN)/dsnb run notebooks/13_what_teaches_objects.ipynb --output runs/trials \
 		-p steps=400 -p pictures=360 --grid seed=0,1,2 --grid change=$(CHANGES)
 	$(BIN)/papermill notebooks/13_what_teaches_objects.ipynb runs/trials/13_what_teaches_objects.ipynb \
 		--cwd notebooks -p tables "$(CURDIR)/runs/trials"
 
-test-browser: $(READY)  ## drives the widgets in a real browser; needs Debian's chromium and fonts-dejavu-core
-	$(BIN)/pip install -q -e '.[browser]'
-	$(BIN)/python -m pytest -o addopts= -q tests/browser
-
-lint: $(READY)
+lint: $(VENV)/.dev  ## formats the code and mends what ruff can mend
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-$(READY): pyproject.toml
+# .venv/.base stands for the package without extras, .venv/.EXTRA for the package with that extra.
+$(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[$(filter-out base,$*)]'
 	touch $@
 
+EXTRAS := dev docs browser lpips
+constraints: $(EXTRAS:%=$(VENV)/.%)  ## writes the installed versions into constraints.txt
+	$(BIN)/pip list --format freeze --exclude dsnb --exclude pip | sed 's/+.*//' > constraints.tmp && mv constraints.tmp constraints.txt
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build
 	test ! -d runs || find runs -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +  # checkpoints are days of work

@@ -27,8 +27,17 @@ __all__ = [*_EXPORTS, "data_path"]
 
 
 def data_path(*parts: str) -> Path:
-    """Path inside the repository's `data/` folder, which travels beside the package and not inside it."""
-    return Path(__file__).resolve().parent.parent.joinpath("data", *parts)
+    """Path of a bundled file: the model, an image, the prompts.
+
+    Args:
+        parts: Folders and file name below `data/`, e.g. `data_path("images", "bear_grass.png")`.
+
+    Returns:
+        The path inside the installed package, or in the repository's `data/` when dsnb runs from a clone.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / "_data"
+    return (installed if installed.is_dir() else package.parent / "data").joinpath(*parts)
 
 
 def __getattr__(name):

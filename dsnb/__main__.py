@@ -1,8 +1,11 @@
-"""The command line: `python -m dsnb run|bench|compare|demo|figures`; each prints its own `--help`."""
+"""The command line: `dsnb COMMAND`, or `python -m dsnb COMMAND`. `dsnb COMMAND --help` lists the options."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from . import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -30,16 +33,22 @@ def compare(argv: list[str]) -> int:
 
 
 def demo(argv: list[str]) -> int:
-    """notebook 00, run headlessly: a few pictures, each in two styles by every method, into figures/"""
-    executed = execute(NOTEBOOKS / "00_blend_two_styles.ipynb", ROOT / "runs" / "demo")
-    for cell in executed.cells:
-        if "summary" in cell.metadata.get("tags", []):
-            print(*(output.text for output in cell.outputs if output.output_type == "stream"), sep="", end="")
+    """one bundled image in two styles, saved in the current folder"""
+    parser = argparse.ArgumentParser("dsnb demo", description="Blend two styles in one bundled image.")
+    parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="denoising steps, at least 2")
+    given = parser.parse_args(argv)
+    if getattr(given, "steps", 2) < 2:
+        parser.error(f"--steps must be at least 2, got {given.steps}")
+    from .demo import draw
+
+    for path in draw(Path.cwd(), **vars(given)):
+        print(path, flush=True)
     return 0
 
 
 def figures(argv: list[str]) -> int:
     """all notebooks in order, which redraw `figures/`"""
+    argparse.ArgumentParser("dsnb figures", description=figures.__doc__).parse_args(argv)
     for notebook in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
         print(notebook.name, flush=True)
         execute(notebook, ROOT / "runs" / "figures")
@@ -55,24 +64,43 @@ def execute(notebook: Path, folder: Path):
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "run": run,
-    "bench": bench,
-    "compare": compare,
     "demo": demo,
+    "run": run,
+    "compare": compare,
+    "bench": bench,
     "figures": figures,
 }
+IN_A_CLONE = ("compare", "figures")  # commands that run the repository's notebooks
 
 
-def main(argv: list[str]) -> int:
-    """Dispatches to the command named first."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that is named first.
+
+    Args:
+        argv: The arguments, default those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 something failed, 2 wrong arguments.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__, *(f"  {name:8} {call.__doc__}" for name, call in COMMANDS.items()), sep="\n")
         return 0
+    if argv[0] == "--version":
+        print(f"dsnb {__version__}")
+        return 0
     if argv[0] not in COMMANDS:
-        print(f"error: command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: unknown command {argv[0]!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    if argv[0] in IN_A_CLONE and not NOTEBOOKS.is_dir():
+        print(
+            f"error: `dsnb {argv[0]}` runs the notebooks of the repository, and {NOTEBOOKS} does not exist. "
+            "Clone the repository and install it with `pip install -e .`",
+            file=sys.stderr,
+        )
         return 2
     return COMMANDS[argv[0]](argv[1:])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -16,7 +16,7 @@ TIERS = [
     ["masks", "models", "sampling", "widgets"],
     ["checkpoints", "inversion", "attention", "metrics"],
     ["attention_maps", "methods"],
-    ["lab"],
+    ["demo", "lab"],
     ["__main__"],
 ]
 LAB_TIERS = [["grid", "world"], ["compare", "bench"], ["training"]]

@@ -4,7 +4,7 @@
 The atlas is rebuilt from Iconify's npm packages by
 
     npm install @iconify-json/noto @iconify-json/twemoji @iconify-json/fluent-emoji-flat
-    python -m dsnb.lab.world.icons node_modules          # also needs: pip install resvg-py
+    python -m dsnb.lab.world.icons node_modules          # also needs: pip install 'dsnb[lab]'
 """
 
 import argparse
@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ... import data_path
+
 CELL = 112  # pixels of one square cell of the atlas
-FOLDER = Path(__file__).parents[3] / "data" / "icons"
+FOLDER = data_path("icons")
 SETS = ("noto", "twemoji", "fluent-emoji-flat")
 
 # noun: name of the drawing where it is not the noun itself

@@ -1,0 +1,53 @@
+"""The first run of dsnb: one bundled image in two styles, by every method."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from . import masks, plotting, prompts
+from .checkpoints import load
+from .images import read_image, to_pil
+from .inversion import invert
+from .methods import blend
+
+IMAGE, LEFT, RIGHT = "bear_grass", "minecraft", "vangogh"
+STEPS = 12  # for speed; on 12 images no measure told 12 steps from 50 (figures/10_questions.md)
+OTHERS = {"prompt": "one prompt", "pixel": "pixel blend", "attention": "cross-attention"}
+
+
+def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
+    """Blend the demo image and save it, then save it beside the results of the other methods.
+
+    Args:
+        folder: Existing folder for both files.
+        steps: Denoising steps, at least 2.
+
+    Yields:
+        The path of each PNG file as soon as it is complete: first the image blended with the epsilon mask, then
+        the comparison of the source image, the baselines and the methods.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    folder = Path(folder).resolve()
+    model, picture = load(), prompts.picture(IMAGE)
+    source = read_image(picture.file, model)
+    generator = torch.Generator().manual_seed(0)
+    trajectory = invert(model, source, picture.caption, steps=steps, generator=generator)
+    styled = [prompts.prompt(style, picture.caption) for style in (LEFT, RIGHT)]
+    mask = masks.logistic(sharpness=20)
+
+    epsilon = blend(model, trajectory, styled, mask, method="epsilon")
+    first = folder / "dsnb_demo.png"
+    to_pil(epsilon).save(first)
+    yield first
+
+    together = prompts.one_prompt([LEFT, RIGHT], picture.caption)
+    columns = {"source image": source}
+    for method, title in OTHERS.items():
+        text = {"one_prompt": together} if method == "prompt" else {}
+        columns[title] = blend(model, trajectory, styled, mask, method=method, **text)
+    columns["epsilon mask"] = epsilon
+    strip = plotting.show_grid(list(columns.values()), list(columns))
+    yield plotting.save_figure(strip, str(folder / "dsnb_demo_methods.png"))

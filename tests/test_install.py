@@ -1,0 +1,67 @@
+"""dsnb outside its repository: the command line, and a wheel in a fresh environment."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from dsnb import __main__ as command
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", ["figures", "compare"])
+def test_notebook_commands_need_the_repository(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "NOTEBOOKS", tmp_path / "notebooks")
+    assert command.main([name]) == 2
+    assert "Clone the repository" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert command.main(["blend"]) == 2
+    assert "unknown command 'blend'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folder of the programs of an environment that holds dsnb's wheel, with the dependencies of this one."""
+    folder = tmp_path_factory.mktemp("install")
+    for name in ("dsnb", "data"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"]
+    subprocess.run([*pip, *build], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    (wheel,) = folder.glob("dsnb-*.whl")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True, env=clean)
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # after pip, which would see dsnb there
+    return python.parent
+
+
+def run(command, cwd, environment):
+    options = {"cwd": cwd, "env": environment, "check": True, "text": True}
+    return subprocess.run(command, stdout=subprocess.PIPE, **options).stdout.split()
+
+
+@pytest.mark.slow
+def test_a_wheel_draws_into_the_current_folder_and_nowhere_else(installed, tmp_path):
+    here, home = tmp_path / "here", tmp_path / "home"
+    here.mkdir()
+    home.mkdir()
+    environment = {"PATH": str(installed), "HOME": str(home), "OMP_WAIT_POLICY": "PASSIVE"}
+    code = "import dsnb; model = dsnb.load(); print(dsnb.__file__, model.name, len(dsnb.prompts.pictures()))"
+    file, model, images = run([installed / "python", "-c", code], here, environment)
+    assert Path(file).is_relative_to(installed.parent) and model == "drawn-world" and int(images) > 10
+
+    drawn = [Path(line) for line in run([installed / "dsnb", "demo", "--steps", "2"], here, environment)]
+    assert sorted(drawn) == sorted(here.resolve().iterdir()) and len(drawn) == 2
+    assert not (Path(file).parents[1] / "figures").exists()
