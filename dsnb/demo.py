@@ -46,8 +46,8 @@ def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
     together = prompts.one_prompt([LEFT, RIGHT], picture.caption)
     columns = {"source image": source}
     for method, title in OTHERS.items():
-        text = {"one_prompt": together} if method == "prompt" else {}
-        columns[title] = blend(model, trajectory, styled, mask, method=method, **text)
+        text = together if method == "prompt" else None
+        columns[title] = blend(model, trajectory, styled, mask, method=method, one_prompt=text)
     columns["epsilon mask"] = epsilon
     strip = plotting.show_grid(list(columns.values()), list(columns))
     yield plotting.save_figure(strip, str(folder / "dsnb_demo_methods.png"))

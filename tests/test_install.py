@@ -43,7 +43,8 @@ def installed(tmp_path_factory):
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True, env=clean)
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # after pip, which would see dsnb there
+    # After the installation, because pip would take a dsnb that it sees there for installed.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return python.parent
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SETUP = """
 import torch, time
 from dsnb.widgets import explore
