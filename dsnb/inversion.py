@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .files import write_whole
-from .models import Model, encode_image, encode_prompts, refuse_ip_adapter, unet_eps
-from .sampling import Eps, Schedule, ddim_mean, make_schedule
+from .kernels import linear_step
+from .models import Model, encode_image, encode_prompts, predict, refuse_ip_adapter
+from .sampling import Network, Schedule, make_schedule
 
 Draw = Callable[[], Tensor]
 METHODS = ("dpm-encoder", "ddim", "edit-friendly")
@@ -131,63 +132,66 @@ def _eta(method: str, eta: float | None) -> float:
     return float(eta)
 
 
-def guided_eps(model: Model, prompt: str, guidance: float) -> Eps:
+def guided_eps(model: Model, prompt: str, guidance: float) -> Network:
     """eps(x_t, t) of one prompt with guidance; with guidance 1 the unconditional half is not computed."""
     if guidance == 1:
         context = encode_prompts(model, [prompt])
-        return lambda x_t, t, progress: unet_eps(model, x_t, t, context.repeat(len(x_t), 1, 1))
+        return lambda x_t, t, progress: predict(model, x_t, t, context.repeat(len(x_t), 1, 1))
     context = encode_prompts(model, ["", prompt])
 
     def eps(x_t, t, progress):
-        both = unet_eps(model, x_t.repeat(2, 1, 1, 1), t, context.repeat_interleave(len(x_t), 0))
+        both = predict(model, x_t.repeat(2, 1, 1, 1), t, context.repeat_interleave(len(x_t), 0))
         uncond, cond = both.chunk(2)
         return uncond + guidance * (cond - uncond)
 
     return eps
 
 
-def dpm_encoder(eps: Eps, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw) -> tuple[Tensor, Tensor]:
+def dpm_encoder(
+    network: Network, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw
+) -> tuple[Tensor, Tensor]:
     """CycleDiffusion's DPM-Encoder (Wu & De la Torre 2022, algorithm 1): x_0 -> x_T and the noise of each step.
 
-    x_T is drawn from q(x_T | x_0); each x_{t-1} from the posterior q(x_{t-1} | x_t, x_0), the last one being x_0; the
-    recorded noise is what takes the decoder from x_t to this x_{t-1}.
+    x_T is drawn from q(x_T | x_0); each next x from the posterior q(x_next | x_t, x_0), the last one being x_0. The
+    recorded noise is what takes the decoder from x_t to this x_next.
     """
-    sigma, total = schedule.sigma(eta), len(schedule)
-    a, p = schedule.alpha, schedule.alpha_prev
-    x_T = x_t = a[0].sqrt() * x_0 + (1 - a[0]).sqrt() * draw()
+    steps, total = schedule.coefficients(eta), len(schedule)
+    a, s, a_next, s_next = schedule.a, schedule.s, schedule.a_next, schedule.s_next
+    x_T = x_t = a[0] * x_0 + s[0] * draw()
     noises = []
     for i, t in enumerate(schedule.timesteps):
+        n = steps[i].next_z
         if i == total - 1:
-            x_prev = x_0
+            x_next = x_0
         else:
-            direction = (x_t - a[i].sqrt() * x_0) / (1 - a[i]).sqrt()
-            x_prev = p[i].sqrt() * x_0 + (1 - p[i] - sigma[i] ** 2).sqrt() * direction + sigma[i] * draw()
-        mean, _ = ddim_mean(x_t, eps(x_t, t, i / total), a[i], p[i], sigma[i])
-        noises.append((x_prev - mean) / sigma[i])
-        x_t = x_prev
+            direction = (x_t - a[i] * x_0) / s[i]
+            x_next = a_next[i] * x_0 + (s_next[i] ** 2 - n**2).sqrt() * direction + n * draw()
+        mean, _ = linear_step(network(x_t, t, i / total), x_t, None, steps[i])
+        noises.append((x_next - mean) / n)
+        x_t = x_next
     return x_T, torch.stack(noises)
 
 
-def edit_friendly(eps: Eps, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw) -> tuple[Tensor, Tensor]:
+def edit_friendly(
+    network: Network, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw
+) -> tuple[Tensor, Tensor]:
     """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, algorithm 1): x_0 -> x_T and noises.
 
     Every x_t is x_0 with its own independent noise, so that the recorded noises have a larger variance and carry more
-    of the picture.
+    of the image.
     """
-    sigma, total = schedule.sigma(eta), len(schedule)
-    a, p = schedule.alpha, schedule.alpha_prev
-    chain = [a[i].sqrt() * x_0 + (1 - a[i]).sqrt() * draw() for i in range(total)] + [x_0]
+    steps, total = schedule.coefficients(eta), len(schedule)
+    chain = [schedule.a[i] * x_0 + schedule.s[i] * draw() for i in range(total)] + [x_0]
     noises = []
     for i, t in enumerate(schedule.timesteps):
-        mean, _ = ddim_mean(chain[i], eps(chain[i], t, i / total), a[i], p[i], sigma[i])
-        noises.append((chain[i + 1] - mean) / sigma[i])
+        mean, _ = linear_step(network(chain[i], t, i / total), chain[i], None, steps[i])
+        noises.append((chain[i + 1] - mean) / steps[i].next_z)
     return chain[0], torch.stack(noises)
 
 
-def ddim_inversion(eps: Eps, x_0: Tensor, schedule: Schedule) -> Tensor:
-    """DDIM run backwards (Song et al. 2021, section 4.3): x_0 -> x_T, with eps read one step too early."""
-    x, total = x_0, len(schedule)
-    for i in reversed(range(total)):
-        predicted = eps(x, schedule.timesteps[i], i / total)
-        x, _ = ddim_mean(x, predicted, schedule.alpha_prev[i], schedule.alpha[i], torch.zeros(()))
+def ddim_inversion(network: Network, x_0: Tensor, schedule: Schedule) -> Tensor:
+    """DDIM run backwards (Song et al. 2021, section 4.3): x_0 -> x_T, the network asked one step too early."""
+    back, total, x = schedule.reversed(), len(schedule), x_0
+    for i, (t, step) in enumerate(zip(back.timesteps, back.coefficients(0.0), strict=True)):
+        x, _ = linear_step(network(x, t, (total - 1 - i) / total), x, None, step)
     return x

@@ -15,8 +15,8 @@ from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
 from .inversion import Trajectory, guided_eps
 from .masks import Mask
-from .models import Model, decode_latents, encode_prompts, refuse_ip_adapter, unet_eps
-from .sampling import Eps, Step, denoise, make_schedule
+from .models import Model, decode_latents, encode_prompts, predict, refuse_ip_adapter
+from .sampling import Network, Step, denoise, make_schedule
 
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
 
@@ -79,9 +79,13 @@ def decode(
 
 
 def decode_trajectory(
-    model: Model, trajectory: Trajectory, eps: Eps, callback: Callable | None = None, progress: bool = True
+    model: Model,
+    trajectory: Trajectory,
+    network: Network,
+    callback: Callable[[Step], None] | None = None,
+    progress: bool = True,
 ) -> Tensor:
-    """Runs any eps(x_t, t, progress) over the trajectory's steps and noise -> the clean latents (B, C, h, w).
+    """Runs any network(x_t, t, progress) over the trajectory's steps and noise -> clean latents (B, C, h, w).
 
     ValueError for a trajectory that does not fit the model's latents, a warning for one of another model,
     NotImplementedError for a UNet with an IP-Adapter.
@@ -100,7 +104,7 @@ def decode_trajectory(
             stacklevel=2,
         )
     return denoise(
-        eps,
+        network,
         trajectory.x_T.to(model.device),
         make_schedule(model.scheduler, trajectory.steps, trajectory.skip),
         eta=trajectory.eta,
@@ -151,8 +155,8 @@ class Job:
         options = {"guidance": guidance, "callback": self.callback, "progress": self.progress}
         return decode(self.model, self.trajectory, prompt, **options)
 
-    def run(self, eps: Eps) -> Tensor:
-        latents = decode_trajectory(self.model, self.trajectory, eps, self.callback, self.progress)
+    def run(self, network: Network) -> Tensor:
+        latents = decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
         return decode_latents(self.model, latents)
 
     def contexts(self) -> Tensor:
@@ -187,7 +191,7 @@ def _epsilon(job: Job) -> Tensor:
 
     def eps(x_t, t, progress):
         rows = contexts.repeat_interleave(len(x_t), 0)
-        predicted = unet_eps(job.model, x_t.repeat(len(contexts), 1, 1, 1), t, rows)
+        predicted = predict(job.model, x_t.repeat(len(contexts), 1, 1, 1), t, rows)
         predicted = predicted.unflatten(0, (len(contexts), len(x_t)))
         return Predictions(predicted[0], predicted[1:], weights(progress), job.guidance)
 
@@ -215,7 +219,7 @@ def _hooked(job: Job, switch: float) -> Tensor:
             batch, roles = len(x_t), [UNCONDITIONAL, *(styles if progress < switch else [MIXED])]
             hook.at(progress, [role for role in roles for _ in range(batch)])
             rows = contexts[: len(roles)].repeat_interleave(batch, 0)
-            predicted = unet_eps(job.model, x_t.repeat(len(roles), 1, 1, 1), t, rows)
+            predicted = predict(job.model, x_t.repeat(len(roles), 1, 1, 1), t, rows)
             predicted = predicted.unflatten(0, (len(roles), batch))
             cond = predicted[1:].expand(job.mask.n, *x_t.shape)
             return Predictions(predicted[0], cond, weights(progress), job.guidance)

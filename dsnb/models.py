@@ -129,18 +129,20 @@ def refuse_ip_adapter(unet) -> None:
         )
 
 
-def unet_eps(model: Model, x_t: Tensor, timestep: Tensor | int, context: Tensor) -> Tensor:
-    """The noise prediction of one UNet call: x_t (B, C, h, w), context (B, L, D) -> eps like x_t, float32.
+def predict(model: Model, x_t: Tensor, timestep: Tensor | int, context: Tensor) -> Tensor:
+    """One call of the UNet.
 
-    A v-prediction model is converted: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t
-    (Salimans & Ho 2022, "Progressive distillation", appendix D).
+    Args:
+        model: the model.
+        x_t: noisy latents (B, C, h, w).
+        timestep: of the schedule.
+        context: text embeddings (B, L, D).
+
+    Returns:
+        What the network says, like x_t, float32: the noise, or whatever else its scheduler's prediction type is.
     """
     with torch.no_grad():
-        out = model.unet(x_t.to(model.dtype), timestep, encoder_hidden_states=context).sample.float()
-    if model.scheduler.config.prediction_type == "v_prediction":
-        alpha_bar = model.scheduler.alphas_cumprod[int(timestep)]
-        out = alpha_bar.sqrt() * out + (1 - alpha_bar).sqrt() * x_t
-    return out
+        return model.unet(x_t.to(model.dtype), timestep, encoder_hidden_states=context).sample.float()
 
 
 @dataclass

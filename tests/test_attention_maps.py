@@ -27,7 +27,7 @@ def trajectory(tiny):
 
 def call(tiny, x, prompts=(LEFT,), t=500):
     context = models.encode_prompts(tiny, prompts)
-    return models.unet_eps(tiny, x.repeat(len(prompts), 1, 1, 1), t, context)
+    return models.predict(tiny, x.repeat(len(prompts), 1, 1, 1), t, context)
 
 
 def probabilities(tiny, x, prompt, name):
@@ -168,7 +168,7 @@ def test_blended_maps_carry_the_mask(tiny, x):
     with record_attention(tiny, [LEFT, RIGHT], SIZE, layers=only) as maps:
         with blend_cross_attention(tiny.unet, contexts, mask, SIZE, layers=only) as blend:
             blend.at(0.0, [0, 1])
-            models.unet_eps(tiny, x.repeat(2, 1, 1, 1), 500, contexts[[0, 0]])
+            models.predict(tiny, x.repeat(2, 1, 1, 1), 500, contexts[[0, 0]])
     weights = mask.weights(*SIZE)
     for prompt, text in enumerate((LEFT, RIGHT)):
         alone = probabilities(tiny, x, text, name).mean(0)[:, 1].reshape(SIZE)
@@ -180,7 +180,7 @@ def test_layers_that_never_saw_a_prompt_do_not_dilute_its_map(tiny, x):
     with record_attention(tiny, [LEFT, RIGHT], SIZE) as maps:
         with blend_cross_attention(tiny.unet, contexts, masks.linear(2), SIZE, layers=[name].count) as blend:
             blend.at(0.0, [1])
-            models.unet_eps(tiny, x, 500, contexts[[1]])  # the other layers see the left prompt alone
+            models.predict(tiny, x, 500, contexts[[1]])  # the other layers see the left prompt alone
     torch.testing.assert_close(
         maps.heat(1, prompt=1, size=SIZE), maps.heat(1, prompt=1, layers=[name], size=SIZE), atol=1e-6, rtol=0
     )

@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import dsnb
 from dsnb import methods, models, sampling
-from dsnb.inversion import Trajectory, ddim_inversion, guided_eps
+from dsnb.inversion import Trajectory, ddim_inversion, dpm_encoder, edit_friendly, guided_eps
 
 
 def noise(shape, seed=0):
@@ -75,6 +76,53 @@ def test_every_step_of_every_scheduler_adds_noise(scheduler, config, steps):
     assert torch.isfinite(schedule.sigma(1.0)).all() and (schedule.timesteps.diff() < 0).all()
 
 
+@pytest.mark.parametrize(
+    ("prediction", "a", "s"),
+    [
+        ("epsilon", 1.0, 0.0),
+        ("epsilon", 0.6, 0.8),
+        ("v_prediction", 0.6, 0.8),
+        ("v_prediction", 0.0, 1.0),
+        ("flow", 0.3, 0.7),
+        ("flow", 0.0, 1.0),
+    ],
+)
+def test_every_kind_of_output_gives_x_0_and_the_noise(prediction, a, s, generator):
+    a, s = torch.tensor(a), torch.tensor(s)
+    x_0, e = (torch.randn(5, generator=generator) for _ in range(2))
+    output = {"epsilon": e, "v_prediction": a * e - s * x_0, "flow": e - x_0}[prediction]
+    x_t, rows = a * x_0 + s * e, sampling.clean_and_noise(prediction, a, s)
+    for (of_x, of_output), expected in zip(rows, (x_0, e), strict=True):
+        torch.testing.assert_close(of_x * x_t + of_output * output, expected, atol=1e-6, rtol=0)
+
+
+def flow_schedule(steps, skip=0):
+    return sampling.make_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), steps, skip)
+
+
+def test_flow_steps_are_the_schedulers_own():
+    scheduler, schedule = FlowMatchEulerDiscreteScheduler(shift=3.0), flow_schedule(9)
+    scheduler.set_timesteps(9)
+    network = lambda x, t, progress: torch.tanh(0.7 * x + t / 1000)
+    x = x_T = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t, 0), t, x).prev_sample
+    assert schedule.a[0] == 0 and schedule.s_next[-1] == 0
+    torch.testing.assert_close(sampling.denoise(network, x_T, schedule, progress=False), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+@pytest.mark.parametrize("record", [dpm_encoder, edit_friendly])
+def test_flow_records_what_gives_the_latent_back(record, skip, generator):
+    network = lambda x, t, progress: torch.tanh(0.7 * x + t / 1000)
+    x_0, schedule = torch.randn(2, 4, 6, 8, generator=generator), flow_schedule(12, skip)
+    eta = 1.0 if record is edit_friendly else 0.1
+    x_T, noises = record(network, x_0, schedule, eta, lambda: torch.randn(x_0.shape, generator=generator))
+    assert len(noises) == 12 - skip and torch.isfinite(noises).all()
+    again = sampling.denoise(network, x_T, schedule, eta=eta, noises=noises, progress=False)
+    assert (again - x_0).abs().max() <= 1e-4
+
+
 def test_schedules_that_cannot_be_recorded_are_refused(scheduler):
     make = lambda **config: type(scheduler).from_config(scheduler.config, **config)
     for steps in (600, 1000):
@@ -84,6 +132,8 @@ def test_schedules_that_cannot_be_recorded_are_refused(scheduler):
     with pytest.raises(ValueError, match="skip must be at least 1"):
         sampling.make_schedule(silent, 20)
     assert len(sampling.make_schedule(silent, 20, skip=1)) == 19
+    v = make(timestep_spacing="trailing", rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    assert sampling.make_schedule(v, 20).a[0] == 0, "an output v tells x_0 even without any signal"
 
 
 def test_other_steps_skip_the_same_share(tiny):

@@ -156,16 +156,19 @@ def test_maps_by_blocks_are_the_maps_at_once(data, monkeypatch):
 @pytest.mark.parametrize("numbers", [(0.3, 0.5, 0.1), (0.3, 0.9, 2.0)], ids=["usual", "more noise than room"])
 def test_blend_step_is_ddim_with_blended_guidance(styles, height, width, numbers, strided):
     from dsnb.epsilon import blend_eps
-    from dsnb.sampling import Schedule, ddim_mean
+    from dsnb.sampling import Schedule
 
-    *alphas, eta = numbers
-    schedule, shape = Schedule(torch.ones(1), *torch.tensor(alphas)[:, None]), (2, 4, height, width)
+    alpha, alpha_prev, eta = torch.tensor(numbers).double()[:, None]
+    levels = (alpha.sqrt(), (1 - alpha).sqrt(), alpha_prev.sqrt(), (1 - alpha_prev).sqrt())
+    schedule, shape = Schedule(torch.ones(1), *levels), (2, 4, height, width)
     x_t, noise, uncond = (random(*shape, seed=seed, strided=strided) for seed in range(3))
     cond, weights = random(styles, *shape, seed=3, strided=strided), random(styles, height, width, seed=4)
     weights, guidance, (step,) = weights.softmax(0), torch.linspace(2, 7, styles), schedule.coefficients(eta)
     call = (uncond, cond, weights, guidance, x_t, noise)
-    doubles, sigma = [x.double() for x in call], schedule.sigma(eta)
-    mean, clean = ddim_mean(doubles[4], blend_eps(*doubles[:4]), *torch.tensor(alphas).double(), sigma)
+    sigma = eta * ((1 - alpha_prev) / (1 - alpha)).sqrt() * (1 - alpha / alpha_prev).sqrt()
+    eps = blend_eps(*[x.double() for x in call[:4]])
+    clean = (x_t - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+    mean = alpha_prev.sqrt() * clean + (1 - alpha_prev - sigma**2).clamp(min=0).sqrt() * eps
     for both in (kernels.blend_step(*call, step), kernels.reference.blend_step(*call, step)):
         assert_close(both[0], mean + sigma * noise, torch.float32)
         assert_close(both[1], clean, torch.float32)

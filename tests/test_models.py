@@ -75,21 +75,8 @@ def test_prompts_and_predictions_have_the_promised_shapes(tiny):
     context = models.encode_prompts(tiny, ["", "a bear"])
     assert context.shape == (2, 77, 32)
     x = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
-    eps = models.unet_eps(tiny, x, torch.tensor(500), context)
+    eps = models.predict(tiny, x, torch.tensor(500), context)
     assert eps.shape == x.shape and eps.dtype == torch.float32
-
-
-def test_v_prediction_is_converted_to_eps(tiny):
-    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    context, t = models.encode_prompts(tiny, ["a bear"]), torch.tensor(300)
-    raw = tiny.unet(x, t, encoder_hidden_states=context).sample
-    alpha_bar = tiny.scheduler.alphas_cumprod[300]
-    eps = models.unet_eps(tiny, x, t, context)
-    if tiny.scheduler.config.prediction_type == "epsilon":
-        torch.testing.assert_close(eps, raw)
-    else:
-        x_0 = alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * raw
-        torch.testing.assert_close(alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps, x)
 
 
 def test_a_long_prompt_warns_with_what_was_cut(tiny):

@@ -18,8 +18,8 @@ from ...attention import cross_attention_layers, token_sizes
 from ...inversion import Trajectory
 from ...masks import Mask
 from ...methods import Job, decode_trajectory
-from ...models import Model, unet_eps
-from ...sampling import Eps
+from ...models import Model, predict
+from ...sampling import Network
 
 CONFIGS = {  # the published architectures
     "SD 1.5": {
@@ -88,14 +88,14 @@ class Loop(Job):
     def contexts(self) -> Tensor:
         return self.embeddings
 
-    def run(self, eps: Eps) -> Tensor:
-        return decode_trajectory(self.model, self.trajectory, eps, self.callback, self.progress)
+    def run(self, network: Network) -> Tensor:
+        return decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
 
     def decode(self, prompt: str, guidance: Tensor) -> Tensor:
         """Two samples per step: the unconditional one and the first style."""
 
         def eps(x_t, t, progress):
-            uncond, cond = unet_eps(self.model, x_t.repeat(2, 1, 1, 1), t, self.embeddings[:2]).chunk(2)
+            uncond, cond = predict(self.model, x_t.repeat(2, 1, 1, 1), t, self.embeddings[:2]).chunk(2)
             return uncond + guidance * (cond - uncond)
 
         return self.run(eps)
@@ -124,7 +124,7 @@ def source_epsilon(job: Job) -> Tensor:
     rows = torch.cat([contexts[[0, 1 + i]] for i in range(n)])
 
     def eps(x_t, t, progress):
-        pairs = unet_eps(job.model, x_t.repeat(2 * n, 1, 1, 1), t, rows).unflatten(0, (n, 2))
+        pairs = predict(job.model, x_t.repeat(2 * n, 1, 1, 1), t, rows).unflatten(0, (n, 2))
         guided = pairs[:, :1] + job.guidance.view(n, 1, 1, 1, 1) * (pairs[:, 1:] - pairs[:, :1])
         return (weights(progress)[:, None, None] * guided).sum(0)
 
@@ -141,9 +141,9 @@ def source_attention(job: Job) -> Tensor:
 
     def eps(x_t, t, progress):
         with processors(job.model.unet, AttnProcessor()):
-            uncond = unet_eps(job.model, x_t, t, contexts[:1])
+            uncond = predict(job.model, x_t, t, contexts[:1])
         with processors(job.model.unet, AttnProcessor(), blend):
-            cond = unet_eps(job.model, x_t, t, contexts[1:2])
+            cond = predict(job.model, x_t, t, contexts[1:2])
         return uncond + guidance * (cond - uncond)
 
     return job.run(eps)

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ... import kernels, masks
 from ...epsilon import blend_eps
-from ...sampling import Schedule, ddim_mean
+from ...sampling import Schedule
 from .harness import Bench, Options, ratios
 
 SHAPES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160))  # tokens, heads, head size of SD 1.5
@@ -87,14 +87,16 @@ def _blend_step(bench, options, speed, batch) -> None:
     x_t, noise, uncond = (torch.randn(batch, 4, 64, 64, **like) for _ in range(3))
     cond = torch.randn(2, batch, 4, 64, 64, **like)
     weights, guidance = masks.logistic().weights(64, 64).to(bench.device), torch.full((2,), 5.0, **like)
-    numbers = torch.tensor([0.3, 0.4, 0.1])
+    a, a_prev, eta = torch.tensor([[0.3], [0.4], [0.1]])
+    schedule = Schedule(torch.ones(1), a.sqrt(), (1 - a).sqrt(), a_prev.sqrt(), (1 - a_prev).sqrt())
+    (step,), (sigma,) = schedule.coefficients(eta), schedule.sigma(eta).tolist()
+    a, a_prev = a.item(), a_prev.item()
 
     def eager(x_t, noise, uncond, cond):
-        mean, _ = ddim_mean(x_t, blend_eps(uncond, cond, weights, guidance), *numbers)
-        return mean + numbers[2] * noise
+        eps = blend_eps(uncond, cond, weights, guidance)
+        x_0 = (x_t - (1 - a) ** 0.5 * eps) / a**0.5
+        return a_prev**0.5 * x_0 + (1 - a_prev - sigma**2) ** 0.5 * eps + sigma * noise
 
-    one = torch.ones(1)
-    step = Schedule(one, 0.3 * one, 0.4 * one).coefficients(eta=0.1)[0]
     variants = {
         "eager": lambda: eager(x_t, noise, uncond, cond),
         "dsnb": lambda: kernels.blend_step(uncond, cond, weights, guidance, x_t, noise, step),
