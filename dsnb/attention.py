@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .kernels import Plan, blend_attention, make_plan
 from .masks import Mask
-from .models import refuse_ip_adapter
+from .models import refuse_ip_adapter, unet_lock
 
 
 class Blend:
@@ -128,19 +128,20 @@ def blend_cross_attention(
     passes = tuple(float(factor) for factor in passes)
     if not passes or not all(0 <= factor <= 1 for factor in passes):
         raise ValueError(f"passes must be one weight from 0 to 1 or more of them, got {passes}")
-    before = dict(unet.attn_processors)
     names = [n for n in cross_attention_layers(unet) if layers is None or layers(n)]
     if not names:
         raise ValueError("layers chooses no cross-attention of this UNet")
-    check_hookable(unet, names, watched=True)
-    levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
-    blend = Blend(mask, size, levels, sampling, contexts.device)
-    ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend, passes) for name in names}
-    try:
-        unet.set_attn_processor({**before, **{f"{name}.processor": p for name, p in ours.items()}})
-        yield blend
-    finally:
-        unet.set_attn_processor(before)
+    with unet_lock(unet):
+        check_hookable(unet, names, watched=True)
+        before = dict(unet.attn_processors)
+        levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
+        blend = Blend(mask, size, levels, sampling, contexts.device)
+        ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend, passes) for name in names}
+        try:
+            unet.set_attn_processor({**before, **{f"{name}.processor": p for name, p in ours.items()}})
+            yield blend
+        finally:
+            unet.set_attn_processor(before)
 
 
 def cross_attention_layers(unet: nn.Module) -> list[str]:

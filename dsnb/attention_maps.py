@@ -47,7 +47,7 @@ def record_attention(
     Raises RuntimeError when the UNet is hooked already, ValueError for wrong numbers or layers,
     NotImplementedError for attention that cannot be recorded.
     """
-    unet, before = model.unet, dict(model.unet.attn_processors)
+    unet = model.unet
     names = _chosen(cross_attention_layers(unet), layers)
     check_hookable(unet, names)
     heads = min(unet.get_submodule(name).heads for name in names)
@@ -56,15 +56,19 @@ def record_attention(
     if buckets < 1:
         raise ValueError(f"buckets must be at least 1, got {buckets}")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    maps = AttentionMaps(model, prompts, size, groups, buckets)
-    ours = {f"{name}.processor": RecordProcessor(name, before[f"{name}.processor"], maps) for name in names}
-    watch = unet.register_forward_pre_hook(maps._next_call, with_kwargs=True)
-    try:
-        unet.set_attn_processor({**before, **ours})
-        yield maps
-    finally:
-        watch.remove()
-        unet.set_attn_processor(before)
+    with model.lock:
+        before = dict(unet.attn_processors)
+        maps = AttentionMaps(model, prompts, size, groups, buckets)
+        ours = {
+            f"{name}.processor": RecordProcessor(name, before[f"{name}.processor"], maps) for name in names
+        }
+        watch = unet.register_forward_pre_hook(maps._next_call, with_kwargs=True)
+        try:
+            unet.set_attn_processor({**before, **ours})
+            yield maps
+        finally:
+            watch.remove()
+            unet.set_attn_processor(before)
 
 
 class AttentionMaps:

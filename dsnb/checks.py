@@ -85,6 +85,16 @@ def texts(name: str, value: Any) -> list[str]:
     return [text(f"{name}[{i}]", each) for i, each in enumerate(value)]
 
 
+def one_or_each(name: str, value: Any, n: int) -> str | tuple[str, ...]:
+    """One text for all n images, or a list with one text for each. Raises as `texts`, and ValueError."""
+    if isinstance(value, str):
+        return text(name, value)
+    each = tuple(texts(name, value))
+    if len(each) != n:
+        raise ValueError(f"{name} must be one text, or one for each of the {n} images; got {len(each)} texts")
+    return each
+
+
 def one_of(name: str, value: Any, known: Collection[str]) -> str:
     """One of the known names. Raises ValueError with the nearest of them."""
     if not isinstance(value, str) or value not in known:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import checks
+
 
 class Predictions(NamedTuple):
     """Noise predictions still to be merged: the sampler merges them and steps in one pass over memory."""
@@ -28,9 +30,4 @@ def blend_eps(eps_uncond: Tensor, eps_cond: Tensor, weights: Tensor, guidance: T
 
 def guidance_per_style(guidance: float | Sequence[float], n: int, device: torch.device) -> Tensor:
     """One guidance for all styles, or one each -> (n,). Raises ValueError for another number of them."""
-    values = torch.as_tensor(guidance, dtype=torch.float32, device=device).flatten()
-    if len(values) not in (1, n):
-        raise ValueError(f"guidance needs one number, or one for each of the {n} prompts; got {len(values)}")
-    if not torch.isfinite(values).all():
-        raise ValueError(f"guidance must be finite, got {guidance}")
-    return values.expand(n)
+    return torch.tensor(checks.numbers("guidance", guidance, n), dtype=torch.float32, device=device)

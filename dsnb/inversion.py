@@ -4,20 +4,25 @@ Decoding a trajectory with the prompt and guidance it was recorded with gives th
 another prompt keeps the structure and changes the rest.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import checks
 from .files import write_whole
+from .images import read_image
 from .kernels import linear_step
-from .models import Model, encode_image, encode_prompts, predict, refuse_ip_adapter
+from .models import Model, encode_image, encode_prompts, predict, refuse_blending, refuse_ip_adapter
 from .sampling import Network, Schedule, make_schedule
 
 Draw = Callable[[], Tensor]
@@ -26,22 +31,57 @@ METHODS = ("dpm-encoder", "ddim", "edit-friendly")
 
 @dataclass(frozen=True)
 class Trajectory:
-    """x_T (B, C, h, w), the noise of every step (T, B, C, h, w), and the settings they were recorded with."""
+    """x_T (B, C, h, w), the noise of every step (T, B, C, h, w), and the settings they were recorded with.
+
+    T is steps - skip. `caption` is one text, or one for each of the B images. Raises ValueError or TypeError for parts
+    that do not fit together or are not finite.
+    """
 
     x_T: Tensor
     noises: Tensor
     method: str
     model: str
-    caption: str
+    caption: str | tuple[str, ...]
     steps: int
     skip: int
     eta: float
     guidance: float
 
+    def __post_init__(self):
+        for name in ("x_T", "noises"):
+            tensor = checks.instance(name, getattr(self, name), Tensor, "dsnb.invert records a trajectory")
+            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"{name} must be finite, some numbers are NaN or infinite: the guidance is too large, or the "
+                    "model's weights or its dtype are at fault"
+                )
+        if self.x_T.dim() != 4 or self.x_T.numel() == 0:
+            raise ValueError(f"x_T must have the shape (B, C, h, w), got {tuple(self.x_T.shape)}")
+        steps = checks.integer("steps", self.steps, 1)
+        skip = checks.integer("skip", self.skip, 0, steps - 1)
+        if self.noises.shape != (steps - skip, *self.x_T.shape):
+            raise ValueError(
+                f"noises must have the shape {(steps - skip, *self.x_T.shape)} for steps {steps}, skip {skip} and this "
+                f"x_T, got {tuple(self.noises.shape)}"
+            )
+        plain = {
+            "method": checks.text("method", self.method),
+            "model": checks.text("model", self.model),
+            "caption": checks.one_or_each("caption", self.caption, len(self.x_T)),
+            "steps": steps,
+            "skip": skip,
+            "eta": checks.number("eta", self.eta, 0, 1),
+            "guidance": checks.number("guidance", self.guidance),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
     def save(self, path: str | Path) -> Path:
         """Writes a .safetensors file, whole or not at all. Raises OSError where it cannot be written."""
         path = Path(path)
         settings = {name: str(getattr(self, name)) for name in _SETTINGS}
+        if isinstance(self.caption, tuple):
+            settings["captions"] = json.dumps(self.caption)
         tensors = {"x_T": self.x_T.cpu().contiguous(), "noises": self.noises.cpu().contiguous()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +97,10 @@ class Trajectory:
             raise FileNotFoundError(f"trajectory {str(path)!r} does not exist")
         try:
             with safe_open(path, framework="pt") as file:
-                settings = {name: kind(file.metadata()[name]) for name, kind in _SETTINGS.items()}
+                kept = file.metadata()
+                settings = {name: kind(kept[name]) for name, kind in _SETTINGS.items()}
+                if "captions" in kept:
+                    settings["caption"] = json.loads(kept["captions"])
                 return Trajectory(file.get_tensor("x_T"), file.get_tensor("noises"), **settings)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is not a saved trajectory: {error}") from error
@@ -76,8 +119,8 @@ _SETTINGS = {
 
 def invert(
     model: Model,
-    image: Tensor,
-    caption: str,
+    image: Tensor | str | Path | Image.Image | np.ndarray,
+    caption: str | Sequence[str],
     *,
     method: str = "dpm-encoder",
     steps: int | None = None,
@@ -87,28 +130,45 @@ def invert(
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Trajectory:
-    """Records the trajectory of pictures (B, 3, H, W) in [0, 1] under a caption.
+    """Records the trajectory of images under a caption.
 
-    method: "dpm-encoder", "ddim" (no noise) or "edit-friendly" (eta 1, independent noise at every step).
-    steps, skip, eta, guidance: defaults from `model.settings`, with other steps the same share of them skipped;
-    guidance is the encoder's. generator: the source of the noise. Raises ValueError for unknown methods, eta 0 with
-    the DPM-Encoder, skip >= steps, or a wrong image, NotImplementedError for an IP-Adapter.
+    Args:
+        model: the model to invert with.
+        image: a tensor (B, 3, H, W) in [0, 1], or one image as `read_image` takes it.
+        caption: what the images show; one text, or a list with one for each image.
+        method: "dpm-encoder", "ddim" (no noise) or "edit-friendly" (eta 1, independent noise at every step).
+        steps: denoising steps of the whole schedule, default `model.settings.steps`.
+        skip: how many of the noisiest steps are left out; default the same fraction as in `model.settings`.
+        eta: the amount of noise, above 0 and at most 1, default `model.settings.eta`; 0 for "ddim".
+        guidance: of the encoder, default `model.settings.encoder_guidance`.
+        generator: the source of the noise.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: for an unknown method, a wrong image or a number out of range, and where the result is not finite.
+        TypeError: for a parameter of a wrong type.
+        NotImplementedError: for an IP-Adapter.
     """
-    settings = model.settings
-    steps = settings.steps if steps is None else steps
-    skip = round(settings.skip * steps / settings.steps) if skip is None else skip
-    guidance = settings.encoder_guidance if guidance is None else guidance
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
+    steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
+    skip = round(settings.skip * steps / settings.steps) if skip is None else checks.integer("skip", skip, 0)
+    guidance = settings.encoder_guidance if guidance is None else checks.number("guidance", guidance)
+    checks.one_of("method", method, METHODS)
+    if generator is not None:
+        checks.instance(
+            "generator", generator, torch.Generator, "torch.Generator().manual_seed(seed) makes one"
+        )
     refuse_ip_adapter(model.unet)
     eta = _eta(method, settings.eta if eta is None and method == "dpm-encoder" else eta)
     schedule = make_schedule(model.scheduler, steps, skip).to(model.device)
-    x_0 = encode_image(model, image)
-    draw = lambda: randn_tensor(x_0.shape, generator, x_0.device, x_0.dtype)
-    eps = guided_eps(model, caption, guidance)
+    image = image if isinstance(image, Tensor) else read_image(image, model)
     bar = tqdm(total=len(schedule), desc="inverting", disable=not progress, leave=False)
-    counted = lambda x_t, t, p: (bar.update(), eps(x_t, t, p))[1]
-    with bar:
+    with model.lock, bar:
+        x_0 = encode_image(model, image)
+        caption = checks.one_or_each("caption", caption, len(x_0))
+        draw = lambda: randn_tensor(x_0.shape, generator, x_0.device, x_0.dtype)
+        eps = guided_eps(model, caption, guidance)
+        counted = lambda x_t, t, p: (bar.update(), eps(x_t, t, p))[1]
         if method == "dpm-encoder":
             x_T, noises = dpm_encoder(counted, x_0, schedule, eta, draw)
         elif method == "edit-friendly":
@@ -121,26 +181,27 @@ def invert(
 
 def _eta(method: str, eta: float | None) -> float:
     if method == "ddim":
-        if eta:
+        if eta is not None and checks.number("eta", eta) != 0:
             raise ValueError(f"eta must be 0 for method 'ddim', which records no noise; got {eta}")
         return 0.0
-    eta = 1.0 if eta is None else eta
-    if not 0 < eta <= 1:
-        raise ValueError(
-            f"eta must be above 0 and at most 1 for method {method!r}, got {eta}: no noise, no record"
-        )
-    return float(eta)
+    return checks.number(f"eta of method {method!r}", 1.0 if eta is None else eta, high=1, above=0)
 
 
-def guided_eps(model: Model, prompt: str, guidance: float) -> Network:
-    """eps(x_t, t) of one prompt with guidance; with guidance 1 the unconditional half is not computed."""
+def guided_eps(model: Model, prompt: str | Sequence[str], guidance: float) -> Network:
+    """eps(x_t, t) of one prompt, or one for each image, with guidance.
+
+    With guidance 1 the unconditional half is not computed.
+    """
+    refuse_blending(model.unet)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    context = encode_prompts(model, prompts if guidance == 1 else ["", *prompts])
+    rows = lambda part, x_t: part.expand(len(x_t), -1, -1)
     if guidance == 1:
-        context = encode_prompts(model, [prompt])
-        return lambda x_t, t, progress: predict(model, x_t, t, context.repeat(len(x_t), 1, 1))
-    context = encode_prompts(model, ["", prompt])
+        return lambda x_t, t, progress: predict(model, x_t, t, rows(context, x_t))
 
     def eps(x_t, t, progress):
-        both = predict(model, x_t.repeat(2, 1, 1, 1), t, context.repeat_interleave(len(x_t), 0))
+        texts = torch.cat([rows(context[:1], x_t), rows(context[1:], x_t)])
+        both = predict(model, x_t.repeat(2, 1, 1, 1), t, texts)
         uncond, cond = both.chunk(2)
         return uncond + guidance * (cond - uncond)
 

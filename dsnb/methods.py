@@ -6,16 +6,16 @@ Each method is a noise prediction eps(x_t, t, progress) for the one denoising lo
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
+from . import checks
 from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
 from .inversion import Trajectory, guided_eps
 from .masks import Mask
-from .models import Model, decode_latents, encode_prompts, predict, refuse_ip_adapter
+from .models import Model, decode_latents, encode_prompts, predict, refuse_blending, refuse_ip_adapter
 from .sampling import Network, Step, denoise, make_schedule
 
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
@@ -45,37 +45,65 @@ def blend(
     passes: weights of repeated passes through each blended cross-attention, see `attention.blend_cross_attention`.
     callback: called with a `sampling.Step` after each step. Raises ValueError naming what is wrong.
     """
-    prompts = list(prompts)
-    if method not in METHODS:
-        near = get_close_matches(str(method), METHODS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}{hint}")
+    _check(model, trajectory, callback)
+    prompts = checks.texts("prompts", prompts)
+    checks.one_of("method", method, METHODS)
+    checks.instance("mask", mask, Mask, "dsnb.masks.from_weights(array) makes one")
     if len(prompts) != mask.n:
         raise ValueError(f"the mask has {mask.n} styles, so {mask.n} prompts are needed; got {len(prompts)}")
     guidance = model.settings.guidance if guidance is None else guidance
     guidance = guidance_per_style(guidance, mask.n, model.device)
+    one_prompt = None if one_prompt is None else checks.text("one_prompt", one_prompt)
+    switch = checks.number("switch", switch, 0, 1)
     job = Job(
         model, trajectory, prompts, mask, guidance, one_prompt, switch, callback, progress, tuple(passes)
     )
-    return METHODS[method](job)
+    with model.lock:
+        refuse_blending(model.unet)
+        return METHODS[method](job)
 
 
 def decode(
     model: Model,
     trajectory: Trajectory,
-    prompt: str,
+    prompt: str | Sequence[str],
     *,
     guidance: float | None = None,
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """The trajectory's picture with another prompt, no mask -> (B, 3, H, W) in [0, 1].
+    """The trajectory's images with another prompt and no mask.
 
-    With the trajectory's own caption and guidance it is the source picture again, as the autoencoder draws it.
+    With the trajectory's own caption and guidance they are the source images again, as the autoencoder draws them.
+
+    Args:
+        model: the model that recorded the trajectory.
+        trajectory: of B images.
+        prompt: one text, or a list with one for each image.
+        guidance: default `model.settings.guidance`.
+        callback: called with a `sampling.Step` after each step.
+        progress: whether to show a progress bar.
+
+    Returns:
+        (B, 3, H, W) in [0, 1], float32, on the CPU.
+
+    Raises:
+        ValueError: for a parameter out of range, a trajectory that does not fit, and a result that is not finite.
+        TypeError: for a parameter of a wrong type.
+        RuntimeError: inside the callback of a blend with the same model.
     """
-    guidance = model.settings.guidance if guidance is None else float(guidance)
-    eps = guided_eps(model, prompt, guidance)
-    return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
+    _check(model, trajectory, callback)
+    prompt = checks.one_or_each("prompt", prompt, len(trajectory.x_T))
+    guidance = model.settings.guidance if guidance is None else checks.number("guidance", guidance)
+    with model.lock:
+        eps = guided_eps(model, prompt, guidance)
+        return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
+
+
+def _check(model: Model, trajectory: Trajectory, callback: Callable | None) -> None:
+    checks.instance("model", model, Model, "dsnb.load opens one")
+    checks.instance("trajectory", trajectory, Trajectory, "dsnb.invert records one")
+    checks.function("callback", callback)
 
 
 def decode_trajectory(
@@ -167,12 +195,11 @@ class Job:
         return tuple(self.trajectory.x_T.shape[-2:])
 
     def latent_weights(self) -> Callable[[float], Tensor]:
-        """progress -> weights (N, h, w) of the latents; worked out once unless the mask is timed."""
+        """progress -> weights (N, h, w) of the latents; made before the first step, which finds what is wrong."""
         weights = lambda progress: self.mask.weights(*self.size(), progress).to(self.model.device)
-        if self.mask.timed:
-            return weights
-        fixed = weights(0.0)
-        return lambda progress: fixed
+        total = len(self.trajectory.noises) if self.mask.timed else 1
+        every = [weights(i / total) for i in range(total)]
+        return lambda progress: every[round(progress * total) if self.mask.timed else 0]
 
 
 def _prompt(job: Job) -> Tensor:
@@ -205,8 +232,6 @@ def _attention(job: Job) -> Tensor:
 
 def _combined(job: Job) -> Tensor:
     """The epsilon mask while progress < switch, then attention interpolation, under the same hooks."""
-    if not 0 <= job.switch <= 1:
-        raise ValueError(f"switch must be between 0 and 1, got {job.switch}")
     return _hooked(job, job.switch)
 
 

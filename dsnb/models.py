@@ -1,14 +1,18 @@
 """A Stable Diffusion as the methods use it: encode and decode pictures and prompts, and call the UNet."""
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
+
+from . import checks
 
 
 @contextmanager
@@ -66,23 +70,44 @@ class Model:
     dtype = property(lambda self: self.unet.dtype)
     latent_factor = property(lambda self: self.pipe.vae_scale_factor)
     image_size = property(lambda self: self.unet.config.sample_size * self.latent_factor)
+    lock = property(lambda self: unet_lock(self.unet), doc="Held by whoever draws; see `unet_lock`.")
+
+
+_locks = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def unet_lock(unet) -> threading.RLock:
+    """The lock of a UNet: one thread draws at a time, because the hooks of one would change the image of another.
+
+    The thread that holds it may take it again.
+    """
+    with _making:
+        return _locks.setdefault(
+            getattr(unet, "_orig_mod", unet), threading.RLock()
+        )  # the same one if compiled
 
 
 def encode_image(model: Model, image: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] -> latents (B, C, H/f, W/f), float32, on the model's device.
 
-    Raises ValueError unless H and W are multiples of the latent factor f.
+    Raises TypeError for something that is not a tensor, ValueError for other shapes and values, and unless H and W are
+    multiples of the latent factor f.
     """
+    checks.instance("image", image, Tensor, "dsnb.read_image makes one")
     factor = model.latent_factor
-    if image.dim() != 4 or image.shape[1] != 3:
+    if image.dim() != 4 or image.shape[1] != 3 or image.numel() == 0:
         raise ValueError(f"image must have the shape (B, 3, H, W), got {tuple(image.shape)}")
     if image.shape[2] % factor or image.shape[3] % factor:
         raise ValueError(
             f"image is {image.shape[2]} x {image.shape[3]}; height and width must be multiples of {factor}. "
             "dsnb.read_image(path, model) resizes and crops"
         )
-    if not torch.isfinite(image).all() or image.min() < 0 or image.max() > 1:
-        raise ValueError(f"image must lie in [0, 1], got {image.min():.3g} to {image.max():.3g}")
+    if not image.is_floating_point():
+        raise ValueError(f"image must hold floating-point numbers in [0, 1], got {image.dtype}")
+    low, high = image.min().item(), image.max().item()
+    if not (low >= 0 and high <= 1):  # also for NaN
+        raise ValueError(f"image must lie in [0, 1], got {low} to {high}")
     with torch.no_grad():
         pixels = (2 * image - 1).to(model.device, model.dtype)
         encoded = model.vae.encode(pixels)
@@ -91,9 +116,23 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
 
 
 def decode_latents(model: Model, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1], float32, on the CPU."""
+    """Latents (B, C, h, w) -> images (B, 3, H, W) in [0, 1], float32, on the CPU.
+
+    Raises ValueError where the latents or the decoded image are not finite.
+    """
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            "latents must be finite, some are NaN or infinite: the guidance is too large, or the model's weights "
+            f"or its dtype ({model.dtype}) are at fault"
+        )
     with torch.no_grad():
         pixels = model.vae.decode((latents / model.vae.config.scaling_factor).to(model.dtype)).sample
+    if not torch.isfinite(pixels).all():
+        raise ValueError(
+            f"the autoencoder of model {model.name!r} made NaN or infinite pixels: the latents (up to "
+            f"{latents.abs().max():.3g}) or the guidance are too large, or its weights or its dtype ({model.dtype}) "
+            "are at fault"
+        )
     return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
@@ -119,6 +158,12 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> Tensor:
     )
     with torch.no_grad():
         return model.text_encoder(ids.input_ids.to(model.device))[0]
+
+
+def refuse_blending(unet) -> None:
+    """Raises RuntimeError inside a blend of cross-attention, whose hooks would change this image too."""
+    if any(type(processor).__module__ == "dsnb.attention" for processor in unet.attn_processors.values()):
+        raise RuntimeError("the model is in the middle of a blend; draw after it, not in its callback")
 
 
 def refuse_ip_adapter(unet) -> None:

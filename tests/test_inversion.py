@@ -1,8 +1,11 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import dsnb
 from dsnb import methods, models, sampling
@@ -148,7 +151,7 @@ def test_a_trajectory_of_another_model_is_refused_or_warned_of(tiny):
     other = dataclasses.replace(trajectory, model="another")
     with pytest.warns(UserWarning, match="the trajectory is of 'another'"):
         dsnb.decode(tiny, other, "a bear", progress=False)
-    wide = dataclasses.replace(other, x_T=torch.zeros(1, 12, 16, 16))
+    wide = dataclasses.replace(other, x_T=torch.zeros(1, 12, 16, 16), noises=torch.zeros(2, 1, 12, 16, 16))
     with pytest.raises(ValueError, match="'another' with 12 latent channels, but .* has 4"):
         dsnb.decode(tiny, wide, "a bear", progress=False)
 
@@ -170,10 +173,13 @@ def test_x_T_and_its_noise_follow_the_generator(tiny):
 
 
 def test_saved_and_loaded(tiny, tmp_path, generator):
+    options = {"steps": np.int64(5), "skip": 1, "guidance": torch.tensor(1.5), "eta": np.float32(0.5)}
+    captions = ["ein Bär", '["a"]']
     trajectory = dsnb.invert(
-        tiny, noise((1, 3, 32, 32)), "ein Bär", steps=5, skip=1, generator=generator, progress=False
+        tiny, noise((2, 3, 32, 32)), captions, generator=generator, progress=False, **options
     )
     again = Trajectory.load(trajectory.save(tmp_path / "new" / "bear.safetensors"))
+    assert (type(trajectory.guidance), type(trajectory.eta), type(trajectory.steps)) == (float, float, int)
     for name, value in vars(trajectory).items():
         loaded = getattr(again, name)
         assert torch.equal(value, loaded) if isinstance(value, torch.Tensor) else value == loaded, name
@@ -194,21 +200,101 @@ def test_bad_files_and_folders(tiny, tmp_path, generator):
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": "2"}, "noises must have the shape"),
+        ({"skip": "2"}, "noises must have the shape"),
+        ({"steps": "6", "skip": "6"}, "skip must be a whole number from 0 to 5"),
+        ({"eta": "5"}, "eta must be a finite number from 0 to 1"),
+        ({"guidance": "nan"}, "guidance must be a finite number"),
+        ({"captions": '["a", "b"]'}, "caption must be one text, or one for each of the 1 images"),
+        ({"noises": torch.zeros(8, 1, 4, 16, 16)}, "noises must have the shape"),
+        ({"noises": torch.zeros(3, 1, 4, 16, 16)}, "noises must have the shape"),
+        ({"noises": torch.zeros(4, 1, 4, 8, 8)}, "noises must have the shape"),
+        ({"noises": torch.full((4, 1, 4, 16, 16), torch.nan)}, "noises must be finite"),
+        ({"x_T": torch.full((1, 4, 16, 16), torch.inf)}, "x_T must be finite"),
+        ({"x_T": torch.zeros(4, 16, 16)}, "x_T must have the shape"),
+    ],
+)
+def test_an_edited_file_is_refused(tiny, tmp_path, change, words):
+    image = noise((1, 3, 32, 32))
+    path = dsnb.invert(tiny, image, "a bear", steps=5, skip=1, progress=False).save(
+        tmp_path / "t.safetensors"
+    )
+    with safe_open(path, framework="pt") as file:
+        tensors, settings = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    for name, value in change.items():
+        (settings if isinstance(value, str) else tensors)[name] = value
+    save_file(tensors, path, metadata=settings)
+    with pytest.raises(ValueError, match=f"is not a saved trajectory: {words}"):
+        Trajectory.load(path)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"eta": 0}, "eta must be above 0"),
-        ({"eta": 1.5}, "eta must be above 0 and at most 1"),
+        ({"eta": 0}, "eta of method 'dpm-encoder' must be a finite number above 0 and at most 1, got 0"),
+        ({"eta": 1.0000001}, "at most 1, got 1.0000001"),
+        ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
+        ({"method": "edit-frendly"}, "did you mean 'edit-friendly'"),
+        (
+            {"caption": ["a bear", "a cat"]},
+            "caption must be one text, or one for each of the 1 images; got 2",
+        ),
+        ({"guidance": 1e38, "steps": 4}, "the guidance is too large"),
         ({"method": "ddim", "eta": 0.5}, "eta must be 0"),
         ({"method": "dpm"}, "method must be one of"),
         ({"steps": 5, "skip": 5}, "skip must be at least 0 and below steps"),
         ({"steps": 5, "skip": -1}, "skip must be"),
-        ({"steps": 0}, "steps must be between"),
+        ({"steps": 0}, "steps must be"),
         ({"steps": 1001}, "steps must be between"),
     ],
 )
 def test_bad_settings_are_refused(tiny, options, words):
     with pytest.raises(ValueError, match=words):
-        dsnb.invert(tiny, noise((1, 3, 32, 32)), "a bear", **options)
+        dsnb.invert(tiny, noise((1, 3, 32, 32)), **{"caption": "a bear", "progress": False} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image": None}, "image must be a file"),
+        ({"caption": None}, "caption must be a list of texts, got None"),
+        ({"caption": 7}, "caption must be"),
+        ({"caption": [None]}, r"caption\[0\] must be a text"),
+        ({"generator": 42}, "generator must be a .*got 42; torch.Generator"),
+        ({"eta": "0.1"}, "eta .* must be a finite number"),
+        ({"steps": "3"}, "steps must be a whole number"),
+        ({"skip": 1.5}, "skip must be a whole number"),
+        ({"guidance": "high"}, "guidance must be a finite number"),
+        ({"model": "drawn-world"}, "model must be a dsnb.models.Model"),
+    ],
+)
+def test_wrong_types_are_refused_by_name(tiny, options, words):
+    with pytest.raises(TypeError, match=words):
+        dsnb.invert(**{"model": tiny, "image": noise((1, 3, 32, 32)), "caption": "a bear"} | options)
+
+
+def test_one_caption_for_each_image(tiny):
+    image, captions = noise((2, 3, 32, 32)), ["a bear", "two cats"]
+    options = {"steps": 4, "skip": 1, "guidance": 3, "method": "ddim", "progress": False}
+    both = dsnb.invert(tiny, image, captions, **options)
+    assert both.caption == ("a bear", "two cats")
+    again = dsnb.decode(tiny, both, captions, guidance=2, progress=False)
+    for i, caption in enumerate(captions):
+        one = dsnb.invert(tiny, image[i : i + 1], caption, **options)
+        torch.testing.assert_close(both.x_T[i : i + 1], one.x_T, atol=1e-4, rtol=0)
+        alone = dsnb.decode(tiny, one, caption, guidance=2, progress=False)
+        torch.testing.assert_close(again[i : i + 1], alone, atol=1e-4, rtol=0)
+
+
+def test_pil_images_arrays_and_files_are_inverted_like_tensors(tiny, tmp_path):
+    picture = dsnb.images.to_pil(noise((1, 3, tiny.image_size, tiny.image_size)))
+    picture.save(tmp_path / "mine.png")
+    invert = lambda image: dsnb.invert(tiny, image, "a bear", method="ddim", steps=2, progress=False).x_T
+    expected = invert(dsnb.read_image(tmp_path / "mine.png"))
+    for image in (picture, np.asarray(picture), tmp_path / "mine.png", str(tmp_path / "mine.png")):
+        assert torch.equal(invert(image), expected)
 
 
 def test_bad_images_are_refused(tiny):

@@ -1,3 +1,5 @@
+from threading import Thread
+
 import pytest
 import torch
 from conftest import make_unet
@@ -154,16 +156,90 @@ def test_the_one_prompt_baseline_takes_its_text(tiny, trajectory):
         ({"method": "epsilom"}, "did you mean 'epsilon'"),
         ({"prompts": [LEFT]}, "2 prompts are needed; got 1"),
         ({"prompts": [LEFT, RIGHT, LEFT]}, "2 prompts are needed; got 3"),
-        ({"method": "combined", "switch": 2}, "switch must be between"),
+        ({"method": "combined", "switch": 2}, "switch must be a finite number from 0 to 1, got 2"),
     ],
 )
 def test_bad_calls_are_refused(tiny, trajectory, change, words):
     with pytest.raises(ValueError, match=words):
         run(tiny, trajectory, **change)
-    with pytest.raises(ValueError, match="one for each of the 2 prompts"):
+    with pytest.raises(ValueError, match="guidance must be one number or 2 numbers, got 3"):
         dsnb.blend(tiny, trajectory, [LEFT, RIGHT], masks.linear(), guidance=[1, 2, 3])
     with pytest.raises(ValueError, match="finite"):
         dsnb.blend(tiny, trajectory, [LEFT, RIGHT], masks.linear(), guidance=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompts": "ab"}, "prompts must be a list of texts, got 'ab'"),
+        ({"prompts": [None, None], "method": "prompt"}, r"prompts\[0\] must be a text"),
+        ({"mask": torch.rand(2, 4, 4)}, "mask must be a dsnb.masks.Mask, .*from_weights"),
+        ({"one_prompt": 3, "method": "prompt"}, "one_prompt must be a text"),
+        ({"switch": "late"}, "switch must be a finite number"),
+        ({"callback": 5}, "callback must be a function"),
+    ],
+)
+def test_wrong_types_are_refused_by_name(tiny, trajectory, change, words):
+    with pytest.raises(TypeError, match=words):
+        run(tiny, trajectory, **change)
+    with pytest.raises(TypeError, match="prompt must be a list of texts, got 3"):
+        dsnb.decode(tiny, trajectory, 3)
+    with pytest.raises(ValueError, match="prompt must be one text, or one for each of the 1 images"):
+        dsnb.decode(tiny, trajectory, ["x", "y"])
+    with pytest.raises(TypeError, match="trajectory must be a dsnb.inversion.Trajectory"):
+        dsnb.decode(tiny, "bear.safetensors", "x")
+
+
+@pytest.mark.parametrize("method", ["prompt", *BLENDING])
+def test_what_is_not_finite_is_no_image(tiny, trajectory, method, monkeypatch):
+    for guidance, words in ((1e38, "the guidance is too large"), (float("nan"), "guidance must be a finite")):
+        with pytest.raises(ValueError, match=words):
+            dsnb.blend(
+                tiny,
+                trajectory,
+                [LEFT, RIGHT],
+                masks.linear(),
+                method=method,
+                guidance=guidance,
+                progress=False,
+            )
+    weights = tiny.vae.decoder.conv_out.weight
+    monkeypatch.setattr(weights, "data", torch.full_like(weights, torch.nan))
+    with pytest.raises(ValueError, match="the autoencoder of model .* made NaN"):
+        run(tiny, trajectory, method=method)
+
+
+def test_a_timed_formula_is_checked_before_the_first_step(tiny, trajectory):
+    steps, mask = [], masks.formula("sqrt(abs(t - 0.75) - 0.01)")  # NaN at the last of four steps only
+    with pytest.raises(ValueError, match="mask weights must be finite"):
+        run(tiny, trajectory, mask=mask, callback=steps.append)
+    assert not steps
+
+
+def test_one_thread_draws_at_a_time(tiny, trajectory):
+    expected = {method: run(tiny, trajectory, method=method) for method in ("pixel", "attention", "epsilon")}
+    drawn = {method: [] for method in expected}
+    threads = [
+        Thread(target=lambda m=method: drawn[m].append(run(tiny, trajectory, method=m)))
+        for method in expected
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for method, images in drawn.items():
+        assert len(images) == 2 and all(torch.equal(image, expected[method]) for image in images)
+
+
+def test_drawing_inside_the_callback_of_a_blend_is_refused_where_it_would_be_blended(tiny, trajectory):
+    alone, nested = single(tiny, trajectory, LEFT), []
+    draw = lambda step: nested.append(single(tiny, trajectory, LEFT))
+    run(tiny, trajectory, callback=draw)
+    assert all(torch.equal(image, alone) for image in nested)
+    with pytest.raises(RuntimeError, match="in the middle of a blend"):
+        run(tiny, trajectory, method="attention", callback=draw)
+    assert torch.equal(single(tiny, trajectory, LEFT), alone)
 
 
 def test_passes_ask_a_layer_again_with_its_own_answer(generator):
