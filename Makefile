@@ -43,9 +43,10 @@ DEVICE   ?=
 OUT      ?=
 STAGES   ?=
 COOLDOWN ?=
-train: $(VENV)/.lab  ## trains the bundled model, from its last checkpoint if there is one
+FROM     ?=
+train: $(VENV)/.lab  ## trains the bundled model, from its last checkpoint, or FROM=data/models/drawn-world
 	$(BIN)/python -m dsnb.lab.training --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE)) $(if $(STAGES),--stages $(STAGES)) \
-		$(if $(COOLDOWN),--cooldown $(COOLDOWN)) $(if $(OUT),--out $(OUT))
+		$(if $(COOLDOWN),--cooldown $(COOLDOWN)) $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
 
 # the changes of the notebook's CHANGES
 CHANGES := control,random,unnamed,patches,fours,plain,longer,sixteen,small

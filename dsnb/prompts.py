@@ -41,6 +41,11 @@ def title(style: str) -> str:
     return _style(style)["title"]
 
 
+def phrase(style: str) -> str:
+    """A style as a noun phrase, e.g. "Van Gogh-style painting"."""
+    return _style(style)["phrase"]
+
+
 def prompt(style: str, caption: str) -> str:
     """The prompt of a style for an image, e.g. prompt("vangogh", "a bear on grass").
 
@@ -67,7 +72,7 @@ def one_prompt(styles: Sequence[str], caption: str) -> str:
 
     With more than two styles they are listed from left to right.
     """
-    phrases = [_style(style)["phrase"] for style in styles]
+    phrases = [phrase(style) for style in styles]
     if len(phrases) == 2:
         return f"A {phrases[0]} on the left and a {phrases[1]} on the right of {caption}"
     listed = ", ".join(f"a {phrase}" for phrase in phrases)

@@ -1,8 +1,8 @@
 """Make the bundled model: python -m dsnb.lab.training --minutes 25 --device cuda --state DIR --out data/models/NAME
 
-Meant for half an hour of a GPU (`--size large`), which is still to be tried. On two CPU cores work in sittings on
-the same `--state`: give the first ones to `--stages autoencoder generator judge`, all later ones to `--stages unet
---cooldown 0`, and the last one to `--stages unet` alone.
+Meant for half an hour of a GPU (`--size large`), which is still to be tried. On two CPU cores, use several training
+runs with the same `--state`: the first ones with `--stages autoencoder generator judge`, all later ones with `--stages
+unet --cooldown 0`, and the last one with `--stages unet` alone. `--from FOLDER` starts from exported weights.
 """
 
 import argparse
@@ -20,13 +20,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line and work on the recipe."""
     parser = argparse.ArgumentParser("python -m dsnb.lab.training", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--minutes", type=float, default=25, help="time for training in this sitting (default 25)")
+    add("--minutes", type=float, default=25, help="time for training in this run (default 25)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     add(
         "--state",
         type=Path,
         default=Path("runs/training"),
-        help="checkpoints and logs; a later sitting continues there",
+        help="checkpoints and logs; a later training run continues there",
     )
     add(
         "--out",
@@ -48,12 +48,25 @@ def main(arguments: list[str] | None = None) -> None:
         help="work on these only; none: export and evaluate what there is",
     )
     add("--seed", type=int, default=0)
+    add(
+        "--from",
+        dest="source",
+        metavar="FOLDER",
+        help="start from these exported weights; only the UNet and the decoder learn then",
+    )
+    add(
+        "--fraction",
+        type=float,
+        default=0.2,
+        help="fraction of the UNet's training images in several styles (default 0.2)",
+    )
+    add("--steps", type=int, default=10**9, help="at which each stage ends, if its time is not over before")
     add("--threads", type=int, help="CPU threads; 1 is fastest on a machine that is busy with other work")
     add(
         "--cooldown",
         type=float,
         default=0.2,
-        help="share of a stage's time in which its learning rate falls to zero; 0 in all sittings but the last",
+        help="fraction of a stage's time in which its learning rate falls to zero; 0 in all training runs but the last",
     )
     add("--compile", action="store_true", help="run the UNet through torch.compile")
     add("--pictures", type=int, default=90, help="pictures for the evaluation; 0 leaves it out")
@@ -73,12 +86,15 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     size = ("small" if options.device == "cpu" else "large") if options.size == "auto" else options.size
     try:
-        asked = recipe.Recipe(
+        work = recipe.Recipe(
             minutes=options.minutes,
             device=options.device,
             state=options.state,
             out=options.out,
+            source=options.source,
             size=size,
+            fraction=options.fraction,
+            steps=options.steps,
             latent_channels=options.latent_channels,
             seed=options.seed,
             compiled=options.compile,
@@ -89,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except ValueError as error:
         parser.error(str(error))
-    recipe.run(asked)
+    recipe.run(work)
 
 
 if __name__ == "__main__":

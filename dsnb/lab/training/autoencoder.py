@@ -1,6 +1,5 @@
 """The autoencoder: diffusers' AutoencoderTiny, 128 x 128 pixels to 16 x 16 latents, trained on crops."""
 
-import copy
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from diffusers import AutoencoderTiny
 from ..world.styles import STYLES, draw
 from ..world.world import random_pictures
 from .loop import Plan, autocast, fit, load_checkpoint, save_checkpoint, step_generator
-from .stream import PictureStream
+from .stream import ImageStream
 
 LATENT_CHANNELS = 12
 CROP = 64  # pixels; a crop costs a quarter
@@ -64,35 +63,33 @@ def reconstruction_loss(autoencoder, images: torch.Tensor, generator: torch.Gene
     return loss, {"psnr": -10 * torch.log10(square.detach()), "spread": spread.detach()}
 
 
-def freeze_encoder(network: AutoencoderTiny, path: Path) -> None:
-    """From now on the encoder stays what its average is in the checkpoint at `path`, and only the decoder learns."""
-    network.encoder.requires_grad_(False)
-    state = load_checkpoint(path)
-    for name, value in state["average"].items():
-        if name.startswith("encoder."):
-            state["network"][name] = value
-    save_checkpoint(path, state)
-
-
 def train(plan: Plan, folder: Path, device, good=None, frozen: bool = False, **sizes) -> AutoencoderTiny:
     """Train within the plan's budget, from the last checkpoint where there is one; the averaged network.
 
-    `frozen`: only the decoder, as a UNet knows the latents already.
+    `frozen`: only the decoder, since a UNet has learnt these latents already.
     """
     torch.manual_seed(plan.seed)
     network = build(**sizes).to(device)
-    stream = PictureStream(plan.batch, plan.seed, device, chunk=32, repeats=8)  # a crop is a quarter
+    stream = ImageStream(plan.batch, plan.seed, device, chunk=32, repeats=8)  # a crop is a quarter
     standardise(network, stream(0)[0])
-    average = copy.deepcopy(network).requires_grad_(False).eval()
     if frozen and plan.seconds > 0:
-        freeze_encoder(network, Path(folder) / "autoencoder.pt")
+        keep_encoder(Path(folder) / "autoencoder.pt")
+        network.encoder.requires_grad_(False)
 
     def loss(network, step, generator):
         local = step_generator(plan.seed, "jitter", step, device)
         return reconstruction_loss(network, crop(stream(step)[0], generator), local)
 
-    fit("autoencoder", network, average, loss, plan, folder, device, good)
-    return average
+    return fit("autoencoder", network, loss, plan, folder, device, good)
+
+
+def keep_encoder(path: Path) -> None:
+    """Let the encoder of the checkpoint at `path` be its average from now on."""
+    state = load_checkpoint(path)
+    for name, value in state.get("average", {}).items():
+        if name.startswith("encoder."):
+            state["network"][name] = value
+    save_checkpoint(path, state)
 
 
 @torch.no_grad()

@@ -179,7 +179,6 @@ def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device,
     """Train one of the two within the plan's budget, from its last checkpoint; the averaged network."""
     torch.manual_seed(plan.seed)
     network = build(kind, tokenizer).to(device)
-    average = copy.deepcopy(network).requires_grad_(False).eval()
 
     def loss(network, step, generator):
         pictures, styles, texts = training_pairs(plan.batch, step, generator, hide=kind == "generator")
@@ -187,8 +186,7 @@ def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device,
         images = draw(pictures.to(device), styles.to(device)).contiguous(memory_format=torch.channels_last)
         return contrast_loss(network, images, upload(tokenize(tokenizer, texts), device), labels)
 
-    fit(kind, network, average, loss, plan, folder, device, good)
-    return average
+    return fit(kind, network, loss, plan, folder, device, good)
 
 
 def as_transformers(network: Contrast) -> VisionTextDualEncoderModel:

@@ -1,7 +1,6 @@
 """The denoising network: diffusers' UNet2DConditionModel on 16 x 16 latents, and Stable Diffusion's
 objective."""
 
-import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,18 +13,20 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..world.captions import caption, captions, tokenize
+from ...sampling import denoise, make_schedule
+from ..world.captions import caption, tokenize
 from ..world.icons import OBJECTS
+from ..world.layouts import batch_captions
 from ..world.scenery import SCENES
 from ..world.styles import STYLES, draw
 from ..world.world import random_pictures
 from .autoencoder import encode
 from .loop import Plan, autocast, fit, step_generator, upload
-from .stream import PictureStream
+from .stream import ImageStream
 
 log = logging.getLogger(__name__)
 
-DROP = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+DROP = 0.1  # fraction of captions replaced by the empty one, for classifier-free guidance
 
 
 @dataclass(frozen=True)
@@ -117,24 +118,26 @@ def train(
     device,
     size: str = "small",
     compiled: bool = False,
+    fraction: float = 0.0,
 ) -> UNet2DConditionModel:
     """Train within the plan's budget, from the last checkpoint where there is one; the averaged network.
 
-    `compiled` runs the UNet through torch.compile, which pays on a GPU after a minute or two.
+    `fraction` of the images show several styles. `compiled` runs the UNet through torch.compile, which pays on a GPU
+    after a minute or two.
     """
     torch.manual_seed(plan.seed)
     device = torch.device(device)
     unet = build(size, autoencoder.config.latent_channels, text_encoder.config.hidden_size).to(device)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on a CPU
-    average = copy.deepcopy(unet).requires_grad_(False).eval()
     alphas = make_scheduler().alphas_cumprod.to(device)
-    stream = PictureStream(
+    stream = ImageStream(
         plan.batch,
         plan.seed,
         device,
         chunk=8 if device.type != "cpu" else 32,
         repeats=4,
+        fraction=fraction,
         even=False,
         transform=lambda images: encode(autoencoder, images),
     )
@@ -142,14 +145,14 @@ def train(
         unet.compile()
 
     def loss(network, step, generator):
-        x_0, pictures, styles = stream(step)
-        texts = captions(pictures, styles, generator)
+        x_0, batch = stream(step)
+        texts = batch_captions(batch, generator)
         dropped = (torch.rand(len(texts), generator=generator) < DROP).tolist()
         context = embed(
             text_encoder, tokenizer, ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         )
         local = step_generator(plan.seed, "noise", step, device)  # on the device, so that nothing has to wait
-        # one time from each of as many parts of the schedule, dealt anew, as pictures keep their row when seen again
+        # one time from each of as many parts of the schedule, in a new order, as images keep their row when seen again
         parts = torch.randperm(len(texts), generator=local, device=device)
         spread = (parts + torch.rand(len(texts), generator=local, device=device)) / len(texts)
         timesteps = (spread * len(alphas)).long().clamp(max=len(alphas) - 1)
@@ -157,18 +160,17 @@ def train(
         return diffusion_loss(network, x_0, context, alphas, timesteps, noise), {}
 
     def report(network) -> bool:
-        heard = measure_hearing(network, text_encoder, tokenizer, stream.transform)
+        excess = caption_sensitivity(network, text_encoder, tokenizer, stream.transform)
         log.info(
-            "error with a wrong caption: %s", ", ".join(f"{k} +{100 * v:.1f} %" for k, v in heard.items())
+            "error with a wrong caption: %s", ", ".join(f"{k} +{100 * v:.1f} %" for k, v in excess.items())
         )
         return False
 
-    fit("unet", unet, average, loss, plan, folder, device, report)
-    return average
+    return fit("unet", unet, loss, plan, folder, device, report)
 
 
 @torch.no_grad()
-def measure_hearing(
+def caption_sensitivity(
     unet: nn.Module,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
@@ -177,8 +179,8 @@ def measure_hearing(
 ) -> dict[str, float]:
     """How much larger the error of the predicted noise is with the wrong object, scene or style in the caption.
 
-    A share: 0 where that word is not heard at all. `transform` makes latents of pictures; the mean over four times
-    of the noisy part, where the caption has most to say.
+    A fraction: 0 where the network ignores that word. `transform` makes latents of images. The mean is over four times
+    of the noisy part, where the caption matters most.
     """
     generator, alphas = torch.Generator().manual_seed(900_006), make_scheduler().alphas_cumprod
     pictures = random_pictures(count, generator)
@@ -212,17 +214,17 @@ def sample(
     steps: int = 25,
     guidance: float = 5.0,
 ) -> torch.Tensor:
-    """Latents (B,C,h,w) of pictures for the texts, from noise, by DDIM with classifier-free guidance."""
-    scheduler = make_scheduler()
-    scheduler.set_timesteps(steps)
+    """Latents (B, C, h, w) of images for the texts, from noise, by DDIM with classifier-free guidance."""
     config, device = unet.config, next(unet.parameters()).device
     shape = (len(texts), config.in_channels, config.sample_size, config.sample_size)
-    x_t = torch.randn(shape, generator=generator).to(device)
+    x_T = torch.randn(shape, generator=generator).to(device)
     context = embed(text_encoder, tokenizer, ["", *texts])
     context = torch.cat([context[:1].expand(len(texts), -1, -1), context[1:]])
-    for t in scheduler.timesteps:
+
+    def eps(x_t, t, progress):
         with autocast(device):
-            noise = unet(torch.cat([x_t, x_t]), t.to(device), encoder_hidden_states=context).sample.float()
-        without, with_text = noise.chunk(2)
-        x_t = scheduler.step(without + guidance * (with_text - without), t, x_t).prev_sample
-    return x_t
+            both = unet(torch.cat([x_t, x_t]), t, encoder_hidden_states=context).sample.float()
+        without, with_text = both.chunk(2)
+        return without + guidance * (with_text - without)
+
+    return denoise(eps, x_T, make_schedule(make_scheduler(), steps), progress=False)

@@ -2,11 +2,13 @@
 
 What a step sees follows from (seed, stage, step) alone, so nothing about random states needs saving: a run that was
 killed and resumed from its last checkpoint does exactly what an uninterrupted one does, but for a learning rate that
-falls with the time of the sitting (`cooldown`).
+falls with the time of the training run (`cooldown`).
 """
 
+import copy
 import csv
 import os
+import pickle
 import time
 import zlib
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -21,12 +24,12 @@ from tqdm.auto import tqdm
 @dataclass(frozen=True)
 class Plan:
     """How a stage is trained. The learning rate rises over `warmup` steps and, where `cooldown` > 0, falls to
-    zero over that share of the time budget, so that each sitting ends with settled weights."""
+    zero over that fraction of the time budget, so that each training run ends with settled weights."""
 
     batch: int
     learning_rate: float
-    seconds: float = float("inf")  # time budget of this sitting
-    steps: int = 10**9  # total number of steps, over all sittings
+    seconds: float = float("inf")  # time budget of this training run
+    steps: int = 10**9  # total number of steps, over all training runs
     warmup: int = 200
     cooldown: float = 0.2
     decay: float = 0.999  # of the moving average of the weights
@@ -63,17 +66,15 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 
 def load_checkpoint(path: Path, device="cpu") -> dict | None:
-    """The state saved at `path`, or None where there is none."""
-    return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    """Move `average` towards `network`; early steps count more, so the start is soon forgotten."""
-    keep = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
-    for mean, value in zip(average.buffers(), network.buffers(), strict=True):
-        mean.copy_(value)
+    """The state saved at `path`, or None where there is none. Raises ValueError for a damaged file."""
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"checkpoint {str(path)!r} is damaged; move it away to begin the stage again ({error})"
+        ) from None
 
 
 def log_row(path: Path, row: dict) -> None:
@@ -87,7 +88,7 @@ def log_row(path: Path, row: dict) -> None:
 
 
 def rate(plan: Plan, step: int, elapsed: float) -> float:
-    """The factor on the learning rate at a step, `elapsed` seconds into the sitting."""
+    """The factor on the learning rate at a step, `elapsed` seconds into the training run."""
     warm = min(1.0, (step + 1) / plan.warmup)
     if plan.cooldown <= 0 or plan.seconds == float("inf"):
         return warm
@@ -97,22 +98,28 @@ def rate(plan: Plan, step: int, elapsed: float) -> float:
 def fit(
     stage: str,
     network: nn.Module,
-    average: nn.Module,
     loss: Callable[[nn.Module, int, torch.Generator], tuple[torch.Tensor, dict]],
     plan: Plan,
     folder: Path,
     device: torch.device | str,
     good: Callable[[nn.Module], bool] | None = None,
-) -> int:
-    """Train `network` in place until the time or the steps of `plan` are used up, and return the step
-    reached.
+) -> nn.Module:
+    """Train `network` in place until the time or the steps of `plan` are used up.
 
-    `loss(network, step, generator)` gives the loss of a step and numbers to log. `average` receives the
-    moving average of the weights. The state lives in `folder/stage.pt`, the log in `folder/stage.csv`; both
-    are picked up where they were left. `good(average)`, asked at the start and at every checkpoint, ends the
-    stage. Raises FloatingPointError where loss or gradient is not finite (the checkpoint is kept).
+    The state lives in `folder/stage.pt` and the log in `folder/stage.csv`. A later training run continues both.
+
+    Args:
+        loss: `loss(network, step, generator)` gives the loss of a step, and numbers to log.
+        good: `good(average)`, called at the start and at every checkpoint, ends the stage when it is true.
+
+    Returns:
+        The moving average of the network's weights.
+
+    Raises:
+        FloatingPointError: where the loss or its gradient is not finite. The last checkpoint is kept.
     """
     path, step = Path(folder) / f"{stage}.pt", 0
+    average = copy.deepcopy(network).requires_grad_(False).eval()
     optimiser = torch.optim.AdamW(
         network.parameters(),
         plan.learning_rate,
@@ -123,11 +130,14 @@ def fit(
     state = load_checkpoint(path, device)
     if state is not None:
         network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
+        average.load_state_dict(state.get("average", state["network"]))
+        if "optimiser" in state:  # exported weights come without one
+            optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
         if plan.seconds <= 0 or (good is not None and good(average)):
-            return step
+            return average
+    ema = EMAModel(average.parameters(), decay=plan.decay, foreach=True)
+    ema.optimization_step = step
     Path(folder).mkdir(parents=True, exist_ok=True)
     first = step
     start = saved = time.monotonic()
@@ -139,41 +149,48 @@ def fit(
                 f"resume from {path}"
             )
 
+    def record():
+        check()
+        row = {"step": step, "seconds": round(time.monotonic() - start, 1), "loss": round(value.item(), 5)}
+        log_row(path.with_suffix(".csv"), row | {key: round(float(x), 5) for key, x in numbers.items()})
+        bar.set_postfix(loss=f"{value.item():.4f}")
+
     def save():
         check()
+        ema.copy_to(average.parameters())
         parts = {"network": network, "average": average, "optimiser": optimiser}
         save_checkpoint(path, {"step": step, **{name: part.state_dict() for name, part in parts.items()}})
 
     network.train()
     bar = tqdm(initial=step, total=plan.steps if plan.steps < 10**9 else None, desc=stage, mininterval=5)
-    while step < plan.steps and (elapsed := time.monotonic() - start) < plan.seconds:
-        for group in optimiser.param_groups:
-            group["lr"] = plan.learning_rate * rate(plan, step, elapsed)
-        value, numbers = loss(network, step, step_generator(plan.seed, stage, step))
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        length = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        update_average(average, network, plan.decay, step)
-        due = time.monotonic() - saved > plan.save_every
-        if step % plan.log_every == 0 or step == plan.steps:
-            check()
-            row = {
-                "step": step,
-                "seconds": round(time.monotonic() - start, 1),
-                "loss": round(value.item(), 5),
-            }
-            log_row(path.with_suffix(".csv"), row | {key: round(float(x), 5) for key, x in numbers.items()})
-            bar.set_postfix(loss=f"{value.item():.4f}")
-        bar.update()
-        if due:
+    try:
+        while step < plan.steps and (elapsed := time.monotonic() - start) < plan.seconds:
+            for group in optimiser.param_groups:
+                group["lr"] = plan.learning_rate * rate(plan, step, elapsed)
+            value, numbers = loss(network, step, step_generator(plan.seed, stage, step))
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            length = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            step += 1
+            ema.step(network.parameters())
+            due = time.monotonic() - saved > plan.save_every
+            if step % plan.log_every == 0:
+                record()
+            bar.update()
+            if due:
+                save()
+                if good is not None and good(average):
+                    break
+                saved = time.monotonic()
+    except KeyboardInterrupt:  # no work is lost
+        if step > first:
             save()
-            if good is not None and good(average):
-                break
-            saved = time.monotonic()
-    bar.close()
+        raise
     if step > first:
+        if step % plan.log_every:
+            record()
         save()
+    bar.close()
     network.eval()
-    return step
+    return average

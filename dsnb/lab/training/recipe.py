@@ -1,8 +1,9 @@
 """The whole recipe: autoencoder, text encoder, judge, UNet and their evaluation, within a budget of minutes.
 
-Each stage keeps its state in one folder and continues from there in the next sitting. A stage is over when its
-networks are good enough, or when its share of the time is used up; the time it leaves goes to the later ones.
-Once the UNet has begun, the networks it stands on stay as they are; of the autoencoder, the decoder may go on.
+Each stage keeps its state in one folder, where the next training run continues. A stage ends when its networks are
+good enough, or when its fraction of the time is used up. Later stages get the time it leaves. Once the UNet has
+begun, the networks it depends on stay as they are, except for the decoder of the autoencoder. A recipe can also start
+from exported weights: then only the UNet and the decoder learn.
 """
 
 import json
@@ -14,59 +15,93 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import CLIPTokenizer
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
+from ... import checks
+from ...files import write_whole
 from ...plotting import save_figure
 from ..world import captions
 from . import autoencoder as autoencoders
 from . import clip, diffusion
-from .card import write_card, write_judge_card
+from .card import HISTORY, write_card, write_history, write_judge_card
 from .evaluate import evaluate, measure_reading, write_table
 from .export import export, plot_logs
 from .judge import Judge, open_judge, top, truth
-from .loop import Plan
+from .loop import Plan, save_checkpoint
 
 log = logging.getLogger(__name__)
 
-# stage: share of the time, batch on a CPU and on a GPU, learning rate on both
+# stage: fraction of the time, batch on a CPU and on a GPU, learning rate on both
 STAGES = {
     "autoencoder": (0.24, (16, 128), (1e-3, 1.5e-3)),
     "generator": (0.10, (32, 256), (7e-4, 1e-3)),
     "judge": (0.10, (32, 256), (7e-4, 1e-3)),
     "unet": (0.56, (32, 512), (3e-4, 4e-4)),
 }
+CONTINUED = 1 / 3  # of these learning rates, where training starts from exported weights
 GOOD_PSNR, GOOD_OBJECTS, GOOD_STYLES = 28.5, 0.97, 0.995
+FIXED = (
+    "size",
+    "latent_channels",
+    "latent_scale",
+    "seed",
+    "source",
+)  # what a later training run cannot change
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked for: minutes of this sitting, device, folders, sizes, and which stages to work on."""
+    """What is asked for.
+
+    Attributes:
+        minutes: of this training run.
+        device: "cpu" or "cuda".
+        state: folder of checkpoints and logs.
+        out: folder the model is written to, the judge beside it; None writes nothing.
+        source: folder of exported weights to start from; None starts from nothing.
+        size: of the UNet, see `diffusion.SIZES`.
+        latent_scale: the autoencoder's scaling factor; None measures it.
+        fraction: fraction of the UNet's training images in several styles.
+        steps: at which each stage ends, if its time is not over before.
+        stages: the stages to work on.
+        pictures: how many the evaluation uses; 0 leaves it out.
+        cooldown: fraction of each stage's time in which its learning rate falls to zero.
+        figures: folder of figures, by default `state`.
+    """
 
     minutes: float
     device: str
     state: Path
     out: Path | None = None
+    source: str | None = None
     size: str = "small"
     latent_channels: int = autoencoders.LATENT_CHANNELS
+    latent_scale: float | None = None
     seed: int = 0
+    fraction: float = 0.2
+    steps: int = 10**9
     compiled: bool = False
     stages: Sequence[str] = tuple(STAGES)
-    pictures: int = 90  # for the evaluation; 0 leaves it out
-    cooldown: float = 0.2  # share of each stage's time in which its learning rate falls to zero
-    figures: Path | None = None  # where pictures and the plot of the logs go; by default into `state`
+    pictures: int = 90
+    cooldown: float = 0.2
+    figures: Path | None = None
 
     def __post_init__(self):
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown:
             raise ValueError(f"stages has {unknown}, expected some of {', '.join(STAGES)}")
-        if self.minutes <= 0:
-            raise ValueError(f"minutes is {self.minutes}, it must be above 0")
+        checks.number("minutes", self.minutes, above=0)
+        checks.number("fraction", self.fraction, 0, 1)
+        checks.integer("steps", self.steps, 1)
         if not 0 <= self.cooldown < 1:
-            raise ValueError(f"cooldown is {self.cooldown}, expected a share in [0, 1)")
+            raise ValueError(f"cooldown is {self.cooldown}, expected a fraction in [0, 1)")
         if self.size not in diffusion.SIZES:
             raise ValueError(f"size is {self.size!r}, expected one of {', '.join(diffusion.SIZES)}")
-        missing = [s for s in ("autoencoder", "generator") if not (self.state / f"{s}.pt").is_file()]
-        if "unet" in self.stages and not set(missing) <= set(self.stages):
+        begun = {"autoencoder": self.state / "autoencoder.pt", "generator": self.state / "generator.pt"}
+        missing = [stage for stage, path in begun.items() if not path.is_file()]
+        exported = self.source or (self.state / "text_encoder").is_dir()
+        if "unet" in self.stages and not (exported or set(missing) <= set(self.stages)):
             raise ValueError(
                 f"stages is {tuple(self.stages)}, but {str(self.state)!r} has no {' and no '.join(missing)} yet for "
                 "the UNet to stand on; train 'autoencoder' and 'generator' first"
@@ -74,9 +109,8 @@ class Recipe:
 
 
 def settle(recipe: Recipe) -> Recipe:
-    """The recipe with the choices of earlier sittings, which cannot be changed halfway: sizes and seed."""
+    """The recipe with the choices of earlier training runs that cannot be changed halfway."""
     path = recipe.state / "recipe.json"
-    fixed = ("size", "latent_channels", "seed")
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         for name, value in earlier.items():
@@ -84,12 +118,49 @@ def settle(recipe: Recipe) -> Recipe:
                 log.warning("%s stays %s, as %s was begun with it", name, value, recipe.state)
         return replace(recipe, **earlier)
     recipe.state.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({name: getattr(recipe, name) for name in fixed}) + "\n", encoding="utf-8")
+    if recipe.source is not None:
+        recipe = start_from(recipe)
+    write_whole(path, json.dumps({name: getattr(recipe, name) for name in FIXED}).encode() + b"\n")
     return recipe
 
 
+def start_from(recipe: Recipe) -> Recipe:
+    """Lay exported weights into the state folder as checkpoints of step 0; the recipe with their sizes.
+
+    Raises:
+        ValueError: where the folder holds no model of this recipe.
+    """
+    source, state = Path(recipe.source), recipe.state
+    try:
+        vae = AutoencoderTiny.from_pretrained(source / "vae", torch_dtype=torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(source / "unet", torch_dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"source {recipe.source!r} holds no model of this recipe: {error}") from None
+    sizes = {size.channels: name for name, size in diffusion.SIZES.items()}
+    size = sizes.get(tuple(unet.config.block_out_channels))
+    if size is None:
+        widths = tuple(unet.config.block_out_channels)
+        raise ValueError(
+            f"source {recipe.source!r} has a UNet of widths {widths}, expected one of {list(sizes)}"
+        )
+    for stage, network in (("autoencoder", vae), ("unet", unet)):
+        save_checkpoint(state / f"{stage}.pt", {"step": 0, "network": network.state_dict()})
+    for name in ("tokenizer", "text_encoder"):
+        shutil.copytree(source / name, state / name, dirs_exist_ok=True)
+    for name, kept in ((HISTORY, state), ("", state / "judge")):
+        found = source / name if name else source.with_name(f"{source.name}-judge")
+        if found.is_file():
+            shutil.copy(found, kept)
+        elif found.is_dir():
+            shutil.copytree(found, kept, dirs_exist_ok=True)
+    config = vae.config
+    return replace(
+        recipe, size=size, latent_channels=config.latent_channels, latent_scale=config.scaling_factor
+    )
+
+
 def open_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of earlier sittings, or a new one."""
+    """The tokenizer of earlier training runs, or a new one."""
     if not (folder / "tokenizer.json").is_file():
         captions.train_tokenizer().save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
@@ -109,7 +180,7 @@ def reads_well(tokenizer: CLIPTokenizer, device):
 def reading(
     network: clip.Contrast, tokenizer: CLIPTokenizer, device, count: int = 128
 ) -> tuple[float, float]:
-    """Share of objects and of styles that a contrastive network reads right, from captions alone."""
+    """Fraction of objects and of styles that a contrastive network reads right, from captions alone."""
     judge = Judge(ForReading(network), tokenizer)
     images, pictures, styles = truth(count, 7, device)
     objects = top(judge.objects(images, pictures, styles), pictures.object).mean().item()
@@ -156,14 +227,15 @@ def plan_for(recipe: Recipe, stage: str, seconds: float) -> Plan:
     _, batches, rates = STAGES[stage]
     gpu = int(torch.device(recipe.device).type != "cpu")
     offset = {"judge": 1}.get(stage, 0)  # the judge must not start where the generator's network starts
-    save_every = 60 if gpu else 300
     return Plan(
         batches[gpu],
-        rates[gpu],
+        rates[gpu] * (CONTINUED if recipe.source else 1),
         seconds,
+        recipe.steps,
         seed=recipe.seed + offset,
         cooldown=recipe.cooldown,
-        save_every=save_every,
+        save_every=60 if gpu else 300,
+        decay=0.9995 if recipe.source else 0.999,
     )
 
 
@@ -179,54 +251,61 @@ def run(recipe: Recipe) -> Path | None:
     tokenizer = open_tokenizer(state / "tokenizer")
     frozen = (state / "unet.pt").is_file()
     left = {stage: STAGES[stage][0] for stage in recipe.stages}
+    if frozen:
+        left.pop("generator", None)
 
     def plan(stage: str) -> Plan:
-        """This stage's part of the remaining time; none at all where it is not asked for or must not
-        change."""
-        share = left.pop(stage, 0.0)
-        if frozen and stage == "generator":
-            share = 0.0
+        """This stage's part of the remaining time; none where it is not asked for or must not change."""
+        part = left.pop(stage, 0.0)
         remaining = max(0.0, 60 * recipe.minutes - (time.monotonic() - start))
-        return plan_for(recipe, stage, remaining * share / (share + sum(left.values())) if share else 0.0)
+        return plan_for(recipe, stage, remaining * part / (part + sum(left.values())) if part else 0.0)
 
-    good = decodes_well(device)
+    good = None if recipe.source else decodes_well(device)  # what is continued has passed that already
     autoencoder = autoencoders.train(
         plan("autoencoder"), state, device, good, frozen, latent_channels=recipe.latent_channels
     )
-    log.info("latent scale %.4f", autoencoders.measure_scale(autoencoder, device))
+    if recipe.latent_scale is None:
+        log.info("latent scale %.4f", autoencoders.measure_scale(autoencoder, device))
+    else:
+        autoencoder.register_to_config(scaling_factor=recipe.latent_scale)
     good = reads_well(tokenizer, device)
-    text_encoder = clip.train("generator", tokenizer, plan("generator"), state, device, good).text
+    if (state / "text_encoder").is_dir():
+        text_encoder = CLIPTextModel.from_pretrained(state / "text_encoder", dtype=torch.float32)
+        text_encoder = text_encoder.to(device).requires_grad_(False).eval()
+    else:
+        text_encoder = clip.train("generator", tokenizer, plan("generator"), state, device, good).text
     judge_plan = plan("judge")
-    judge = clip.train("judge", tokenizer, judge_plan, state, device, good)
-    if (state / "judge.pt").is_file():
+    if judge_plan.seconds or (state / "judge.pt").is_file():
+        judge = clip.train("judge", tokenizer, judge_plan, state, device, good)
         clip.save_judge(judge, tokenizer, state / "judge")
         rows = measure_reading(open_judge(state / "judge", device), 360)
         write_judge_card(state / "judge", rows, state, judge_plan.batch, judge_plan.seed)
         if recipe.out is not None:
             shutil.copytree(state / "judge", f"{recipe.out}-judge", dirs_exist_ok=True)
     unet = diffusion.train(
-        autoencoder, text_encoder, tokenizer, plan("unet"), state, device, recipe.size, recipe.compiled
+        autoencoder,
+        text_encoder,
+        tokenizer,
+        plan("unet"),
+        state,
+        device,
+        recipe.size,
+        recipe.compiled,
+        recipe.fraction,
     )
-    log.info(
-        "the logs are in %s", save_figure(plot_logs(state), (recipe.figures or state) / "12_logs").parent
-    )
+    figures = recipe.figures or state
+    log.info("the logs are in %s", save_figure(plot_logs(state), figures / "12_logs").parent)
     if recipe.out is None or not (state / "unet.pt").is_file():
         return None
     folder = export(autoencoder, text_encoder, tokenizer, unet, recipe.out)
+    batches = {stage: plan_for(recipe, stage, 0).batch for stage in STAGES}
+    write_history(folder, state, batches)
     rows = []
     if recipe.pictures and (state / "judge").is_dir():
-        rows, figures = evaluate(folder, open_judge(state / "judge", device), recipe.pictures, device)
+        rows, drawn = evaluate(folder, open_judge(state / "judge", device), recipe.pictures, device)
         write_table(rows, state / "evaluation.csv")
-        for name, figure in figures.items():
-            save_figure(figure, (recipe.figures or state) / name)
-    write_card(
-        folder,
-        rows,
-        state,
-        {stage: plan_for(recipe, stage, 0).batch for stage in STAGES},
-        unet_parameters=sum(weight.numel() for weight in unet.parameters()),
-        latent=recipe.latent_channels,
-        seed=recipe.seed,
-        device=recipe.device,
-    )
+        for name, figure in drawn.items():
+            save_figure(figure, figures / name)
+    parameters = sum(weight.numel() for weight in unet.parameters())
+    write_card(folder, rows, recipe, unet_parameters=parameters)
     return folder

@@ -1,24 +1,25 @@
-"""Endless fresh pictures for training, drawn on the device, never stored."""
+"""Endless fresh images for training, drawn on the device, never stored."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from ..world.styles import draw, random_styles
-from ..world.world import Pictures, random_pictures
+from ..world.layouts import Batch, draw_batch, random_batch
 from .loop import step_generator
-
-AT_ONCE = 256  # pictures drawn in one go
 
 
 @dataclass
-class PictureStream:
-    """Pictures as a function of the step: `stream(step)` gives images, what they show, and their styles.
+class ImageStream:
+    """Images as a function of the step: `stream(step)` gives the images, and what they show.
 
-    They are drawn `chunk` batches at a time, for speed, and each chunk serves `repeats` passes before it is
-    thrown away. `even`: all styles as often, or in the shares of training. `transform`, if given, turns the
-    images (B,3,128,128) in [0, 1] into what is wanted instead of them, such as latents.
+    Attributes:
+        batch: images per step.
+        chunk: batches that are kept.
+        repeats: passes over these batches before new ones are drawn.
+        fraction: fraction of the images in several styles.
+        even: all styles equally often, otherwise in the proportions of training.
+        transform: turns images (B, 3, 128, 128) in [0, 1] into what is wanted instead, such as latents.
     """
 
     batch: int
@@ -26,27 +27,21 @@ class PictureStream:
     device: torch.device | str
     chunk: int = 8
     repeats: int = 2
+    fraction: float = 0.0
     even: bool = True
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None
-    _number: int = -1
-    _contents: tuple = ()
+    _kept: dict[int, tuple[torch.Tensor, Batch]] = field(default_factory=dict)
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, Pictures, torch.Tensor]:
-        number, place = divmod(step, self.chunk * self.repeats)
-        if number != self._number:
-            self._contents, self._number = self._draw(number), number
-        start = place % self.chunk * self.batch
-        rows = slice(start, start + self.batch)
-        images, pictures, styles = self._contents
-        return images[rows], pictures[rows], styles[rows]
+    def __call__(self, step: int) -> tuple[torch.Tensor, Batch]:
+        number, position = divmod(step, self.chunk * self.repeats)
+        index = number * self.chunk + position % self.chunk
+        if index not in self._kept:
+            self._kept = {k: kept for k, kept in self._kept.items() if k >= number * self.chunk}
+            self._kept[index] = self._draw(index)
+        return self._kept[index]
 
-    def _draw(self, number: int):
-        generator = step_generator(self.seed, "pictures", number)
-        pictures = random_pictures(self.chunk * self.batch, generator)
-        styles = random_styles(pictures, generator, self.even)
-        parts = []
-        for start in range(0, len(pictures), AT_ONCE):
-            rows = slice(start, start + AT_ONCE)
-            images = draw(pictures[rows].to(self.device), styles[rows].to(self.device))
-            parts.append(images if self.transform is None else self.transform(images))
-        return torch.cat(parts), pictures, styles
+    def _draw(self, index: int) -> tuple[torch.Tensor, Batch]:
+        generator = step_generator(self.seed, "pictures", index)
+        batch = random_batch(self.batch, generator, self.fraction, self.even)
+        images = draw_batch(batch.to(self.device))
+        return images if self.transform is None else self.transform(images), batch

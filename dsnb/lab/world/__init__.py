@@ -3,6 +3,7 @@
     icons, scenery, world, filters, styles
                                      the pictures
     captions                         what they are called, and the tokenizer
+    layouts                          training images in one, two or three styles
 
 The names below are loaded on first use. `world.captions` is the module.
 """
@@ -22,6 +23,7 @@ _EXPORTS = {
     ),
     "filters": ("luminance",),
     "icons": ("CELL", "DRAWINGS", "OBJECTS", "SETS", "load_atlas"),
+    "layouts": ("Batch", "batch_captions", "draw_batch", "layout_weights", "random_batch"),
     "scenery": ("SCENES", "draw_scenes"),
     "styles": ("STYLES", "draw", "draw_mix", "held_out", "random_styles"),
     "world": ("COLOURS", "PAINTABLE", "SIZE", "Pictures", "draw_plain", "random_pictures"),
