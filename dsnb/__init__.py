@@ -19,7 +19,7 @@ _EXPORTS = {
     "decode": "methods",
 }
 _MODULES = (
-    "attention", "attention_maps", "checkpoints", "epsilon", "images", "inversion", "kernels", "lab", "masks",
+    "attention", "attention_maps", "checkpoints", "checks", "epsilon", "images", "inversion", "kernels", "lab", "masks",
     "methods", "metrics", "models", "plotting", "prompts", "sampling", "widgets",
 )  # fmt: skip
 

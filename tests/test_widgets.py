@@ -56,6 +56,30 @@ def test_plain_values_become_controls(given, kind, start):
     assert panel.controls["name"].value == start and panel.values() == {"name": start}
 
 
+def test_a_choice_may_be_none_and_is_shown():
+    heads = {"first": 0, "all heads": None}
+    panel = live(lambda heads=None: shade(0.5), heads=heads)
+    assert panel.controls["heads"].label == "all heads" and panel.values() == {"heads": None}
+    assert live(lambda heads: shade(0.5), heads={"all heads": None, "first": 0}).values() == {"heads": None}
+
+
+def test_values_have_no_rounding_errors_of_the_slider():
+    panel = live(
+        lambda guidance, span: shade(0.5), guidance=(0.0, 30.0, 0.1), span=ipywidgets.FloatRangeSlider()
+    )
+    panel.set(guidance=5.000000000000001, span=(2.3999999999999997, 5.0))
+    assert panel.parameters() == {"guidance": 5.0, "span": [2.4, 5.0]}
+
+
+def test_the_image_keeps_its_area_whatever_the_preview_s_shape():
+    flat = torch.zeros(1, 3, 2, 8)
+    panel = live(lambda value: shade(value), preview=lambda value: flat, width=200, value=(0.0, 1.0))
+    assert panel._image.layout.height == "200px"
+    panel.set(value=0.9)
+    panel.settle()
+    assert panel._image.layout.height == "200px"
+
+
 def test_figures_of_pyplot_are_drawn_once_and_not_kept():
     def draw(height=1.0):
         figure, axes = pyplot.subplots(figsize=(1, 1))
@@ -470,6 +494,13 @@ def test_headless_painting_is_one_fixed_stroke():
     assert np.array_equal(first.value, again.value) and first.value.shape == (2, 24, 32)
     assert 0.05 < first.value[1].mean() < 0.6
     assert set(first._repr_mimebundle_()) == {"text/plain", "image/png"}
+
+
+def test_a_legend_names_the_colour_of_each_style():
+    painter = paint(shade(0.5, 16), n=2, labels=["mosaic", "<b>"], interactive=True)
+    legend = painter.box.children[-1].value
+    assert legend.index("mosaic") < legend.index("&lt;b&gt;")
+    assert all(color in legend for color in plotting.STYLE_COLORS[:2])
 
 
 def test_mouse_paints_undoes_and_clears():

@@ -6,6 +6,8 @@ from numbers import Number
 
 import ipywidgets
 
+LOOK = {"style": {"description_width": "130px"}, "layout": {"width": "360px"}}  # of every control of a panel
+
 
 def is_interactive():
     """Whether somebody can move a slider: the front end takes answers; DSNB_INTERACTIVE=0 or 1 overrides."""
@@ -58,7 +60,8 @@ def read_control(name, given, default):
         values = list(given.values()) if isinstance(given, dict) else options
         if default is not None and default not in values:
             raise ValueError(f"{name} starts at {default!r}; expected one of {values}")
-        return ipywidgets.Dropdown, {"options": options, "value": values[0] if default is None else default}
+        first = default is None and None not in values
+        return ipywidgets.Dropdown, {"options": options, "value": values[0] if first else default}
     raise ValueError(
         f"{name} is {given!r}; expected (low, high, step, start), a list or dictionary of choices, "
         "True/False, a number, a text or a widget"
@@ -67,8 +70,18 @@ def read_control(name, given, default):
 
 def make_control(kind, options, text):
     """The widget for what `read_control` found; an object given by the caller stays as it is."""
-    return (
-        kind(description=text, style={"description_width": "90px"}, **options)
-        if isinstance(kind, type)
-        else kind
-    )
+    if not isinstance(kind, type):
+        return kind
+    if (
+        kind is ipywidgets.Dropdown
+    ):  # chosen by its place, because None as `value` would mean that nothing is chosen
+        values = [each[1] if isinstance(each, tuple) else each for each in options["options"]]
+        options = {"options": options["options"], "index": values.index(options["value"])}
+    return kind(description=text, **LOOK, **options)
+
+
+def tidy(value):
+    """A control's value without the rounding errors of its steps: 5.0 for 5.000000000000001."""
+    if isinstance(value, tuple):
+        return tuple(map(tidy, value))
+    return float(f"{value:.12g}") if isinstance(value, float) else value

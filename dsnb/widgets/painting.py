@@ -8,6 +8,8 @@ and can be written down: `paint(image, strokes=mask.strokes)` is the same again.
 """
 
 import base64
+import html
+import itertools
 from dataclasses import asdict, dataclass, replace
 
 import ipywidgets
@@ -159,6 +161,10 @@ class Painter(traitlets.HasTraits):
         self._canvas.add_class("dsnb-canvas")
         narrow = {"style": {"description_width": "70px"}, "layout": {"width": "270px"}}
         options = list(zip(labels, range(self.n), strict=True))
+        legend = "".join(
+            f"<span style='color:{color}; margin-right:14px'>⬤ {html.escape(str(label))}</span>"
+            for label, color in zip(labels, itertools.cycle(plotting.STYLE_COLORS), strict=False)
+        )
         self._style = ipywidgets.Dropdown(description="paint", options=options, value=1, **narrow)
         self._brush = ipywidgets.FloatSlider(
             description="brush", min=0.01, max=0.4, step=0.01, value=brush, readout_format=".2f", **narrow
@@ -171,7 +177,8 @@ class Painter(traitlets.HasTraits):
         undo.on_click(lambda _: self.undo())
         clear.on_click(lambda _: self.clear())
         buttons = ipywidgets.HBox([undo, clear])
-        self.box = ipywidgets.VBox([self._style, self._brush, self._soft, buttons, self._canvas])
+        parts = [self._style, self._brush, self._soft, buttons, self._canvas, ipywidgets.HTML(legend)]
+        self.box = ipywidgets.VBox(parts)
         self.box.add_class("dsnb-painter")
         for event, does in (("mouse_down", self.begin), ("mouse_move", self.move), ("mouse_up", self.end)):
             getattr(self._canvas, f"on_{event}")(does)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .. import plotting
 from .background import Superseded, worker
-from .controls import is_interactive, make_control, read_control
+from .controls import is_interactive, make_control, read_control, tidy
 from .painting import paint
 
 __all__ = ["Panel", "Superseded", "explore", "paint"]
@@ -64,7 +64,7 @@ def explore(
     if play is not None and play not in sliders:
         raise ValueError(f"play is {play!r}; expected the name of a slider, one of {sliders}")
     panel = Panel(draw, preview, rest, save_as, settings)
-    panel._draw_first({name: options["value"] for name, (_, options) in specs.items()})
+    panel._draw_first({name: tidy(options["value"]) for name, (_, options) in specs.items()})
     if is_interactive() if interactive is None else interactive:
         texts = {name: name.replace("_", " ") for name in specs} | (labels or {})
         panel._build({name: make_control(*spec, texts[name]) for name, spec in specs.items()}, play, width)
@@ -88,7 +88,7 @@ class Panel:
 
     def values(self):
         """The present position: {name: value}."""
-        return self._start | {name: control.value for name, control in self.controls.items()}
+        return self._start | {name: tidy(control.value) for name, control in self.controls.items()}
 
     def parameters(self):
         """Settings and position as plain JSON values, enough to make the picture again."""
@@ -137,9 +137,13 @@ class Panel:
     def _build(self, controls, play, width):
         self.controls, self._sweep = controls, play
         across = {"width": f"{width}px"}
-        self._image = ipywidgets.Image(format="png", layout=across | {"object_fit": "contain"})
+        height, wide = plotting.to_array(self.picture).shape[:2]
+        area = across | {
+            "height": f"{round(width * height / wide)}px"
+        }  # stays when a preview has another shape
+        self._image = ipywidgets.Image(format="png", layout=area | {"object_fit": "contain"})
         self._bar = ipywidgets.IntProgress(layout=across | {"visibility": "hidden"})
-        self._status = ipywidgets.HTML(layout=across)
+        self._status = ipywidgets.HTML(layout=across | {"min_height": "32px"})
         buttons = []
         if play is not None:
             self._play = ipywidgets.ToggleButton(description=f"▶ {play.replace('_', ' ')}")
