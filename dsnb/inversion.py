@@ -150,7 +150,8 @@ def invert(
         NotImplementedError: for an IP-Adapter.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
-    steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
+    most = model.scheduler.config.num_train_timesteps
+    steps = settings.steps if steps is None else checks.integer("steps", steps, 1, most)
     skip = round(settings.skip * steps / settings.steps) if skip is None else checks.integer("skip", skip, 0)
     guidance = settings.encoder_guidance if guidance is None else checks.number("guidance", guidance)
     checks.one_of("method", method, METHODS)

@@ -21,6 +21,7 @@ from .images import read_grey
 
 Field = Callable[[Tensor, Tensor, float], Tensor]
 SUPERSAMPLE = 8  # points per cell and axis when a cell is averaged
+MOST = 1000  # styles, or stripes
 LONGEST, DEEPEST = 10_000, 200  # of a formula: characters, and operations inside each other
 
 
@@ -117,7 +118,7 @@ def linear(n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5))
         angle: the direction from the first style to the last, in degrees; 0 is left to right, 90 top to bottom.
         center: (x, y) of the middle of the ramp, in [0, 1].
     """
-    n = checks.integer("n", n, 2)
+    n = checks.integer("n", n, 2, MOST)
     u = _axis(angle, center)
 
     def field(x, y, progress):
@@ -138,7 +139,7 @@ def logistic(
         sharpness: above 0; 20 blends over a fifth of the image, 200 is almost a cut.
         n, angle, center: as for `linear`.
     """
-    n = checks.integer("n", n, 2)
+    n = checks.integer("n", n, 2, MOST)
     sharpness = checks.number("sharpness", sharpness, above=0)
     u = _axis(angle, center)
     return Mask(n, lambda x, y, progress: _bands(u(x, y), n, sharpness))
@@ -148,7 +149,7 @@ def sharpen(
     first: float, last: float, n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5)
 ) -> Mask:
     """A logistic mask whose sharpness goes geometrically from `first` to `last` over the denoising steps."""
-    n = checks.integer("n", n, 2)
+    n = checks.integer("n", n, 2, MOST)
     first, last = checks.number("first", first, above=0), checks.number("last", last, above=0)
     u = _axis(angle, center)
     return Mask(n, lambda x, y, t: _bands(u(x, y), n, first * (last / first) ** t), timed=first != last)
@@ -165,7 +166,7 @@ def radial(
         radius: above 0, in widths of the image, which counts as a unit square.
         center: (x, y), in [0, 1].
     """
-    n = checks.integer("n", n, 2)
+    n = checks.integer("n", n, 2, MOST)
     sharpness = checks.number("sharpness", sharpness, above=0)
     radius = checks.number("radius", radius, above=0)
     left, top = checks.numbers("center", center, 2)
@@ -179,9 +180,9 @@ def radial(
 
 def stripes(count: int = 6, n: int = 2, sharpness: float = 100.0, angle: float = 0.0) -> Mask:
     """`count` equal stripes across the image, with logistic edges; the styles take turns. `count` is at least `n`."""
-    n = checks.integer("n", n, 2)
+    n = checks.integer("n", n, 2, MOST)
     sharpness = checks.number("sharpness", sharpness, above=0)
-    count = checks.integer("count", count, n)
+    count = checks.integer("count", count, n, MOST)
     u = _axis(angle, (0.5, 0.5))
 
     def field(x, y, progress):

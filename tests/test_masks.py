@@ -115,10 +115,10 @@ def test_formulas():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: masks.linear(1), "n must be a whole number of at least 2"),
+        (lambda: masks.linear(1), "n must be a whole number from 2 to 1000"),
         (lambda: masks.logistic(0), "sharpness must be a finite number above 0, got 0"),
         (lambda: masks.logistic(float("nan")), "sharpness must be a finite number above 0"),
-        (lambda: masks.stripes(1, 2), "count must be a whole number of at least 2"),
+        (lambda: masks.stripes(1, 2), "count must be a whole number from 2 to 1000"),
         (lambda: masks.linear().weights(0, 4), "height must be"),
         (lambda: masks.linear().weights(4, 4, sampling="nearest"), "sampling must be"),
         (lambda: masks.linear().active([0] * 3, [1]), "starts must be one number or 2 numbers, got 3"),
