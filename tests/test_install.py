@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import dsnb
 from dsnb import __main__ as command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,18 @@ def test_notebook_commands_need_the_repository(name, tmp_path, monkeypatch, caps
 def test_an_unknown_command_is_named(capsys):
     assert command.main(["blend"]) == 2
     assert "unknown command 'blend'" in capsys.readouterr().err
+
+
+def test_the_bundled_model_blends_without_network(monkeypatch):
+    def refuse(*address, **options):
+        raise AssertionError(f"a connection to {address} was asked for")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    model, image = dsnb.load(device="cpu"), dsnb.prompts.pictures()[0]
+    trajectory = dsnb.invert(model, dsnb.read_image(image.file, model), image.caption, steps=2)
+    styled = [dsnb.prompts.prompt(style, image.caption) for style in dsnb.prompts.names()[:2]]
+    assert dsnb.blend(model, trajectory, styled, dsnb.masks.linear()).shape[1:] == (3, 128, 128)
 
 
 @pytest.fixture(scope="module")

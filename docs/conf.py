@@ -1,0 +1,122 @@
+"""The documentation site: `make docs` reads the repository's own README, notebooks and tables from where they are."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+from docutils import nodes
+from latex2mathml.converter import convert
+
+import dsnb
+
+ROOT = Path(__file__).resolve().parents[1]
+project, release = "dsnb", dsnb.__version__
+copyright = "the dsnb contributors, Apache-2.0"
+root_doc = "docs/index"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme, html_title = "furo", "dsnb"
+html_extra_path = ["static"]  # index.html, which leads to docs/index.html
+include_patterns = [
+    "docs/**.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "notebooks/**.ipynb",
+    "figures/*.md",
+    "data/README.md",
+    "data/**/README.md",
+]
+suppress_warnings = ["toc.not_included", "myst.header", "docutils", "autodoc"]
+
+nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath", "substitution"]
+myst_heading_anchors = 3
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "description"
+html_math_renderer = "mathml"
+
+
+def costs() -> str:
+    """Both methods of the bundled model beside the source project's way, from figures/11_cost_cpu.csv."""
+    measured = pd.read_csv(ROOT / "figures" / "11_cost_cpu.csv", comment="#")
+    measured = measured[measured.case.str.startswith("bundled, N = ")]
+    found = measured.set_index(["case", "variant", "metric"])
+    value = lambda *key: f"{found.loc[key, 'value']:g}"
+    spread = lambda *key: "{value:.2f} ± {spread:.2f}".format(**found.loc[key])
+    rows = []
+    for method in ("epsilon", "attention"):
+        for n in sorted(int(case.split()[-1]) for case in measured.case.unique()):
+            ours, source = (f"bundled, N = {n}", method), (f"bundled, N = {n}", f"source's {method}")
+            rows.append(
+                {
+                    "method": method,
+                    "styles": n,
+                    "UNet samples per step": value(*ours, "UNet samples per step"),
+                    "source project": value(*source, "UNet samples per step"),
+                    "seconds per image": spread(*ours, "loop per picture"),
+                    "times faster": spread(*ours, "times faster than the source's"),
+                }
+            )
+    return table(pd.DataFrame(rows))
+
+
+def findings() -> str:
+    """The main measures of each method, over all pairs and masks, from figures/10_table.csv."""
+    measures = {
+        "both": "both styles on their own sides ↑",
+        "second_both": "the same, by the evaluator CLIP ↑",
+        "balance": "weaker side / stronger side ↑",
+        "seam_single": "seam: strip / single styles, best 1",
+        "layout": "layout kept ↑",
+        "lpips": "LPIPS to the source image ↓",
+    }
+    means = pd.read_csv(ROOT / "figures" / "10_table.csv")
+    means = means.pivot_table(index="measure", columns="method", values="mean", sort=False)
+    means = means.loc[[name for name in measures if name in means.index]].map("{:.2f}".format)
+    return table(means.rename(index=measures).reset_index())
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A Markdown table."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+myst_substitutions = {"costs": costs(), "findings": findings()}
+
+
+def check_modules() -> None:
+    """Raises ValueError for a module of the core that the API reference leaves out."""
+    paths = [
+        path for path in (ROOT / "dsnb").glob("*") if path.suffix == ".py" or (path / "__init__.py").is_file()
+    ]
+    modules = {f"dsnb.{path.stem}" for path in paths if path.stem[0] != "_" and path.name != "lab"}
+    listed = set(re.findall(r"automodule:: (\S+)", (ROOT / "docs" / "api.md").read_text()))
+    if missing := modules - listed:
+        raise ValueError(f"docs/api.md does not list {', '.join(sorted(missing))}")
+
+
+def begin_with_readme(app, docname, source) -> None:
+    """Puts the README at the top of the first page."""
+    if docname == root_doc:
+        source[0] = re.sub(r"\]\((?!https?:)", "](../", (ROOT / "README.md").read_text()) + source[0]
+
+
+def check_tests(app, docname, source) -> None:
+    """Raises ValueError for a test that a page names and that does not exist."""
+    for file, name in re.findall(r"`(tests/\w+\.py)::(\w+)`", source[0]):
+        if f"def {name}(" not in (ROOT / file).read_text():
+            raise ValueError(f"{docname} names {file}::{name}, which does not exist")
+
+
+def visit_math(self, node) -> None:
+    """Equations as MathML, which browsers draw without a script."""
+    display = "block" if node.tagname == "math_block" else "inline"
+    self.body.append(convert(node.astext(), display=display))
+    raise nodes.SkipNode
+
+
+def setup(app) -> None:
+    check_modules()
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("source-read", begin_with_readme)
+    app.connect("source-read", check_tests)
