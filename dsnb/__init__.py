@@ -14,13 +14,14 @@ _EXPORTS = {
     "Settings": "models",
     "read_image": "images",
     "invert": "inversion",
+    "from_noise": "inversion",
     "Trajectory": "inversion",
     "blend": "methods",
     "decode": "methods",
 }
 _MODULES = (
     "attention", "attention_maps", "checkpoints", "checks", "epsilon", "images", "inversion", "kernels", "lab", "masks",
-    "methods", "metrics", "models", "plotting", "prompts", "sampling", "widgets",
+    "methods", "metrics", "models", "plotting", "prompts", "regional", "sampling", "widgets",
 )  # fmt: skip
 
 __all__ = [*_EXPORTS, "data_path"]

@@ -1,4 +1,4 @@
-"""From a picture to the noise that draws it: three inversions, one `Trajectory`.
+"""From an image to the noise that draws it: three inversions, one `Trajectory`. Or a `Trajectory` of noise alone.
 
 Decoding a trajectory with the prompt and guidance it was recorded with gives the latent back; decoding it with
 another prompt keeps the structure and changes the rest.
@@ -27,6 +27,7 @@ from .sampling import Network, Schedule, make_schedule
 
 Draw = Callable[[], Tensor]
 METHODS = ("dpm-encoder", "ddim", "edit-friendly")
+FROM_NOISE = "noise"  # the method of a trajectory that no image was inverted for
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Trajectory:
     skip: int
     eta: float
     guidance: float
+    negative_prompt: str = ""
 
     def __post_init__(self):
         for name in ("x_T", "noises"):
@@ -72,6 +74,7 @@ class Trajectory:
             "skip": skip,
             "eta": checks.number("eta", self.eta, 0, 1),
             "guidance": checks.number("guidance", self.guidance),
+            "negative_prompt": checks.text("negative_prompt", self.negative_prompt),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -97,7 +100,7 @@ class Trajectory:
             raise FileNotFoundError(f"trajectory {str(path)!r} does not exist")
         try:
             with safe_open(path, framework="pt") as file:
-                kept = file.metadata()
+                kept = {"negative_prompt": ""} | file.metadata()  # files of version 0.3 have none
                 settings = {name: kind(kept[name]) for name, kind in _SETTINGS.items()}
                 if "captions" in kept:
                     settings["caption"] = json.loads(kept["captions"])
@@ -114,6 +117,7 @@ _SETTINGS = {
     "skip": int,
     "eta": float,
     "guidance": float,
+    "negative_prompt": str,
 }
 
 
@@ -127,6 +131,7 @@ def invert(
     skip: int | None = None,
     eta: float | None = None,
     guidance: float | None = None,
+    negative_prompt: str = "",
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Trajectory:
@@ -141,6 +146,7 @@ def invert(
         skip: how many of the noisiest steps are left out; default the same fraction as in `model.settings`.
         eta: the amount of noise, above 0 and at most 1, default `model.settings.eta`; 0 for "ddim".
         guidance: of the encoder, default `model.settings.encoder_guidance`.
+        negative_prompt: the text in place of the empty prompt; without effect at guidance 1.
         generator: the source of the noise.
         progress: whether to show a progress bar.
 
@@ -154,6 +160,7 @@ def invert(
     steps = settings.steps if steps is None else checks.integer("steps", steps, 1, most)
     skip = round(settings.skip * steps / settings.steps) if skip is None else checks.integer("skip", skip, 0)
     guidance = settings.encoder_guidance if guidance is None else checks.number("guidance", guidance)
+    negative_prompt = checks.text("negative_prompt", negative_prompt)
     checks.one_of("method", method, METHODS)
     if generator is not None:
         checks.instance(
@@ -168,7 +175,7 @@ def invert(
         x_0 = encode_image(model, image)
         caption = checks.one_or_each("caption", caption, len(x_0))
         draw = lambda: randn_tensor(x_0.shape, generator, x_0.device, x_0.dtype)
-        eps = guided_eps(model, caption, guidance)
+        eps = guided_eps(model, caption, guidance, negative_prompt)
         counted = lambda x_t, t, p: (bar.update(), eps(x_t, t, p))[1]
         if method == "dpm-encoder":
             x_T, noises = dpm_encoder(counted, x_0, schedule, eta, draw)
@@ -177,7 +184,64 @@ def invert(
         else:
             x_T = ddim_inversion(counted, x_0, schedule)
             noises = x_T.new_zeros(len(schedule), *x_T.shape)
-    return Trajectory(x_T, noises, method, model.name, caption, steps, skip, eta, guidance)
+    return Trajectory(x_T, noises, method, model.name, caption, steps, skip, eta, guidance, negative_prompt)
+
+
+def from_noise(
+    model: Model,
+    size: int | tuple[int, int] | None = None,
+    *,
+    caption: str | Sequence[str] = "",
+    seed: int | torch.Generator = 0,
+    batch: int = 1,
+    steps: int | None = None,
+    eta: float | None = None,
+) -> Trajectory:
+    """Draws the trajectory of images that do not exist yet: `decode` and `blend` make images from text alone.
+
+    Args:
+        model: the model to draw with.
+        size: height and width of the images in pixels, or one number for both; default the model's own size.
+        caption: what the images will show; kept with the trajectory only.
+        seed: of the noise, or a generator that the noise comes from.
+        batch: the number of images B.
+        steps: denoising steps, default `model.settings.steps`. None is skipped.
+        eta: the amount of fresh noise in each step, from 0 to 1, default `model.settings.eta`.
+
+    Returns:
+        The trajectory, method "noise"; its guidance is `model.settings.sampling_guidance`.
+
+    Raises:
+        ValueError: for a number out of range, or a size that is no multiple of the model's latent factor.
+        TypeError: for a parameter of a wrong type.
+    """
+    settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
+    steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
+    eta = settings.eta if eta is None else checks.number("eta", eta, 0, 1)
+    batch = checks.integer("batch", batch, 1)
+    height, width = _image_size(model, size)
+    if isinstance(seed, torch.Generator):
+        generator = seed
+    else:
+        generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
+    make_schedule(model.scheduler, steps)  # says what is wrong with the steps
+    shape = (batch, model.unet.config.in_channels, height, width)
+    x_T = randn_tensor(shape, generator, model.device, torch.float32)
+    noises = randn_tensor((steps, *shape), generator, model.device, torch.float32)
+    guidance = settings.sampling_guidance
+    return Trajectory(x_T, noises, FROM_NOISE, model.name, caption, steps, 0, eta, guidance)
+
+
+def _image_size(model: Model, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of the latents for a size in pixels."""
+    factor = model.latent_factor
+    sides = [model.image_size] * 2 if size is None else [size] * 2 if isinstance(size, int) else list(size)
+    if len(sides) != 2:
+        raise ValueError(f"size must be one number, or height and width; got {size}")
+    sides = [checks.integer("size", side, factor) for side in sides]
+    if any(side % factor for side in sides):
+        raise ValueError(f"size is {sides[0]} x {sides[1]}; height and width must be multiples of {factor}")
+    return sides[0] // factor, sides[1] // factor
 
 
 def _eta(method: str, eta: float | None) -> float:
@@ -188,14 +252,16 @@ def _eta(method: str, eta: float | None) -> float:
     return checks.number(f"eta of method {method!r}", 1.0 if eta is None else eta, high=1, above=0)
 
 
-def guided_eps(model: Model, prompt: str | Sequence[str], guidance: float) -> Network:
-    """eps(x_t, t) of one prompt, or one for each image, with guidance.
+def guided_eps(
+    model: Model, prompt: str | Sequence[str], guidance: float, negative_prompt: str = ""
+) -> Network:
+    """eps(x_t, t) of one prompt, or one for each image, with guidance away from the negative prompt.
 
-    With guidance 1 the unconditional half is not computed.
+    With guidance 1 the negative half is not computed.
     """
     refuse_blending(model.unet)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    context = encode_prompts(model, prompts if guidance == 1 else ["", *prompts])
+    context = encode_prompts(model, prompts if guidance == 1 else [negative_prompt, *prompts])
     rows = lambda part, x_t: part.expand(len(x_t), -1, -1)
     if guidance == 1:
         return lambda x_t, t, progress: predict(model, x_t, t, rows(context, x_t))
@@ -240,14 +306,17 @@ def edit_friendly(
     """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, algorithm 1): x_0 -> x_T and noises.
 
     Every x_t is x_0 with its own independent noise, so that the recorded noises have a larger variance and carry more
-    of the image.
+    of the image. After each step x_next is set to mu_t + sigma_t z_t, as the decoder will compute it. Otherwise the
+    rounding of each step adds up.
     """
     steps, total = schedule.coefficients(eta), len(schedule)
     chain = [schedule.a[i] * x_0 + schedule.s[i] * draw() for i in range(total)] + [x_0]
-    noises = []
+    noises, x_t = [], chain[0]
     for i, t in enumerate(schedule.timesteps):
-        mean, _ = linear_step(network(chain[i], t, i / total), chain[i], None, steps[i])
+        output = network(x_t, t, i / total)
+        mean, _ = linear_step(output, x_t, None, steps[i])
         noises.append((chain[i + 1] - mean) / steps[i].next_z)
+        x_t, _ = linear_step(output, x_t, noises[-1], steps[i])
     return chain[0], torch.stack(noises)
 
 

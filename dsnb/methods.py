@@ -13,12 +13,20 @@ from torch import Tensor
 from . import checks
 from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
-from .inversion import Trajectory, guided_eps
+from .inversion import FROM_NOISE, Trajectory, guided_eps
 from .masks import Mask
 from .models import Model, decode_latents, encode_prompts, predict, refuse_blending, refuse_ip_adapter
 from .sampling import Network, Step, denoise, make_schedule
 
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
+
+
+# What only some methods take.
+OPTIONS = {
+    "one_prompt": ("prompt",),
+    "switch": ("combined",),
+    "passes": ("attention", "combined"),
+}
 
 
 def blend(
@@ -29,21 +37,40 @@ def blend(
     *,
     method: str = "epsilon",
     guidance: float | Sequence[float] | None = None,
+    negative_prompt: str = "",
     one_prompt: str | None = None,
-    switch: float = 0.5,
-    passes: Sequence[float] = (1.0,),
+    switch: float | None = None,
+    passes: Sequence[float] | None = None,
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """The trajectory's picture with N >= 2 prompts laid out by the mask -> (B, 3, H, W) in [0, 1], float32, CPU.
+    """The trajectory's images with N >= 2 prompts laid out by the mask.
 
-    method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, blended as pictures),
-    "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "combined" (epsilon while the
-    progress is below `switch`, attention after). guidance: one number or one per prompt, default
-    `model.settings.guidance`; one prompt takes their mean. one_prompt: the text of method "prompt", default the
-    prompts as from left to right.
-    passes: weights of repeated passes through each blended cross-attention, see `attention.blend_cross_attention`.
-    callback: called with a `sampling.Step` after each step. Raises ValueError naming what is wrong.
+    Args:
+        model: the model that recorded the trajectory.
+        trajectory: from `invert` or `from_noise`, of B images.
+        prompts: one text per style, in the mask's order.
+        mask: where each style goes.
+        method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, then the images
+            blended), "epsilon" (blended noise predictions), "attention" (blended cross-attentions) or "combined"
+            (epsilon while the progress is below `switch`, attention after).
+        guidance: one number, or one per prompt; default as for `decode`. Method "prompt" takes their mean.
+        negative_prompt: the text in place of the empty prompt, which guidance moves away from.
+        one_prompt: the text of method "prompt"; default the prompts from left to right.
+        switch: of method "combined", from 0 to 1; default 0.5.
+        passes: of the methods with cross-attention, weights of repeated passes through each layer, see
+            `attention.blend_cross_attention`; default one plain pass.
+        callback: called with a `sampling.Step` after each step.
+        progress: whether to show a progress bar.
+
+    Returns:
+        (B, 3, H, W) in [0, 1], float32, on the CPU.
+
+    Raises:
+        ValueError: for a parameter out of range, one that the method does not take, a trajectory that does not fit,
+            and a result that is not finite.
+        TypeError: for a parameter of a wrong type.
+        RuntimeError: inside the callback of a blend with the same model.
     """
     _check(model, trajectory, callback)
     prompts = checks.texts("prompts", prompts)
@@ -51,12 +78,23 @@ def blend(
     checks.instance("mask", mask, Mask, "dsnb.masks.from_weights(array) makes one")
     if len(prompts) != mask.n:
         raise ValueError(f"the mask has {mask.n} styles, so {mask.n} prompts are needed; got {len(prompts)}")
-    guidance = model.settings.guidance if guidance is None else guidance
-    guidance = guidance_per_style(guidance, mask.n, model.device)
-    one_prompt = None if one_prompt is None else checks.text("one_prompt", one_prompt)
-    switch = checks.number("switch", switch, 0, 1)
+    for name, value in (("one_prompt", one_prompt), ("switch", switch), ("passes", passes)):
+        if value is not None and method not in OPTIONS[name]:
+            takes = " and ".join(repr(other) for other in OPTIONS[name])
+            raise ValueError(f"{name} is for method {takes}, not for {method!r}; leave it out")
+    guidance = default_guidance(model, trajectory) if guidance is None else guidance
     job = Job(
-        model, trajectory, prompts, mask, guidance, one_prompt, switch, callback, progress, tuple(passes)
+        model,
+        trajectory,
+        prompts,
+        mask,
+        guidance_per_style(guidance, mask.n, model.device),
+        checks.text("negative_prompt", negative_prompt),
+        None if one_prompt is None else checks.text("one_prompt", one_prompt),
+        0.5 if switch is None else checks.number("switch", switch, 0, 1),
+        (1.0,) if passes is None else tuple(passes),
+        callback,
+        progress,
     )
     with model.lock:
         refuse_blending(model.unet)
@@ -69,18 +107,21 @@ def decode(
     prompt: str | Sequence[str],
     *,
     guidance: float | None = None,
+    negative_prompt: str = "",
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
     """The trajectory's images with another prompt and no mask.
 
-    With the trajectory's own caption and guidance they are the source images again, as the autoencoder draws them.
+    With an inversion's own caption, guidance and negative prompt they are the source images again, as the autoencoder
+    draws them.
 
     Args:
         model: the model that recorded the trajectory.
         trajectory: of B images.
         prompt: one text, or a list with one for each image.
-        guidance: default `model.settings.guidance`.
+        guidance: default `model.settings.guidance`, or `sampling_guidance` for a trajectory from noise.
+        negative_prompt: the text in place of the empty prompt, which guidance moves away from.
         callback: called with a `sampling.Step` after each step.
         progress: whether to show a progress bar.
 
@@ -94,10 +135,19 @@ def decode(
     """
     _check(model, trajectory, callback)
     prompt = checks.one_or_each("prompt", prompt, len(trajectory.x_T))
-    guidance = model.settings.guidance if guidance is None else checks.number("guidance", guidance)
+    guidance = (
+        default_guidance(model, trajectory) if guidance is None else checks.number("guidance", guidance)
+    )
+    negative_prompt = checks.text("negative_prompt", negative_prompt)
     with model.lock:
-        eps = guided_eps(model, prompt, guidance)
+        eps = guided_eps(model, prompt, guidance, negative_prompt)
         return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
+
+
+def default_guidance(model: Model, trajectory: Trajectory) -> float:
+    """The guidance that suits a trajectory: an inversion holds an image already, pure noise needs its own."""
+    settings = model.settings
+    return settings.sampling_guidance if trajectory.method == FROM_NOISE else settings.guidance
 
 
 def _check(model: Model, trajectory: Trajectory, callback: Callable | None) -> None:
@@ -173,15 +223,17 @@ class Job:
     prompts: list[str]
     mask: Mask
     guidance: Tensor
+    negative_prompt: str
     one_prompt: str | None
     switch: float
+    passes: tuple[float, ...]
     callback: Callable[[Step], None] | None
     progress: bool
-    passes: tuple[float, ...] = (1.0,)
 
     def decode(self, prompt: str, guidance: Tensor) -> Tensor:
-        options = {"guidance": guidance, "callback": self.callback, "progress": self.progress}
-        return decode(self.model, self.trajectory, prompt, **options)
+        options = {"guidance": guidance, "negative_prompt": self.negative_prompt}
+        watched = {"callback": self.callback, "progress": self.progress}
+        return decode(self.model, self.trajectory, prompt, **options, **watched)
 
     def run(self, network: Network) -> Tensor:
         latents = decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
@@ -189,7 +241,7 @@ class Job:
 
     def contexts(self) -> Tensor:
         """Text embeddings (1 + N, L, D), the unconditional one first."""
-        return encode_prompts(self.model, ["", *self.prompts])
+        return encode_prompts(self.model, [self.negative_prompt, *self.prompts])
 
     def size(self) -> tuple[int, int]:
         return tuple(self.trajectory.x_T.shape[-2:])

@@ -9,7 +9,6 @@ Inpainting"; that such statistics are the style: Huang & Belongie 2017, "Arbitra
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -131,7 +130,9 @@ class RegionalProcessor:
         if not self.regions.on:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if attention_mask is not None:
-            raise NotImplementedError("a self-attention was given an attention mask, which regions do not have")
+            raise NotImplementedError(
+                "a self-attention was given an attention mask, which regions do not have"
+            )
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         query, key, value = (heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))
         bias = self.regions.bias(hidden_states.shape[1])

@@ -15,7 +15,8 @@ TIERS = [
     ["epsilon", "images", "kernels", "plotting", "prompts"],
     ["masks", "models", "sampling", "widgets"],
     ["checkpoints", "inversion", "attention", "metrics"],
-    ["attention_maps", "methods"],
+    ["attention_maps", "regional"],
+    ["methods"],
     ["demo", "lab"],
     ["__main__"],
 ]

@@ -310,3 +310,61 @@ def test_denoise_needs_noise_for_eta(scheduler):
     schedule = sampling.make_schedule(scheduler, 5)
     with pytest.raises(ValueError, match="pass noises"):
         sampling.denoise(lambda x, t, p: x, torch.zeros(1, 4, 2, 2), schedule, eta=0.5)
+
+
+def test_the_rounding_of_edit_friendly_steps_does_not_add_up(scheduler):
+    """A network that answers a small change with a large one would tear the encoder's and the decoder's paths apart."""
+    network = lambda x, t, progress: torch.sin(1e3 * x)
+    x_0 = noise((1, 4, 8, 8))
+    generator = torch.Generator().manual_seed(1)
+    schedule = sampling.make_schedule(scheduler, 15)
+    draw = lambda: torch.randn(x_0.shape, generator=generator)
+    x_T, noises = edit_friendly(network, x_0, schedule, 1.0, draw)
+    again = sampling.denoise(network, x_T, schedule, eta=1.0, noises=noises, progress=False)
+    assert (again - x_0).abs().max() <= 1e-5
+
+
+def test_a_negative_prompt_is_part_of_the_recording(tiny, tmp_path, generator):
+    image = noise((1, 3, 32, 32))
+    options = {"steps": 4, "guidance": 3.0, "negative_prompt": "fog", "progress": False}
+    trajectory = dsnb.invert(tiny, image, "a bear", generator=generator, **options)
+    assert Trajectory.load(trajectory.save(tmp_path / "t.safetensors")).negative_prompt == "fog"
+    decoded = lambda text: dsnb.decode(
+        tiny, trajectory, "a bear", guidance=3.0, negative_prompt=text, progress=False
+    )
+    source = models.decode_latents(tiny, models.encode_image(tiny, image))
+    torch.testing.assert_close(decoded("fog"), source, atol=1e-4, rtol=0)
+    assert not torch.allclose(decoded(""), source, atol=1e-3)
+
+
+def test_a_trajectory_from_noise_follows_its_seed_and_size(tiny):
+    draw = lambda seed, **options: dsnb.from_noise(tiny, (32, 48), seed=seed, steps=3, **options)
+    first = draw(1, batch=2)
+    assert first.x_T.shape == (2, 4, 16, 24) and first.noises.shape == (3, 2, 4, 16, 24)
+    assert torch.equal(first.x_T, draw(torch.Generator().manual_seed(1), batch=2).x_T)
+    assert not torch.equal(first.x_T, draw(2, batch=2).x_T)
+    assert (first.skip, first.eta) == (0, tiny.settings.eta)
+    assert dsnb.from_noise(tiny).x_T.shape[-1] == tiny.image_size // tiny.latent_factor
+
+
+def test_each_kind_of_trajectory_has_its_own_guidance(tiny, generator):
+    inverted = dsnb.invert(
+        tiny, noise((1, 3, 32, 32)), "a bear", steps=2, generator=generator, progress=False
+    )
+    settings = tiny.settings
+    assert settings.guidance != settings.sampling_guidance
+    for trajectory, guidance in (
+        (inverted, settings.guidance),
+        (dsnb.from_noise(tiny, 32, steps=2), settings.sampling_guidance),
+    ):
+        options = {"progress": False}
+        usual = dsnb.decode(tiny, trajectory, "a bear", **options)
+        assert torch.equal(usual, dsnb.decode(tiny, trajectory, "a bear", guidance=guidance, **options))
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": 33}, {"size": (32, 32, 32)}, {"batch": 0}, {"steps": 0}, {"eta": 2}]
+)
+def test_bad_settings_of_noise_are_refused(tiny, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        dsnb.from_noise(tiny, **options)

@@ -150,6 +150,23 @@ def test_the_one_prompt_baseline_takes_its_text(tiny, trajectory):
     assert not torch.allclose(named, run(tiny, trajectory, method="prompt"), atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["prompt", *BLENDING])
+def test_every_method_draws_from_noise_and_away_from_a_negative_prompt(tiny, method):
+    trajectory = dsnb.from_noise(tiny, (32, 48), batch=2, steps=4)
+    image = run(tiny, trajectory, method=method)
+    assert image.shape == (2, 3, 32, 48)
+    assert not torch.allclose(image, run(tiny, trajectory, method=method, negative_prompt=RIGHT), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("epsilon", {"switch": 0.5}), ("pixel", {"passes": (1,)}), ("attention", {"one_prompt": LEFT})],
+)
+def test_an_option_of_another_method_is_refused(tiny, trajectory, method, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is for method .*, not for '{method}'"):
+        run(tiny, trajectory, method=method, **option)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -175,7 +192,7 @@ def test_bad_calls_are_refused(tiny, trajectory, change, words):
         ({"prompts": [None, None], "method": "prompt"}, r"prompts\[0\] must be a text"),
         ({"mask": torch.rand(2, 4, 4)}, "mask must be a dsnb.masks.Mask, .*from_weights"),
         ({"one_prompt": 3, "method": "prompt"}, "one_prompt must be a text"),
-        ({"switch": "late"}, "switch must be a finite number"),
+        ({"switch": "late", "method": "combined"}, "switch must be a finite number"),
         ({"callback": 5}, "callback must be a function"),
     ],
 )

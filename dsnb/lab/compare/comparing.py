@@ -214,8 +214,10 @@ def compare(
                 elif method in unmasked:
                     image = unmasked[method]
                 else:
-                    own = {"passes": passes} if method == "attention" else {"one_prompt": task.one_prompt}
-                    image = blend(model, start, task.prompts, mask, method=method, **own, **options)
+                    own = {"attention": {"passes": passes}, "prompt": {"one_prompt": task.one_prompt}}
+                    image = blend(
+                        model, start, task.prompts, mask, method=method, **own.get(method, {}), **options
+                    )
                 if method == "prompt":
                     unmasked[method] = image
                 head = {"picture": task.name, "pair": task.pair, "mask": mask_name, "method": method}
