@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from dsnb.lab.compare import command
-from dsnb.lab.grid import runner
 
 PARAMETERS = """
 pictures: int = 2
@@ -50,9 +49,8 @@ def notebook(tmp_path, monkeypatch):
 
 def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_path, capsys):
     output = tmp_path / "out"
-    with runner._local_cluster(1, 1) as cluster:
-        words = ["--output", str(output), "--pictures", "5", "--chunk", "2", "--fewer", "1"]
-        assert command.main([*words, "--scheduler", cluster.scheduler_address]) == 0
+    words = ["--output", str(output), "--pictures", "5", "--chunk", "2", "--fewer", "1", "--workers", "1"]
+    assert command.main(words) == 0
     table = pd.read_csv(output / "compare" / "table.csv")
     assert table.picture.tolist() == [0, 1, 2, 3, 4, 5]  # whole chunks, each picture once
     assert set(table.steps) == {0}  # the model's own
@@ -96,8 +94,8 @@ def test_bad_numbers_are_a_sentence(notebook, tmp_path, capsys):
 
 
 def test_every_question_is_about_parameters_that_the_notebook_has():
-    from dsnb.lab.grid.grid import make_grid
+    from dsnb.lab.grid.parameters import make_grid
 
     for held, varied in command.QUESTIONS.values():
         grid = make_grid(command.NOTEBOOK, varied, {k: v for k, v in held.items() if k not in varied})
-        assert len(grid.points()) > 1
+        assert len(grid.points) > 1

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -113,13 +114,20 @@ def grid(bench: Bench, options: Options) -> None:
             seconds[workers] = report.seconds
             table = read_table(report.table).drop_duplicates("point")
             books = [nbformat.read(Path(folder, name), as_version=4) for name in table.notebook]
-        own = [book.metadata.papermill.duration for book in books]
+        own = [_duration(book) for book in books]
         beside = [all_of_it - notebook for all_of_it, notebook in zip(table.seconds, own, strict=True)]
         case, variant = f"notebook 00, {points} points", f"{workers} worker{'s' * (workers > 1)}"
         bench.add("grid", case, variant, "time of a notebook", own, "s")
         bench.add("grid", case, variant, "a point beside its notebook", beside, "s")
         bench.add("grid", case, variant, "time of the grid", report.seconds, "s")
     bench.add("grid", case, variant, "times faster than one worker", seconds[1] / seconds[2], "×")
+
+
+def _duration(book: nbformat.NotebookNode) -> float:
+    """Seconds that an executed notebook's cells took, from the time stamps that its kernel sent."""
+    stamps = [stamp for cell in book.cells for stamp in cell.metadata.get("execution", {}).values()]
+    times = [datetime.fromisoformat(stamp) for stamp in stamps]
+    return (max(times) - min(times)).total_seconds()
 
 
 def overhead(bench: Bench, options: Options) -> None:

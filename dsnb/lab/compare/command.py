@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ...plotting import figures_folder
 from ..grid import GridError, run
-from ..grid.grid import parse_settings
-from ..grid.runner import exit_status
+from ..grid.command import exit_status
+from ..grid.parameters import parse_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOK = ROOT / "notebooks" / "10_compare_methods.ipynb"

@@ -1,24 +1,30 @@
-"""How a notebook hands results to whoever runs it: rows as JSON outputs, pictures as they are shown.
+"""For use inside a notebook: `record` hands rows to whoever runs it, `once` keeps what is slow to load.
 
-Light on purpose: every notebook of a grid imports it. `record` and `once` are for inside the notebook,
-`recorded` and `pictures` read an executed one.
+Every notebook of a grid imports this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import base64
+import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 
-ROWS = "application/vnd.dsnb.rows+json"  # not plain JSON, which viewers would show as a tree
-_kept: dict = {}
+ROWS = "application/vnd.dsnb.rows+json"  # a type of our own, since viewers show plain JSON as a tree
+_kept: dict[tuple, object] = {}
 
 
-def record(rows: Sequence[dict] | None = None, /, **values) -> None:
-    """Hand rows of results out of a notebook: `record(psnr=21.3, side="left")`, or a list of such rows.
+def record(rows: Sequence[dict] | None = None, /, **values: object) -> None:
+    """Hand rows of results out of a notebook, such as `record(psnr=21.3, side="left")`.
 
-    They become rows of the grid's table. Values are numbers, texts, truth values or None; a number with
-    `.item()` (torch, numpy) is taken as that. Raises ValueError for anything else.
+    Args:
+        rows: rows as dictionaries; without it, `values` are the only row.
+        values: columns that all rows get. A value is a number, a text, True, False or None. Scalars of torch and
+            numpy are numbers.
+
+    Raises:
+        ValueError: for a value of another type.
     """
     from IPython.display import display
 
@@ -31,25 +37,38 @@ def record(rows: Sequence[dict] | None = None, /, **values) -> None:
 def _plain(name: str, value: object) -> object:
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}  # JSON has no such numbers; nothing else is recorded as a dict
-    if value is not None and not isinstance(value, (bool, int, float, str)):
+        return {"float": str(value)}  # JSON has no such numbers
+    if value is not None and not isinstance(value, bool | int | float | str):
         raise ValueError(f"{name} is {type(value).__name__}, expected one number, text, truth value or None")
     return value
 
 
-def once(make: Callable, *args, **options):
-    """`make(*args, **options)`, kept for this process, so that a worker loads a model once, not per point.
+def recorded(notebook) -> list[dict]:
+    """Rows that an executed notebook (an nbformat node) handed out with `record`, in order."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    rows = [row for output in outputs for row in output.get("data", {}).get(ROWS, [])]
+    return [{k: float(v["float"]) if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
 
-    What was made is found again by the name of `make` and the `repr` of the arguments. TypeError for a tensor or
-    array among them, and for a lambda, which has no name.
+
+def once(make: Callable, *args, **options):
+    """Call `make(*args, **options)` the first time, and return the same object every later time.
+
+    The object is kept until the process ends. A grid therefore loads a model once per kernel, not once per point.
+
+    Args:
+        make: a named function; with `args` and `options` it identifies the object.
+        args, options: numbers, texts or paths, since they are compared by their `repr`.
+
+    Raises:
+        TypeError: for a lambda, or an array among the arguments.
     """
     if make.__name__ == "<lambda>":
         raise TypeError("make is a lambda, which cannot be told from others; expected a named function")
     for name, value in [*enumerate(args), *options.items()]:
-        if _abbreviated(value):
+        if _holds_array(value):
             raise TypeError(
-                f"argument {name!r} of once is a {type(value).__name__} that is or holds an array, which its repr "
-                "does not tell from others; expected numbers, texts or paths"
+                f"argument {name!r} of once is a {type(value).__name__} that is or holds an array; "
+                "expected numbers, texts or paths, which their repr identifies"
             )
     key = (make.__module__, make.__qualname__, repr(args), repr(sorted(options.items())))
     if key not in _kept:
@@ -57,33 +76,28 @@ def once(make: Callable, *args, **options):
     return _kept[key]
 
 
-def _abbreviated(value: object) -> bool:
-    """Whether a value is or holds a tensor or array (anything with a shape), whose `repr` leaves out most."""
+def _holds_array(value: object) -> bool:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple | set):
-        return any(map(_abbreviated, value))
+        return any(map(_holds_array, value))
     return bool(getattr(value, "shape", ()))
 
 
-def recorded(notebook) -> list[dict]:
-    """The rows that an executed notebook (an nbformat node) handed out with `record`, in order."""
-    rows = []
-    for output in _outputs(notebook):
-        if output.output_type == "display_data":
-            rows += [dict(row) for row in output.data.get(ROWS, [])]
-    return [{k: float(v["float"]) if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
+def clear(folder: str, figures: str) -> None:
+    """Clear this kernel for the next point; its modules and the objects of `once` stay.
 
+    Args:
+        folder: the folder that the notebook runs in.
+        figures: the folder for figures that the notebook saves.
+    """
+    from IPython import get_ipython
 
-def pictures(notebook) -> list[bytes]:
-    """The PNG pictures among an executed notebook's outputs, in order."""
-    coded = (
-        output.data["image/png"] for output in _outputs(notebook) if "image/png" in output.get("data", {})
-    )
-    return [base64.b64decode("".join(code)) for code in coded]
-
-
-def _outputs(notebook) -> Iterator:
-    return (
-        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.get("outputs", [])
-    )
+    os.environ["DSNB_FIGURES"] = figures
+    os.chdir(folder)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    if "ipywidgets" in sys.modules:
+        sys.modules["ipywidgets"].Widget.close_all()
+    get_ipython().reset(new_session=True)
+    gc.collect()  # a model may have been among the variables

@@ -1,0 +1,86 @@
+"""`python -m dsnb run`: the command line of a grid."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from .parameters import GridError, parse_settings, parse_values
+
+
+def exit_status(work: Callable[[], int]) -> int:
+    """The exit status of a command: that of `work`, 2 after a GridError, 130 if it was stopped.
+
+    SIGTERM, which batch systems send, stops it as Ctrl-C does.
+    """
+    with suppress(ValueError):  # only the main thread can handle signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return work()
+    except GridError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m dsnb run`: 0 all points done, 1 some failed, 2 it could not run, 130 it was stopped."""
+    return exit_status(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    given = vars(_parser().parse_args(argv))
+    fixed = parse_settings(given.pop("parameter"), "-p")
+    varied = {name: parse_values(text) for name, text in parse_settings(given.pop("grid"), "--grid").items()}
+
+    try:
+        from .runner import run  # here, since it is slow, and Ctrl-C is already a sentence
+    except ModuleNotFoundError as error:
+        raise GridError(f"{error.name} is missing; install it with: pip install 'dsnb[grid]'") from None
+    report = run(given.pop("notebook"), varied, fixed, **given)
+    counts = f"{report.done} done, {report.failed} failed, {report.skipped} from before"
+    print(f"{counts}, {report.seconds:.1f} s: {report.table}")
+    if report.failed:
+        print(
+            f"failed points are rows of the table with their error; the first: {report.error}",
+            file=sys.stderr,
+        )
+    return 1 if report.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("python -m dsnb run", description="Run a notebook over a grid of parameters.")
+    p.add_argument("notebook", type=Path)
+    p.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter"
+    )
+    p.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=V1,V2",
+        help="vary one: a,b,c or 0:96:8 or ['a','b']",
+    )
+    p.add_argument("--output", type=Path, help="folder of the results (default: runs/<notebook>)")
+    p.add_argument(
+        "--figures", type=Path, help="folder for the figures that the notebook saves (default: none)"
+    )
+    p.add_argument("--workers", type=int, help="points at a time (default: one per GPU, else one per core)")
+    p.add_argument("--scheduler", metavar="ADDRESS", help="use the Dask cluster at this address")
+    p.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds the scheduler has to answer (default: 30)"
+    )
+    p.add_argument(
+        "--point-timeout",
+        type=float,
+        default=6 * 3600.0,
+        metavar="SECONDS",
+        help="seconds one point may take; then its kernel is ended and it counts as failed (default: 6 hours)",
+    )
+    return p
