@@ -11,7 +11,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
-from .kernels import Plan, blend_attention, make_plan
+from .kernels import AttentionPlan, blend_attention, make_plan
 from .masks import Mask
 from .models import refuse_ip_adapter, unet_lock
 
@@ -29,30 +29,29 @@ class Blend:
         self._used = [tokens for level, tokens in enumerate(self._sizes) if level in levels]
         self._progress = 0.0
         self._rows: tuple[int, ...] = ()
-        self._mixes: dict[tuple, tuple[Tensor, Tensor, Plan]] = {}
+        self._plans: dict[tuple, AttentionPlan] = {}
 
     def at(self, progress: float, rows: Sequence[int]) -> None:
         """Called before each UNet call: the progress in [0, 1) of the denoising, and the role of each row.
 
-        The mixes are made here rather than at first use, so that a compiled UNet finds them ready.
+        The plans are made here rather than at first use, so that a compiled UNet finds them ready.
         """
         if self._mask.timed and progress != self._progress:
-            self._mixes.clear()
+            self._plans.clear()
         self._progress, self._rows = progress, tuple(rows)
         for tokens in self._used:
-            self.mix(len(self._rows), tokens)
+            self.plan(len(self._rows), tokens)
 
-    def mix(self, batch: int, tokens: int) -> tuple[Tensor, Tensor, Plan]:
-        """Weights (roles, prompts, tokens), the role of each row (batch,), and the kernels' plan for both."""
+    def plan(self, batch: int, tokens: int) -> AttentionPlan:
+        """Weights (roles, prompts, tokens) and the role of each row (batch,), as the kernels want them."""
         if len(self._rows) != batch:
             raise ValueError(
                 f"the UNet was called with {batch} rows, but the roles {self._rows} were announced"
             )
         key = (self._rows, tokens)
-        if key not in self._mixes:
-            weights, roles = self._weights(tokens), torch.tensor(self._rows, dtype=torch.int32)
-            self._mixes[key] = weights.to(self._device), roles.to(self._device), make_plan(weights, roles)
-        return self._mixes[key]
+        if key not in self._plans:
+            self._plans[key] = make_plan(self._weights(tokens), self._rows, self._device)
+        return self._plans[key]
 
     def _weights(self, tokens: int) -> Tensor:
         if tokens not in self._sizes:
@@ -85,13 +84,13 @@ class BlendProcessor:
                 "a cross-attention was given an attention mask, which cannot be blended"
             )
         batch, tokens, _ = hidden_states.shape
-        weights, roles, plan = self.blend.mix(batch, tokens)
+        plan = self.blend.plan(batch, tokens)
         mixed = hidden_states
         for factor in self.passes:
             query = attn.to_q(mixed).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             if self.watch is not None and mixed is hidden_states:  # the first pass is what is watched
-                self.watch(query, self.keys, self.values, self.contexts, weights, plan)
-            answer = blend_attention(query, self.keys, self.values, weights, roles, plan)
+                self.watch(query, self.keys, self.values, self.contexts, plan)
+            answer = blend_attention(query, self.keys, self.values, plan)
             answer = answer.transpose(1, 2).flatten(2)
             mixed = answer if factor == 1 else torch.lerp(mixed, answer, factor)
         out = attn.to_out[1](attn.to_out[0](mixed))

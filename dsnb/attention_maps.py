@@ -228,17 +228,18 @@ class AttentionMaps:
         return out
 
     @torch.compiler.disable
-    def _blended(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts, weights, plan):
-        """Records what others mix, by weights (roles, prompts, T) and the plan that names the rows of each."""
+    def _blended(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts: Tensor, plan):
+        """Records what `attention.BlendProcessor` mixes: each prompt's attention times its weight in the plan."""
         if contexts is not self._contexts:
             self._contexts, self._texts = contexts, self._match(contexts)
         found = {}  # rows and prompt -> maps, for which several texts may be the same prompt's
-        for start, stop, role, i in plan.shares():
-            prompt, spread = self._texts[i], (stop - start, -1, -1, -1)
-            if prompt is not None:
-                part = query[start:stop], keys[i : i + 1].expand(spread), values[i : i + 1].expand(spread)
-                maps = self._attend(*part)[1] * weights[role, i][:, None]
-                found[start, stop, prompt] = found.get((start, stop, prompt), 0) + maps
+        for start, stop, role, texts, _ in plan.spans:
+            for i in texts:
+                prompt, spread = self._texts[i], (stop - start, -1, -1, -1)
+                if prompt is not None:
+                    part = query[start:stop], keys[i : i + 1].expand(spread), values[i : i + 1].expand(spread)
+                    maps = self._attend(*part)[1] * plan.weights[role, i][:, None]
+                    found[start, stop, prompt] = found.get((start, stop, prompt), 0) + maps
         for (start, stop, prompt), maps in found.items():
             self._add(layer, prompt, maps.sum(1), stop - start)
 

@@ -1,7 +1,7 @@
 """The three kernels in Triton. Imported by `dsnb.kernels` when it calls for them, never on `import dsnb`.
 
-Every kernel computes what `reference` computes, in one pass over memory: queries and predictions are read
-once, outputs written once, and the 77 keys and values of a prompt stay on the chip. Sums are float32.
+Every kernel computes what `reference` computes in one pass over memory: it reads queries and predictions once and
+writes outputs once. The 77 keys and values of a prompt stay on the chip. Sums are float32.
 """
 
 import functools
@@ -96,8 +96,8 @@ def _blend_attention(q, k, v, out, weights, roles, n_queries, n_keys, n_prompts,
             k_i, v_i = k + prompt * k_p + head * K_H, v + prompt * v_p + head * V_H
             p0, p1, total = _probabilities(q0, q1, k_i, k_l, n_keys, scale, DIM, D0, D1, L0, L1, UP,
                                            PRECISION)  # fmt: skip
-            share = (weight / total)[:, None]
-            p0, p1 = p0 * share, p1 * share
+            scale_p = (weight / total)[:, None]
+            p0, p1 = p0 * scale_p, p1 * scale_p
             out0 = _add_values(out0, p0, p1, v_i, v_l, n_keys, 0, D0, DIM, L0, L1, UP, PRECISION)
             if D1 > 0:
                 out1 = _add_values(out1, p0, p1, v_i, v_l, n_keys, D0, D1, DIM, L0, L1, UP, PRECISION)
@@ -109,7 +109,7 @@ def _blend_attention(q, k, v, out, weights, roles, n_queries, n_keys, n_prompts,
 
 @triton.jit
 def _store_maps(maps, m, chosen, n_chosen, first, N: tl.constexpr, tokens, n_queries):
-    """Write the columns of m (keys from `first` on) that are chosen, each to its place among the chosen."""
+    """Write the columns of m (keys from `first` on) that are chosen, each to its position among the chosen."""
     keys = first + tl.arange(0, N)
     slot = tl.full((N,), -1, tl.int32)
     for j in range(n_chosen):
@@ -152,7 +152,7 @@ def _attention_with_maps(q, k, v, out, maps, chosen, n_queries, n_keys, n_chosen
     found = _store_maps(maps, sum0 / heads, chosen, n_chosen, 0, L0, tokens, n_queries)
     if L1 > 0:
         found += _store_maps(maps, sum1 / heads, chosen, n_chosen, L0, L1, tokens, n_queries)
-    if found < n_chosen:  # a token chosen twice has two places: write them one by one
+    if found < n_chosen:  # a token chosen twice has two columns: write them one by one
         for j in range(n_chosen):
             key = tl.load(chosen + j)
             m = tl.sum(tl.where((tl.arange(0, L0) == key)[None, :], sum0, 0.0), 1)
@@ -183,8 +183,10 @@ def _blend_step(eps_uncond, eps_cond, weights, guidance, x_t, noise, x_next, x_0
 
 
 def unsupported(name: str, *args) -> str | None:
-    """Why the fused kernel `name` cannot take this call (the reference can), or None where it does."""
+    """Why the fused kernel `name` cannot compute this call, or None where it can."""
     tensors = [a for a in args if isinstance(a, Tensor)]
+    if not (tensors[0].is_cuda or INTERPRETED):
+        return f"Triton needs tensors on a GPU, and these are on {tensors[0].device.type!r}"
     if any(t.requires_grad for t in tensors) and torch.is_grad_enabled():
         return "it has no backward pass; call it under torch.no_grad()"
     if name == "blend_step":
@@ -193,24 +195,24 @@ def unsupported(name: str, *args) -> str | None:
         if args[4].dtype == torch.float64:
             return "x_t is float64, and it computes in float32"
         return None
-    q, k = args[:2]
-    if q.dtype not in DTYPES or k.dtype != q.dtype or args[2].dtype != q.dtype:
+    q, k, v, last = args
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         return f"q, k and v must share one of float16, bfloat16 and float32, got {q.dtype} and {k.dtype}"
     if q.shape[3] > 160:
         return f"head size {q.shape[3]} is above 160"
     if k.shape[2] > 160:
         return f"{k.shape[2]} keys are more than the 160 that stay on the chip"
+    if name == "blend_attention" and last.weights.shape[1:] != (k.shape[0], q.shape[2]):
+        return (
+            f"the plan's weights {tuple(last.weights.shape)} do not fit {len(k)} prompts, {q.shape[2]} tokens"
+        )
     return None
 
 
-def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Tensor | tuple) -> Tensor:
-    """`reference.blend_attention`; roles (B,) as a tensor of indices or a tuple."""
+def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Tensor) -> Tensor:
+    """`reference.blend_attention`; weights float32 and contiguous, roles int32, as in an `AttentionPlan`."""
     batch, heads, n_queries, dim = q.shape
     q, k, v = (_rows(x) for x in (q, k, v))
-    weights = weights.to(torch.float32).contiguous()
-    if not isinstance(roles, Tensor):
-        roles = _roles(tuple(roles), q.device)
-    roles = roles.to(q.device, torch.int32)
     out = q.new_empty(batch, n_queries, heads, dim).transpose(1, 2)
     launch = _launch(q, n_queries)
     _blend_attention[(triton.cdiv(n_queries, launch["M"]) * heads, batch)](
@@ -293,11 +295,6 @@ def _launch(q: Tensor, n_queries: int) -> dict:
 def _rows(x: Tensor) -> Tensor:
     """x, copied only where its rows are not contiguous."""
     return x if x.stride(3) == 1 else x.contiguous()
-
-
-@functools.lru_cache
-def _roles(roles: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(roles, dtype=torch.int32, device=device)
 
 
 @functools.lru_cache

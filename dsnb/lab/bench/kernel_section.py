@@ -37,10 +37,9 @@ def _blend_attention(bench, options, speed, batch, tokens, heads, dim) -> None:
     weights[0, 0] = 1
     weights[1, 1:] = masks.logistic().weights(1, tokens).flatten(1)
     roles = [0] * (batch // 2) + [1] * (batch // 2)
-    plan = kernels.make_plan(weights, roles)
-    weights, rows = weights.to(bench.device), torch.tensor(roles, dtype=torch.int32, device=bench.device)
+    plan = kernels.make_plan(weights, roles, bench.device)
     half = batch // 2
-    mix = weights[1, 1:, :, None].to(bench.dtype)
+    mix = plan.weights[1, 1:, :, None].to(bench.dtype)
     spread = lambda x, i: x[i : i + 1].expand(half, -1, -1, -1)
 
     def attend(attention, q, k, v):
@@ -51,7 +50,7 @@ def _blend_attention(bench, options, speed, batch, tokens, heads, dim) -> None:
     variants = {
         "eager": lambda: attend(_materialised, q, k, v),
         "two SDPA and a blend": lambda: attend(F.scaled_dot_product_attention, q, k, v),
-        "dsnb": lambda: kernels.blend_attention(q, k, v, weights, rows, plan),
+        "dsnb": lambda: kernels.blend_attention(q, k, v, plan),
     }
     if options.compiled:
         compiled = torch.compile(lambda q, k, v: attend(_materialised, q, k, v), dynamic=False)
