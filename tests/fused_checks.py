@@ -113,7 +113,7 @@ def test_blend_attention_with_other_numbers_of_keys(keys):
 
 
 @pytest.mark.parametrize(
-    "tokens, dim, dtype", [(200, 40, FULL), (1, 160, HALF), (17, 64, BF), (LARGE, 40, HALF)]
+    "tokens, dim, dtype", [(LARGE, 40, FULL), (1, 160, HALF), (17, 64, BF), (77, 40, HALF)]
 )
 def test_masks_of_exact_zeros_and_ones(tokens, dim, dtype):
     weights = torch.zeros(3, 4, tokens)
@@ -210,7 +210,7 @@ def test_compiled_call_is_one_node():
 @pytest.mark.parametrize("tiny_folder", [1], indirect=True, ids=["sd1"])
 @pytest.mark.parametrize(
     "method, dtype, tolerance",
-    [("epsilon", FULL, 1e-4), ("attention", BF, 3e-2), ("attention", HALF, 5e-3), ("combined", FULL, 1e-4)],
+    [("combined", FULL, 1e-4), ("attention", BF, 3e-2)],
 )
 def test_images_and_recorded_maps_are_the_same_with_and_without(tiny_folder, method, dtype, tolerance):
     model = dsnb.load(tiny_folder, device=DEVICE, dtype=dtype)

@@ -185,20 +185,18 @@ def test_force_is_the_switch():
 
 
 @has_triton
-def test_the_environment_is_the_switch_and_triton_is_imported_for_use_only():
-    code = """
-import sys, torch
-from dsnb import kernels
-assert "triton" not in sys.modules
-print(kernels.backend("cuda"))
-x = torch.zeros(1, 1, 1, 1)
-kernels.blend_attention(x, x, x, kernels.make_plan(torch.ones(1, 1)))
-"""
-    done = run_python("-c", code, DSNB_KERNELS="torch")
-    assert done.stdout.strip() == "torch" and done.returncode == 0, done.stderr
-    assert "choice must be" in run_python("-c", code, DSNB_KERNELS="fast").stderr
-    on_cpu = run_python("-c", code, DSNB_KERNELS="triton", TRITON_INTERPRET="0").stderr.splitlines()[-1]
-    assert "Triton needs tensors on a GPU, and these are on 'cpu'; DSNB_KERNELS=torch can" in on_cpu
+def test_triton_on_a_cpu_is_refused_with_the_way_out(data):
+    with (
+        kernels.force("triton"),
+        pytest.raises(ValueError, match="on a GPU.* on 'cpu'; DSNB_KERNELS=torch can"),
+    ):
+        kernels.blend_attention(*data[:3], kernels.make_plan(data[3], [0, 1, 1]))
+
+
+@has_triton
+def test_the_environment_is_the_switch_too_and_importing_does_not_import_triton():
+    code = "import sys; from dsnb import kernels; print(kernels.backend('cuda'), 'triton' in sys.modules)"
+    assert run_python("-c", code, DSNB_KERNELS="torch").stdout.split() == ["torch", "False"]
 
 
 @pytest.mark.parametrize(
