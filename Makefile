@@ -53,7 +53,7 @@ CHANGES := control,random,unnamed,patches,fours,plain,longer,sixteen,small
 trials: $(VENV)/.lab  ## notebook 13 in full: what teaches objects (an hour on two CPU cores)
 	$(BIN)/dsnb run notebooks/13_what_teaches_objects.ipynb --output runs/trials \
 		-p steps=400 -p pictures=360 --grid seed=0,1,2 --grid change=$(CHANGES)
-	$(BIN)/papermill notebooks/13_what_teaches_objects.ipynb runs/trials/13_what_teaches_objects.ipynb \
+	DSNB_FIGURES=$(CURDIR)/figures $(BIN)/papermill notebooks/13_what_teaches_objects.ipynb runs/trials/13_what_teaches_objects.ipynb \
 		--cwd notebooks -p tables "$(CURDIR)/runs/trials"
 
 lint: $(VENV)/.dev  ## formats the code and mends what ruff can mend

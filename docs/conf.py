@@ -16,15 +16,8 @@ root_doc = "docs/index"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme, html_title = "furo", "dsnb"
 html_extra_path = ["static"]  # index.html, which leads to docs/index.html
-include_patterns = [
-    "docs/**.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "notebooks/**.ipynb",
-    "figures/*.md",
-    "data/README.md",
-    "data/**/README.md",
-]
+include_patterns = ["docs/**.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/**.ipynb"]
+include_patterns += ["figures/*.md", "data/README.md", "data/**/README.md"]
 suppress_warnings = ["toc.not_included", "myst.header", "docutils", "autodoc"]
 
 nb_execution_mode = "off"

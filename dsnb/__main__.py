@@ -1,6 +1,7 @@
 """The command line: `dsnb COMMAND`, or `python -m dsnb COMMAND`. `dsnb COMMAND --help` lists the options."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "figures": figures,
 }
 IN_A_CLONE = ("compare", "figures")  # commands that run the repository's notebooks
+REDRAWING = ("compare", "bench", "figures")  # commands that write into the committed figures/
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if argv[0] in REDRAWING and NOTEBOOKS.is_dir():
+        os.environ.setdefault("DSNB_FIGURES", str(ROOT / "figures"))
     return COMMANDS[argv[0]](argv[1:])
 
 

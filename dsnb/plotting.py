@@ -221,19 +221,23 @@ def show_mask(weights, image=None, labels=None, contours=(0.25, 0.5, 0.75), widt
 
 
 def figures_folder():
-    """The repository's `figures/`, wherever the notebook runs; the variable DSNB_FIGURES overrides it."""
+    """Folder that figures are saved in: DSNB_FIGURES, or `runs/figures/` of the repository, or `./figures/`.
+
+    The committed `figures/` are redrawn only by the commands `dsnb figures`, `compare` and `bench`, so that a run
+    with other parameters never replaces them.
+    """
     chosen = os.environ.get("DSNB_FIGURES")
     if chosen:
         return Path(chosen).expanduser().resolve()
     here = Path.cwd().resolve()
     for folder in (Path(__file__).resolve().parents[1], here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
-            return folder / "figures"
+            return folder / "runs" / "figures"
     return here / "figures"
 
 
 def save_figure(picture, name, parameters=None, sidecar=False):
-    """Save a picture as figures/NAME.png, under 500 kB → path; a `name` with a folder is taken as it stands.
+    """Save an image as NAME.png in `figures_folder()`, under 500 kB → path; a `name` with a folder is kept.
 
     `parameters` go into the PNG's text chunk; with `sidecar` into NAME.json too. Files appear whole or not
     at all. OSError names the folder where it cannot be written.

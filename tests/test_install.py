@@ -11,6 +11,7 @@ import pytest
 
 import dsnb
 from dsnb import __main__ as command
+from dsnb import plotting
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +21,19 @@ def test_notebook_commands_need_the_repository(name, tmp_path, monkeypatch, caps
     monkeypatch.setattr(command, "NOTEBOOKS", tmp_path / "notebooks")
     assert command.main([name]) == 2
     assert "Clone the repository" in capsys.readouterr().err
+
+
+def test_only_some_commands_redraw_the_committed_figures(monkeypatch):
+    monkeypatch.setenv("DSNB_FIGURES", "")  # so that what the command sets is undone, too
+    monkeypatch.delenv("DSNB_FIGURES")
+    saved_in = []
+    for name in command.COMMANDS:
+        monkeypatch.setitem(
+            command.COMMANDS, name, lambda argv: saved_in.append(plotting.figures_folder()) or 0
+        )
+    for name in ("run", "demo", "figures"):
+        assert command.main([name]) == 0
+    assert saved_in == [ROOT / "runs" / "figures"] * 2 + [ROOT / "figures"]
 
 
 def test_an_unknown_command_is_named(capsys):

@@ -131,11 +131,11 @@ def test_large_pictures_are_reduced_below_the_limit(folder):
     assert Image.open(path).size[0] > 300 and plotting.read_parameters(path) == {"seed": 0}
 
 
-def test_folder_does_not_depend_on_where_the_notebook_runs(tmp_path, monkeypatch):
+def test_notebooks_save_beside_the_committed_figures_wherever_they_run(tmp_path, monkeypatch):
     monkeypatch.delenv("DSNB_FIGURES", raising=False)
     before = plotting.figures_folder()
     monkeypatch.chdir(tmp_path)
-    assert plotting.figures_folder() == before and before.name == "figures"
+    assert plotting.figures_folder() == before and before.parts[-2:] == ("runs", "figures")
 
 
 def test_unwritable_folder_is_named_and_nothing_is_left(tmp_path, monkeypatch):
