@@ -5,7 +5,7 @@ They belong at the public boundary: calls, files and the command line. Code insi
 
 import math
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Set
 from difflib import get_close_matches
 from typing import Any
 
@@ -54,17 +54,21 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     return result
 
 
-def numbers(name: str, value: Any, n: int, low: float = -math.inf, high: float = math.inf) -> list[float]:
-    """n numbers from one number, or from a list, array or tensor of n. Raises as `number`."""
-    if isinstance(value, str | bytes):
+def numbers(
+    name: str, value: Any, n: int | None = None, low: float = -math.inf, high: float = math.inf
+) -> list[float]:
+    """n numbers from one number, or from a list, array or tensor of n; any count without n. Raises as `number`."""
+    if isinstance(
+        value, str | bytes | Mapping | Set
+    ):  # neither of the last two says which number is the first
         values = [value]
     else:
         values = value.reshape(-1).tolist() if hasattr(value, "reshape") else value
         values = list(values) if isinstance(values, Iterable) else [values]
-    if len(values) not in (1, n):
+    if n is not None and len(values) not in (1, n):
         raise ValueError(f"{name} must be one number or {n} numbers, got {len(values)} of them")
     values = [number(name, each, low, high) for each in values]
-    return values * n if len(values) == 1 else values
+    return values * n if n is not None and len(values) == 1 else values
 
 
 def text(name: str, value: Any) -> str:
@@ -80,7 +84,7 @@ def text(name: str, value: Any) -> str:
 
 def texts(name: str, value: Any) -> list[str]:
     """A list of texts; one text alone is refused, because Python would take it for a list of letters."""
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | Mapping | Set) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {_short(value)}")
     return [text(f"{name}[{i}]", each) for i, each in enumerate(value)]
 

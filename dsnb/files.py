@@ -29,6 +29,11 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_all_whole(files: Mapping[Path, bytes]) -> None:
     """As `write_whole` for several files; none gets its name before all are on the disk."""
+    for path in files:
+        if (
+            path.exists() and not path.is_file()
+        ):  # a folder, a pipe or a device, which the rename would remove
+            raise OSError(f"{str(path)!r} is not a regular file")
     written = {path: path.with_name(f".{uuid4().hex}.tmp") for path in files}
     try:
         for path, data in files.items():

@@ -10,6 +10,8 @@ from torch import Tensor
 from . import checks
 
 LARGEST_SIDE = 8192  # pixels
+# Pixels in a file. Not EPS and WMF, which Pillow hands to another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 
 
 def read_image(
@@ -81,8 +83,8 @@ def to_pil(image: Tensor) -> Image.Image:
         image = image[0]
     if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"image must have the shape (3, H, W) or (1, 3, H, W), got {tuple(image.shape)}")
-    if image.is_complex() or not torch.isfinite(image).all():
-        raise ValueError("image must hold finite real numbers; some are NaN, infinite or complex")
+    if not image.is_floating_point() or not torch.isfinite(image).all():
+        raise ValueError(f"image must hold finite floating-point numbers in [0, 1], got {image.dtype}")
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
 
@@ -99,8 +101,6 @@ def _size(size) -> tuple[int, int]:
 
 
 def _open(source) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return _upright(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, str | Path):
@@ -109,11 +109,11 @@ def _open(source) -> Image.Image:
             raise ValueError(f"image {str(path)!r} is a folder; name an image file")
         if path.exists() and not path.is_file():  # reading a pipe or a device might never end
             raise ValueError(f"image {str(path)!r} is not a regular file")
-    elif not hasattr(source, "read"):
+    elif not isinstance(source, Image.Image) and not hasattr(source, "read"):
         raise TypeError(f"image must be a file, a PIL image or a numpy array, got a {type(source).__name__}")
-    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "file")
+    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", type(source).__name__)
     try:
-        picture = Image.open(source)
+        picture = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
         picture.load()
     except FileNotFoundError:
         raise FileNotFoundError(f"image {name!r} does not exist") from None

@@ -20,13 +20,14 @@ from tqdm.auto import tqdm
 
 from . import checks
 from .files import write_whole
-from .images import read_image
+from .images import LARGEST_SIDE, read_image
 from .kernels import linear_step
 from .models import Model, encode_image, encode_prompts, predict, refuse_blending, refuse_ip_adapter
 from .sampling import Network, Schedule, make_schedule
 
 Draw = Callable[[], Tensor]
 METHODS = ("dpm-encoder", "ddim", "edit-friendly")
+MOST_IMAGES = 1000  # in one batch of noise
 FROM_NOISE = "noise"  # the method of a trajectory that no image was inverted for
 
 
@@ -89,7 +90,7 @@ class Trajectory:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, save(tensors, metadata=settings))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
             raise OSError(f"trajectory cannot be written to {str(path)!r}: {error}") from error
         return path
 
@@ -218,12 +219,12 @@ def from_noise(
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
     steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
     eta = settings.eta if eta is None else checks.number("eta", eta, 0, 1)
-    batch = checks.integer("batch", batch, 1)
+    batch = checks.integer("batch", batch, 1, MOST_IMAGES)
     height, width = _image_size(model, size)
     if isinstance(seed, torch.Generator):
         generator = seed
     else:
-        generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
+        generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0, 2**64 - 1))
     make_schedule(model.scheduler, steps)  # says what is wrong with the steps
     shape = (batch, model.unet.config.in_channels, height, width)
     x_T = randn_tensor(shape, generator, model.device, torch.float32)
@@ -238,7 +239,7 @@ def _image_size(model: Model, size: int | tuple[int, int] | None) -> tuple[int, 
     sides = [model.image_size] * 2 if size is None else [size] * 2 if isinstance(size, int) else list(size)
     if len(sides) != 2:
         raise ValueError(f"size must be one number, or height and width; got {size}")
-    sides = [checks.integer("size", side, factor) for side in sides]
+    sides = [checks.integer("size", side, factor, LARGEST_SIDE) for side in sides]
     if any(side % factor for side in sides):
         raise ValueError(f"size is {sides[0]} x {sides[1]}; height and width must be multiples of {factor}")
     return sides[0] // factor, sides[1] // factor

@@ -21,6 +21,7 @@ from .images import read_grey
 
 Field = Callable[[Tensor, Tensor, float], Tensor]
 SUPERSAMPLE = 8  # points per cell and axis when a cell is averaged
+MOST_POINTS = 2**22  # at which a field is read at a time
 MOST = 1000  # styles, or stripes
 LONGEST, DEEPEST = 10_000, 200  # of a formula: characters, and operations inside each other
 
@@ -55,9 +56,13 @@ class Mask:
             raw = self._field(x, y, progress)
         elif sampling == "area":
             k = SUPERSAMPLE
-            y, x = _grid(_centres(height * k), _centres(width * k))
-            raw = self._field(x, y, progress)
-            raw = raw.reshape(self.n, height, k, width, k).mean((2, 4))
+            rows = max(1, MOST_POINTS // (width * k * k))  # of cells at a time, so that memory stays bounded
+            parts = []
+            for ys in _centres(height * k).split(rows * k):
+                y, x = _grid(ys, _centres(width * k))
+                raw = self._field(x, y, progress)
+                parts.append(raw.reshape(self.n, -1, k, width, k).mean((2, 4)))
+            raw = torch.cat(parts, 1)
         else:
             raise ValueError(f"sampling must be 'area' or 'endpoints', got {sampling!r}")
         return (raw / raw.sum(0, keepdim=True)).float()

@@ -92,7 +92,7 @@ def blend(
         checks.text("negative_prompt", negative_prompt),
         None if one_prompt is None else checks.text("one_prompt", one_prompt),
         0.5 if switch is None else checks.number("switch", switch, 0, 1),
-        (1.0,) if passes is None else tuple(passes),
+        (1.0,) if passes is None else tuple(checks.numbers("passes", passes, None, 0, 1)),
         callback,
         progress,
     )
@@ -183,7 +183,7 @@ def decode_trajectory(
         )
     return denoise(
         network,
-        trajectory.x_T.to(model.device),
+        trajectory.x_T.to(model.device, copy=True),  # a callback may change what it sees, not the trajectory
         make_schedule(model.scheduler, trajectory.steps, trajectory.skip),
         eta=trajectory.eta,
         noises=trajectory.noises.to(model.device),

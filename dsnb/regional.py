@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import checks
 from .attention import check_hookable, token_sizes
 from .masks import Mask
+from .models import unet_lock
 
 LEAK = 1e-3  # what a position of another region still counts in self-attention; nothing is cut
 
@@ -170,28 +171,29 @@ def regional_context(
         NotImplementedError: for a self-attention with another processor than diffusers' plain one.
     """
     strength = checks.number("strength", strength, 0)
-    norms = [name for name, module in unet.named_modules() if isinstance(module, nn.GroupNorm)]
-    names = [name.removesuffix(".processor") for name in unet.attn_processors]
-    names = [name for name in names if strength > 0 and not unet.get_submodule(name).is_cross_attention]
-    norms, names = ([name for name in each if layers is None or layers(name)] for each in (norms, names))
-    if not norms and not names:
-        raise ValueError("layers chooses no group normalisation and no self-attention of this UNet")
-    if any(isinstance(unet.get_submodule(name), RegionalNorm) for name in norms):
-        raise RuntimeError("the UNet is hooked already; leave the first block before entering another")
-    check_hookable(unet, names)
-    before = {name: unet.get_submodule(name) for name in norms}
-    processors = {f"{name}.processor": unet.get_submodule(name).processor for name in names}
-    regions = Regions(mask, size, strength, next(unet.parameters()))
-    try:
-        for name, norm in before.items():
-            _replace(unet, name, RegionalNorm(norm, regions))
-        ours = {name: RegionalProcessor(plain, regions) for name, plain in processors.items()}
-        unet.set_attn_processor({**unet.attn_processors, **ours})
-        yield regions
-    finally:
-        for name, norm in before.items():
-            _replace(unet, name, norm)
-        unet.set_attn_processor({**unet.attn_processors, **processors})
+    with unet_lock(unet):
+        norms = [name for name, module in unet.named_modules() if isinstance(module, nn.GroupNorm)]
+        names = [name.removesuffix(".processor") for name in unet.attn_processors]
+        names = [name for name in names if strength > 0 and not unet.get_submodule(name).is_cross_attention]
+        norms, names = ([name for name in each if layers is None or layers(name)] for each in (norms, names))
+        if not norms and not names:
+            raise ValueError("layers chooses no group normalisation and no self-attention of this UNet")
+        if any(isinstance(unet.get_submodule(name), RegionalNorm) for name in norms):
+            raise RuntimeError("the UNet is hooked already; leave the first block before entering another")
+        check_hookable(unet, names)
+        before = {name: unet.get_submodule(name) for name in norms}
+        processors = {f"{name}.processor": unet.get_submodule(name).processor for name in names}
+        regions = Regions(mask, size, strength, next(unet.parameters()))
+        try:
+            for name, norm in before.items():
+                _replace(unet, name, RegionalNorm(norm, regions))
+            ours = {name: RegionalProcessor(plain, regions) for name, plain in processors.items()}
+            unet.set_attn_processor({**unet.attn_processors, **ours})
+            yield regions
+        finally:
+            for name, norm in before.items():
+                _replace(unet, name, norm)
+            unet.set_attn_processor({**unet.attn_processors, **processors})
 
 
 def _replace(unet: nn.Module, name: str, module: nn.Module) -> None:

@@ -49,6 +49,7 @@ formulas = st.one_of(
     ),
     mostly(st.lists(st.sampled_from(["x", "y", "t", "1"]), min_size=1, max_size=3)),
 )
+sizes = st.sampled_from([8, 16, 12, None, (8, 16), (8,), 10**9, *WRONG])
 made_masks = st.one_of(
     st.builds(lambda *a: lambda: masks.logistic(*a), reals, wholes, reals, lists),
     st.builds(lambda *a: lambda: masks.linear(*a), wholes, reals, lists),
@@ -80,7 +81,15 @@ def calls(tiny, trajectory):
     inverting = some(
         method=inversions, steps=wholes, skip=wholes, eta=units, guidance=reals, generator=generators
     )
-    blending = some(method=methods, guidance=lists, one_prompt=texts, switch=units, callback=callbacks)
+    blending = some(
+        method=methods,
+        guidance=lists,
+        one_prompt=texts,
+        switch=units,
+        passes=lists,
+        callback=callbacks,
+        negative_prompt=texts,
+    )
     decoding = some(guidance=reals, callback=callbacks)
 
     def blend(prompts, mask, options):
@@ -92,6 +101,10 @@ def calls(tiny, trajectory):
     def invert(image, caption, options):
         t = dsnb.invert(tiny, image, caption, **{"steps": 2, "progress": False} | options)
         return dsnb.decode(tiny, t, t.caption, progress=False)
+
+    def noise(options):
+        t = dsnb.from_noise(tiny, **{"size": 8, "steps": 1} | options)
+        return dsnb.decode(tiny, t, "a bear", progress=False)
 
     def decode(prompt, options):
         return dsnb.decode(tiny, trajectory, prompt, progress=False, **options)
@@ -110,14 +123,15 @@ def calls(tiny, trajectory):
         st.tuples(st.just(invert), sources, prompts, inverting),
         st.tuples(st.just(invert), st.just(half), st.just("a bear"), inverting),
         st.tuples(st.just(decode), prompts, decoding),
-        st.tuples(st.just(read), sources, st.sampled_from([8, 16, 12, None, (8, 16), (8,), 10**9, *WRONG])),
+        st.tuples(st.just(noise), some(size=sizes, seed=wholes, batch=wholes, steps=wholes, eta=units)),
+        st.tuples(st.just(read), sources, sizes),
         st.tuples(st.just(show), sources),
     )
 
 
 # What a message may name: parameters, and the parts of those that are made of parts.
 NAMED = re.compile(
-    r"\b(model|image|caption|method|steps|skip|eta|guidance|generator|prompts?|mask|one_prompt|switch|callback|size|n|"
+    r"\b(model|image|caption|method|steps|skip|eta|guidance|generator|prompts?|mask|one_prompt|switch|callback|size|n|seed|batch|passes|negative_prompt|"
     r"angle|center|sharpness|radius|count|first|last|starts|ends|expression|formula|weights|latents|noises|x_T)\b"
 )
 

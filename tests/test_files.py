@@ -43,6 +43,14 @@ def test_a_link_in_its_place_is_replaced_and_its_target_untouched(tmp_path):
     assert (tmp_path / "target").read_bytes() == b"precious" and not (tmp_path / "link").is_symlink()
 
 
+def test_a_pipe_or_a_device_in_its_place_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="is not a regular file"):
+            write_whole(path, b"new")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
 def test_the_umask_decides_who_may_read(tmp_path):
     before = os.umask(0o077)
     try:

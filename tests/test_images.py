@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from dsnb import masks
 from dsnb.images import read_grey, read_image, to_pil
@@ -163,6 +163,27 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
     reading.start()
     reading.join(10)
     assert caught and caught[0].match("is not a regular file")
+
+
+def test_only_files_of_pixels_are_opened(tmp_path, monkeypatch):
+    """Pillow would hand an EPS file to Ghostscript, a program that runs what the file says."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    eps = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(eps, "EPS")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        read_image(eps)
+
+
+def test_a_broken_pil_image_is_refused_too(save):
+    path = save(Image.effect_noise((64, 64), 90))
+    path.write_bytes(path.read_bytes()[:900])
+    with Image.open(path) as picture, pytest.raises(ValueError, match="cannot be read as an image"):
+        read_image(picture)
+
+
+def test_bytes_are_not_taken_for_an_image_in_0_to_1():
+    with pytest.raises(ValueError, match="got torch.uint8"):
+        to_pil(torch.full((3, 4, 4), 200, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

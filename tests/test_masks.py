@@ -49,6 +49,19 @@ def test_coarse_weights_are_the_means_of_fine_ones():
     torch.testing.assert_close(mask.weights(16, 16), fine, atol=2e-3, rtol=0)
 
 
+def test_a_large_mask_is_made_in_parts_that_fit_together():
+    largest = []
+
+    def field(x, y, progress):
+        largest.append(x.numel())
+        return torch.stack([x + y, 2 - x - y])
+
+    weights = masks.Mask(2, field).weights(600, 200)
+    assert len(largest) > 1 and max(largest) <= masks.MOST_POINTS
+    y, x = (torch.arange(600) + 0.5) / 600, (torch.arange(200) + 0.5) / 200
+    torch.testing.assert_close(weights[0], (x[None] + y[:, None]) / 2)
+
+
 def test_angle_turns_the_ramp():
     across, down = masks.linear(angle=0).weights(16, 16), masks.linear(angle=90).weights(16, 16)
     torch.testing.assert_close(down, across.transpose(1, 2))

@@ -189,6 +189,9 @@ def test_bad_calls_are_refused(tiny, trajectory, change, words):
     ("change", "words"),
     [
         ({"prompts": "ab"}, "prompts must be a list of texts, got 'ab'"),
+        ({"prompts": {"left": LEFT, "right": RIGHT}}, "prompts must be a list of texts"),
+        ({"prompts": {LEFT, RIGHT}}, "prompts must be a list of texts"),
+        ({"passes": ["once"], "method": "attention"}, "passes must be a finite number from 0 to 1"),
         ({"prompts": [None, None], "method": "prompt"}, r"prompts\[0\] must be a text"),
         ({"mask": torch.rand(2, 4, 4)}, "mask must be a dsnb.masks.Mask, .*from_weights"),
         ({"one_prompt": 3, "method": "prompt"}, "one_prompt must be a text"),
@@ -247,6 +250,12 @@ def test_one_thread_draws_at_a_time(tiny, trajectory):
         thread.join()
     for method, images in drawn.items():
         assert len(images) == 2 and all(torch.equal(image, expected[method]) for image in images)
+
+
+def test_a_callback_may_change_what_it_sees_but_not_the_trajectory(tiny, trajectory):
+    expected = run(tiny, trajectory)
+    run(tiny, trajectory, callback=lambda step: step.x_t.zero_())
+    assert torch.equal(run(tiny, trajectory), expected)
 
 
 def test_drawing_inside_the_callback_of_a_blend_is_refused_where_it_would_be_blended(tiny, trajectory):
