@@ -1,6 +1,5 @@
 """The bench: its arithmetic, its tables, and that what it compares computes the same."""
 
-import re
 import subprocess
 import sys
 from functools import partial
@@ -8,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import pandas as pd
 import pytest
 import torch
 from conftest import make_scheduler, make_unet
@@ -182,50 +180,6 @@ def test_sdxl_is_asked_less_on_a_cpu():
 )
 def test_numbers_read_well(value, spread, unit, said):
     assert bench.text(bench.Row("a", "b", "c", "d", value, spread, unit)) == said
-
-
-def test_the_readme_s_costs_are_the_table_s():
-    """Every number of the README's cost table, and what it says of the loop's share, as in figures/11_cost_cpu.csv."""
-    root = Path(__file__).parents[1]
-    table = pd.read_csv(root / "figures" / "11_cost_cpu.csv", comment="#")
-    values = {tuple(row[:4]): (value, spread) for *row, value, spread, _ in table.itertuples(index=False)}
-    readme = (root / "README.md").read_text()
-    written = re.findall(
-        r"^\| (\w+) \| (\d) \| (\d+) \((\d+).*\| (.*) ± (.*) \| (.*) ± (.*) \|$", readme, re.M
-    )
-    assert len(written) == 4
-    for method, n, ours, theirs, *numbers in written:
-        case = "pictures", f"bundled, N = {n}"
-        assert values[*case, method, "UNet samples per step"][0] == int(ours)
-        assert values[*case, f"source's {method}", "UNet samples per step"][0] == int(theirs)
-        seconds, gain = (
-            values[*case, method, "loop per picture"],
-            values[*case, method, "times faster than the source's"],
-        )
-        assert [f"{number:.2f}" for number in (*seconds, *gain)] == numbers
-    shares = re.findall(r"(−?\d+\.\d) ± (\d+\.\d) %\s+\((epsilon|attention)\)", readme)
-    assert len(shares) == 2
-    for value, spread, method in shares:
-        measured = values["overhead", "SD 1.5", method, "the loop's share over bare calls"]
-        assert [f"{number:.1f}" for number in measured] == [value.replace("−", "-"), spread]
-    large = re.search(
-        r"(\S+) and (\S+) times as fast .*; attention (\S+) times .* slower \(([\d.]+)\)", readme, re.S
-    )
-    of = [(model, method) for method in ("epsilon", "attention") for model in ("SD 1.5", "SDXL")]
-    for (model, method), said in zip(of, large.groups(), strict=True):
-        gain = values["pictures", f"{model}, N = 2", method, "times faster than the source's"][0]
-        assert f"{gain:.{len(said.split('.')[1])}f}" == said
-    times = re.search(r"takes (.*) s \(epsilon\) or (.*) s \(attention\), .* after (.*) s for", readme, re.S)
-    whole = "whole", "bundled, bfloat16, 25 steps, 23 of them drawn"
-    for variant, said in zip(("epsilon", "attention", "inversion"), times.groups(), strict=True):
-        assert f"{values[*whole, variant, 'time'][0]:.1f}" == said
-    times = re.search(
-        r"point costs (\S+) s beside its.* 00 (\S+) times as.* \((.*) s against (.*) s\)", readme, re.S
-    )
-    points = ("a point beside its notebook", "times faster than one worker", "time of the grid")
-    beside, gain, two = (values["grid", "notebook 00, 8 points", "2 workers", name][0] for name in points)
-    one = values["grid", "notebook 00, 8 points", "1 worker", "time of the grid"][0]
-    assert times.groups() == (f"{beside:.1f}", f"{gain:.1f}", f"{two:.0f}", f"{one:.0f}")
 
 
 def test_the_command_prints_the_header_and_the_tables_and_the_files(small, tmp_path, capsys):

@@ -1,8 +1,6 @@
 """Means, errors and paired intervals against hand-computed numbers."""
 
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +8,6 @@ import pytest
 from scipy import stats
 
 from dsnb.lab.compare import tables
-
-FIGURES = Path(__file__).parents[1] / "figures"
 
 
 def measured():
@@ -103,30 +99,3 @@ def test_every_measure_says_its_direction():
     assert {m.better for m in tables.MEASURES.values()} <= {"higher", "lower", "one"}
     assert tables.title("psnr") == "PSNR, dB ↑" and tables.title("unknown") == "unknown"
     assert tables.present(measured()) == ["psnr", "seam"]
-
-
-def test_the_readme_s_comparison_is_the_table_s():
-    """Every number of the README's table of methods, and every difference with its interval, as in figures/10_*."""
-    table = pd.read_csv(FIGURES / "10_table.csv")
-    readme = (FIGURES.parent / "README.md").read_text().partition("## What the comparison shows")[2]
-    readme = readme.partition("\n## ")[0]
-    methods, *rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line[:2] == "| "]
-    assert {*methods} == {*table.method} and len(rows) >= 5
-    names = {measure.title: name for name, measure in tables.MEASURES.items()}
-    for title, *values in rows:
-        title, _, pair = title.partition(" (")
-        part = table[
-            (table.measure == names[title]) & table.pair.str.startswith(pair.partition(",")[0].lower())
-        ]
-        means = part.groupby("method")["mean"].mean()  # over masks, and over pairs where none is named
-        assert values == [f"{means[method]:.2f}" for method in methods], (title, pair)
-    paired = [pd.read_csv(FIGURES / f"10_{name}.csv") for name in ("differences", "questions")]
-    known = {
-        tuple(f"{x:+.2f}" for x in row)
-        for gaps in paired
-        for row in gaps[["difference", "low", "high"]].to_numpy()
-    }
-    intervals = re.findall(r"([+−]\d\.\d\d), ([+−]\d\.\d\d) to ([+−]\d\.\d\d)", readme)
-    assert len(intervals) == 5
-    for interval in intervals:
-        assert tuple(x.replace("−", "-") for x in interval) in known, interval
