@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .kernels import AttentionPlan, blend_attention, make_plan
 from .masks import Mask
-from .models import refuse_ip_adapter, unet_lock
+from .models import network_lock, refuse_ip_adapter
 
 
 class Blend:
@@ -130,7 +130,7 @@ def blend_cross_attention(
     names = [n for n in cross_attention_layers(unet) if layers is None or layers(n)]
     if not names:
         raise ValueError("layers chooses no cross-attention of this UNet")
-    with unet_lock(unet):
+    with network_lock(unet):
         check_hookable(unet, names, watched=True)
         before = dict(unet.attn_processors)
         levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}

@@ -82,7 +82,7 @@ class AttentionMaps:
         self._tokenizer = model.tokenizer
         length = model.tokenizer.model_max_length
         self._ids = [model.tokenizer(p, truncation=True, max_length=length).input_ids for p in prompts]
-        self._embedded = encode_prompts(model, prompts).float()
+        self._embedded = encode_prompts(model, prompts).text.float()
         self._tolerance = max(1e-4, 4 * torch.finfo(model.dtype).eps)  # other batches round otherwise
         self._trained = model.scheduler.config.num_train_timesteps
         self._sizes = token_sizes(*self.size)

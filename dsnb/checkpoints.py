@@ -1,67 +1,83 @@
-"""Open a Stable Diffusion checkpoint: the bundled one, a diffusers folder, a hub id or a single file.
+"""Open a model: the bundled one, a diffusers folder, a hub id, a single file, or a pipeline that is open already.
 
-Devices and dtypes are chosen here and nowhere else.
+Devices and dtypes are chosen here and nowhere else. A model opens whole or not at all.
 """
 
 import json
-from contextlib import suppress
-from dataclasses import fields
+import warnings
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import nn
 
-from . import data_path
-from .models import Model, Settings, StableDiffusionPipeline, quietly
+from . import checks, data_path
+from .families import Settings
+from .models import DiffusionPipeline, Model
+from .weights import PICKLES, family_named, fetch, open_file, open_folder
 
 BUNDLED = "drawn-world"
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
+    "half": torch.float16, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+}  # fmt: skip
+DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
 def load(
-    source: str | Path | None = None,
+    source: str | Path | DiffusionPipeline | None = None,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     allow_pickle: bool = False,
     config: str | Path | None = None,
 ) -> Model:
-    """Open a model: nothing for the bundled one, a diffusers folder, a hub id, or a single .safetensors file.
+    """Opens a model of one of `dsnb.families.FAMILIES`, picked by its pipeline class.
 
-    Stable Diffusion 1.x and 2.x; of a folder or hub id that holds half precision only, the variant fp16.
+    Args:
+        source: nothing or "drawn-world" for the bundled model; a diffusers folder; a hub id; a single .safetensors
+            file; or a diffusers pipeline, also a quantised or offloaded one, which is used as it is. Of a folder or
+            hub id that holds half precision only, the variant fp16 is taken.
+        device: default cuda, then mps, then cpu.
+        dtype: a torch.dtype or its name ("fp16", "bfloat16"). Default bfloat16 where the hardware multiplies it fast
+            (float16 on older GPUs), else float32.
+        allow_pickle: also read .ckpt and .bin weights, which can run code of whoever made them.
+        config: for a single file, a folder or hub id with the same architecture and scheduler. Needed without network,
+            for Stable Diffusion 2.x (whose own configuration left the hub), and for v-prediction, which no file tells.
 
-    device: default cuda, then mps, then cpu. dtype: default bf16 where the hardware multiplies it fast (fp16 on
-    older GPUs), else float32. allow_pickle: also read .ckpt and .bin weights, which can run code of whoever made
-    them. config: for a single file, a folder or hub id with the same architecture and scheduler; needed without
-    network, for Stable Diffusion 2.x (whose own configuration left the hub), and for v-prediction, which no file tells.
-    Raises FileNotFoundError, ValueError or OSError with what would be right.
+    Returns:
+        The model, with the settings of its `dsnb.json`, or else its family's.
+
+    Raises:
+        FileNotFoundError, ValueError, NotImplementedError or OSError: with what would be right.
     """
+    if isinstance(source, DiffusionPipeline):
+        given = {"device": device, "dtype": dtype, "config": config, "allow_pickle": allow_pickle or None}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} is the pipeline's own where source is a pipeline, got {value!r}")
+        name = source.config.get("_name_or_path") or type(source).__name__
+        return _model(source, name, Path(name))
     device = choose_device(device)
-    dtype = dtype or choose_dtype(device)
-    options = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
-    path = data_path("models", BUNDLED) if source is None else Path(source).expanduser()
+    dtype = choose_dtype(device) if dtype is None else parse_dtype(dtype)
+    bundled = source is None or str(source) == BUNDLED
+    path = data_path("models", BUNDLED) if bundled else Path(str(source)).expanduser()
+    name = BUNDLED if bundled else str(source)
     if path.is_dir():
-        pipe = _open(path, options, allow_pickle)
+        pipe = open_folder(path, name, dtype, allow_pickle)
     elif path.is_file():
-        if path.suffix.lower() != ".safetensors" and not allow_pickle:
-            raise ValueError(
-                f"model {str(path)!r} is not a .safetensors file; such weights can run code when they are "
-                "opened. Convert it, or pass allow_pickle=True if you trust whoever made it"
-            )
-        if config is not None:
-            options["config"] = str(config)
-        pipe = _open_file(path, options)
+        pipe = open_file(path, dtype, allow_pickle, config)
     elif _looks_like_file(source):
-        raise FileNotFoundError(f"model {str(source)!r}: there is no such file or folder")
+        raise FileNotFoundError(f"model {name!r}: there is no such file or folder")
     else:
-        pipe = _open(str(source), options, allow_pickle)
-    _check_pipeline(pipe, source)
-    pipe.unet.to(memory_format=torch.channels_last)
-    pipe.vae.to(memory_format=torch.channels_last)
+        path = fetch(name, allow_pickle)
+        pipe = open_folder(path, name, dtype, allow_pickle)
     pipe.to(device)
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-        module.eval().requires_grad_(False)
-    return Model(pipe, name=BUNDLED if source is None else str(source), settings=_settings(path))
+    pipe.vae.to(memory_format=torch.channels_last)
+    if hasattr(pipe, "unet"):
+        pipe.unet.to(memory_format=torch.channels_last)
+    return _model(pipe, name, path)
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -71,7 +87,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device(next((name for name, there in backends.items() if there), "cpu"))
     try:
         device = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device {device!r} is unknown; use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but no CUDA GPU is available; use 'cpu'")
@@ -95,97 +111,65 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _open(source: str | Path, options: dict, allow_pickle: bool) -> StableDiffusionPipeline:
-    """A folder or hub id -> pipeline; pickled weights only when allowed."""
-    _check_kind(source)
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype or its name -> the dtype. Raises ValueError for anything else."""
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ValueError(f"dtype must be a torch.dtype or one of {', '.join(DTYPES)}, got {dtype!r}")
+    return found
+
+
+def _model(pipe: DiffusionPipeline, name: str, folder: Path) -> Model:
+    """Checks an open pipeline and takes it as a model."""
+    family = family_named(type(pipe).__name__, name)
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     try:
-        with quietly():
-            return _from_pretrained(source, options | {"use_safetensors": None if allow_pickle else True})
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        hint = (
-            "" if allow_pickle else "; only safetensors are read, allow_pickle=True also reads .bin weights"
+        family.check(pipe)
+    except (ValueError, NotImplementedError) as error:
+        raise type(error)(f"model {name!r}: {error}") from error
+    family.prepare(pipe)
+    for network in networks:
+        network.eval().requires_grad_(False)
+    settings = _settings(folder, family.settings_of(pipe))
+    kind, spacing = type(pipe.scheduler).__name__, pipe.scheduler.config.get("timestep_spacing")
+    if kind in DISTILLED or kind.startswith("Euler") and spacing == "trailing":
+        warnings.warn(
+            f"model {name!r} has a scheduler for few steps ({kind}), as distilled models (LCM, turbo, lightning) "
+            f"do. dsnb's defaults are {settings.steps} steps and guidance {settings.guidance:g}; such a model wants "
+            "about 4 steps and guidance 1, and inverts badly",
+            stacklevel=3,
         )
-        fetched = isinstance(error, OSError) and not isinstance(source, Path)
-        kind = OSError if fetched else ValueError
-        raise kind(f"model {str(source)!r} cannot be opened{hint}: {error}") from error
+    return Model(pipe, name, settings, family)
 
 
-def _from_pretrained(source: str | Path, options: dict) -> StableDiffusionPipeline:
-    """The full weights, or those in half precision where there are no others."""
-    try:
-        return StableDiffusionPipeline.from_pretrained(source, **options)
-    except OSError:
-        with suppress(OSError, ValueError):
-            return StableDiffusionPipeline.from_pretrained(source, variant="fp16", **options)
-        raise
-
-
-def _open_file(path: Path, options: dict) -> StableDiffusionPipeline:
-    try:
-        with quietly():
-            return StableDiffusionPipeline.from_single_file(str(path), **options)
-    except Exception as error:
-        raise ValueError(
-            f"model file {str(path)!r} cannot be opened: {error}. Without network, pass config='FOLDER' with the "
-            "configuration of the same architecture"
-        ) from error
-
-
-def _check_kind(source: str | Path) -> None:
-    """Raises before any weights are fetched, where a folder or hub id holds something else."""
-    try:
-        with quietly():
-            kind = StableDiffusionPipeline.load_config(source).get("_class_name")
-    except OSError as error:
-        if isinstance(source, Path):
-            raise ValueError(
-                f"model folder {str(source)!r} is not a diffusers model: it has no readable model_index.json "
-                "(expected: tokenizer, text_encoder, vae, unet, scheduler)"
-            ) from error
-        raise OSError(
-            f"model {source!r} could not be fetched from the hub (offline, or no such model). Leave `model` out for "
-            f"the bundled one, or pass a local folder or .safetensors file. The hub's client said: {error}"
-        ) from error
-    if kind != "StableDiffusionPipeline":
-        raise ValueError(
-            f"model {str(source)!r} holds a {kind}; a StableDiffusionPipeline (1.x or 2.x) is needed"
-        )
-
-
-def _check_pipeline(pipe: StableDiffusionPipeline, source) -> None:
-    width, given = pipe.unet.config.cross_attention_dim, pipe.text_encoder.config.hidden_size
-    if width != given or pipe.unet.config.addition_embed_type is not None:
-        raise ValueError(
-            f"model {str(source)!r}: the UNet takes texts of width {width} and the text encoder gives {given}, "
-            "or it wants more than one text; only Stable Diffusion 1.x and 2.x are supported, not XL"
-        )
-    if pipe.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(
-            f"model {str(source)!r} predicts {pipe.scheduler.config.prediction_type!r}, expected 'epsilon' or "
-            "'v_prediction' in its scheduler's configuration"
-        )
-    if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
-        raise ValueError(
-            f"model {str(source)!r}: the UNet takes {pipe.unet.config.in_channels} channels and the autoencoder "
-            f"makes {pipe.vae.config.latent_channels}; inpainting and depth models are not supported"
-        )
-    if len(pipe.tokenizer) < 100:
-        raise ValueError(f"model {str(source)!r}: its tokenizer has only {len(pipe.tokenizer)} entries")
-
-
-def _settings(folder: Path) -> Settings:
-    """The folder's dsnb.json, or the paper's settings where there is none."""
+def _settings(folder: Path, defaults: Settings) -> Settings:
+    """The defaults, with what the folder's dsnb.json says. Raises ValueError naming the file, key and value."""
     file = folder / "dsnb.json"
     if not file.is_file():
-        return Settings()
-    values = json.loads(file.read_text(encoding="utf-8"))
-    unknown = set(values) - {f.name for f in fields(Settings)}
-    if unknown:
-        raise ValueError(f"{file}: unknown settings {sorted(unknown)}")
-    return Settings(**values)
+        return defaults
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(Settings)}
+        if not isinstance(values, dict) or set(values) - known:
+            raise ValueError(
+                f"unknown settings {sorted(set(values) - known)}; known are {', '.join(sorted(known))}"
+            )
+        for key, value in values.items():
+            if key in ("steps", "skip"):
+                checks.integer(key, value, int(key == "steps"))
+            elif key == "eta":
+                checks.number(key, value, above=0.0, high=1.0)
+            else:
+                checks.number(key, value)
+        settings = replace(defaults, **values)
+        if settings.skip >= settings.steps:
+            raise ValueError(f"skip must be below steps ({settings.steps}), got {settings.skip}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    return settings
 
 
-def _looks_like_file(source) -> bool:
+def _looks_like_file(source: Any) -> bool:
     """Whether a source that is not on disk was meant as a path rather than as the id of a hub's model."""
     text = str(source)
     return (

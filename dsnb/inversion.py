@@ -22,8 +22,16 @@ from . import checks
 from .files import write_whole
 from .images import LARGEST_SIDE, read_image
 from .kernels import linear_step
-from .models import Model, encode_image, encode_prompts, predict, refuse_blending, refuse_ip_adapter
-from .sampling import Network, Schedule, make_schedule
+from .models import (
+    Model,
+    encode_image,
+    encode_prompts,
+    predict,
+    refuse_blending,
+    refuse_ip_adapter,
+    schedule_of,
+)
+from .sampling import Network, Schedule
 
 Draw = Callable[[], Tensor]
 METHODS = ("dpm-encoder", "ddim", "edit-friendly")
@@ -167,10 +175,11 @@ def invert(
         checks.instance(
             "generator", generator, torch.Generator, "torch.Generator().manual_seed(seed) makes one"
         )
-    refuse_ip_adapter(model.unet)
+    refuse_ip_adapter(model.network)
     eta = _eta(method, settings.eta if eta is None and method == "dpm-encoder" else eta)
-    schedule = make_schedule(model.scheduler, steps, skip).to(model.device)
     image = image if isinstance(image, Tensor) else read_image(image, model)
+    size = tuple(length // model.latent_factor for length in image.shape[-2:])
+    schedule = schedule_of(model, steps, skip, size).to(model.device)
     bar = tqdm(total=len(schedule), desc="inverting", disable=not progress, leave=False)
     with model.lock, bar:
         x_0 = encode_image(model, image)
@@ -225,24 +234,25 @@ def from_noise(
         generator = seed
     else:
         generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0, 2**64 - 1))
-    make_schedule(model.scheduler, steps)  # says what is wrong with the steps
-    shape = (batch, model.unet.config.in_channels, height, width)
+    schedule = schedule_of(model, steps, 0, (height, width))  # says what is wrong with the steps
+    shape = (batch, model.channels, height, width)
     x_T = randn_tensor(shape, generator, model.device, torch.float32)
     noises = randn_tensor((steps, *shape), generator, model.device, torch.float32)
+    noises[(schedule.s_next == 0).to(noises.device)] = 0  # a step to the clean latents has no room for noise
     guidance = settings.sampling_guidance
     return Trajectory(x_T, noises, FROM_NOISE, model.name, caption, steps, 0, eta, guidance)
 
 
 def _image_size(model: Model, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Height and width of the latents for a size in pixels."""
-    factor = model.latent_factor
+    factor = model.latent_factor * model.family.patch
     sides = [model.image_size] * 2 if size is None else [size] * 2 if isinstance(size, int) else list(size)
     if len(sides) != 2:
         raise ValueError(f"size must be one number, or height and width; got {size}")
     sides = [checks.integer("size", side, factor, LARGEST_SIDE) for side in sides]
     if any(side % factor for side in sides):
         raise ValueError(f"size is {sides[0]} x {sides[1]}; height and width must be multiples of {factor}")
-    return sides[0] // factor, sides[1] // factor
+    return sides[0] // model.latent_factor, sides[1] // model.latent_factor
 
 
 def _eta(method: str, eta: float | None) -> float:
@@ -256,24 +266,25 @@ def _eta(method: str, eta: float | None) -> float:
 def guided_eps(
     model: Model, prompt: str | Sequence[str], guidance: float, negative_prompt: str = ""
 ) -> Network:
-    """eps(x_t, t) of one prompt, or one for each image, with guidance away from the negative prompt.
+    """The network of one prompt, or one for each image, with guidance away from the negative prompt.
 
     With guidance 1 the negative half is not computed.
     """
-    refuse_blending(model.unet)
+    refuse_blending(model.network)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    context = encode_prompts(model, prompts if guidance == 1 else [negative_prompt, *prompts])
-    rows = lambda part, x_t: part.expand(len(x_t), -1, -1)
-    if guidance == 1:
-        return lambda x_t, t, progress: predict(model, x_t, t, rows(context, x_t))
+    each = lambda rows, x_t: rows if len(rows) == len(x_t) else rows.repeat(len(x_t))
+    if guidance == 1 or not model.guided:
+        alone = encode_prompts(model, prompts, [float(guidance)] * len(prompts))
+        return lambda x_t, t, progress: predict(model, x_t, t, each(alone, x_t))
+    both = encode_prompts(model, [negative_prompt, *prompts])
 
-    def eps(x_t, t, progress):
-        texts = torch.cat([rows(context[:1], x_t), rows(context[1:], x_t)])
-        both = predict(model, x_t.repeat(2, 1, 1, 1), t, texts)
-        uncond, cond = both.chunk(2)
+    def network(x_t: Tensor, t: Tensor, progress: float) -> Tensor:
+        batch = len(x_t)
+        rows = [0] * batch + (list(range(1, batch + 1)) if len(prompts) == batch else [1] * batch)
+        uncond, cond = predict(model, x_t.repeat(2, 1, 1, 1), t, both[rows]).chunk(2)
         return uncond + guidance * (cond - uncond)
 
-    return eps
+    return network
 
 
 def dpm_encoder(

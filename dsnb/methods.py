@@ -5,7 +5,7 @@ Each method is a noise prediction eps(x_t, t, progress) for the one denoising lo
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,10 +13,19 @@ from torch import Tensor
 from . import checks
 from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
+from .families import Prompts
 from .inversion import FROM_NOISE, Trajectory, guided_eps
 from .masks import Mask
-from .models import Model, decode_latents, encode_prompts, predict, refuse_blending, refuse_ip_adapter
-from .sampling import Network, Step, denoise, make_schedule
+from .models import (
+    Model,
+    decode_latents,
+    encode_prompts,
+    predict,
+    refuse_blending,
+    refuse_ip_adapter,
+    schedule_of,
+)
+from .sampling import Network, Step, denoise
 
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
 
@@ -97,7 +106,7 @@ def blend(
         progress,
     )
     with model.lock:
-        refuse_blending(model.unet)
+        refuse_blending(model.network)
         return METHODS[method](job)
 
 
@@ -168,8 +177,8 @@ def decode_trajectory(
     ValueError for a trajectory that does not fit the model's latents, a warning for one of another model,
     NotImplementedError for a UNet with an IP-Adapter.
     """
-    refuse_ip_adapter(model.unet)
-    channels = model.unet.config.in_channels
+    refuse_ip_adapter(model.network)
+    channels = model.channels
     if trajectory.x_T.shape[1] != channels:
         raise ValueError(
             f"trajectory is of {trajectory.model!r} with {trajectory.x_T.shape[1]} latent channels, but "
@@ -184,7 +193,7 @@ def decode_trajectory(
     return denoise(
         network,
         trajectory.x_T.to(model.device, copy=True),  # a callback may change what it sees, not the trajectory
-        make_schedule(model.scheduler, trajectory.steps, trajectory.skip),
+        schedule_of(model, trajectory.steps, trajectory.skip, trajectory.x_T.shape[-2:]),
         eta=trajectory.eta,
         noises=trajectory.noises.to(model.device),
         callback=callback,
@@ -239,9 +248,29 @@ class Job:
         latents = decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
         return decode_latents(self.model, latents)
 
-    def contexts(self) -> Tensor:
-        """Text embeddings (1 + N, L, D), the unconditional one first."""
-        return encode_prompts(self.model, [self.negative_prompt, *self.prompts])
+    def contexts(self) -> Prompts:
+        """What the network reads: one row per style, after the negative prompt's where the model has that."""
+        if self.model.guided:
+            return encode_prompts(self.model, [self.negative_prompt, *self.prompts])
+        return encode_prompts(self.model, self.prompts, self.guidance)
+
+    def predict(self, x_t: Tensor, t: Tensor, rows: Prompts, weights: Tensor) -> Predictions:
+        """One network call for all rows, which are as in `contexts` (one style may stand for all)."""
+        outputs = predict(self.model, x_t.repeat(len(rows), 1, 1, 1), t, rows.repeat(len(x_t)))
+        outputs = outputs.unflatten(0, (len(rows), len(x_t)))
+        if self.model.guided:
+            uncond, cond, guidance = outputs[0], outputs[1:], self.guidance
+        else:  # the blend alone: o_1 + sum_i M_i (o_i - o_1)
+            uncond, cond, guidance = outputs[0], outputs, torch.ones_like(self.guidance)
+        return Predictions(uncond, cond.expand(self.mask.n, *x_t.shape), weights, guidance)
+
+    def mixed(self, contexts: Prompts, weights: Tensor) -> Prompts:
+        """The unconditional row and one for all styles. Pooled vectors have no position: each counts by its area."""
+        rows = contexts[:2]
+        if contexts.pooled is None:
+            return rows
+        mean = (weights.mean((1, 2))[:, None] * contexts.pooled[1:]).sum(0, keepdim=True)
+        return replace(rows, pooled=torch.cat([contexts.pooled[:1], mean.to(contexts.pooled)]))
 
     def size(self) -> tuple[int, int]:
         return tuple(self.trajectory.x_T.shape[-2:])
@@ -268,13 +297,7 @@ def _epsilon(job: Job) -> Tensor:
     """One UNet call of N + 1 samples per step: eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0))."""
     contexts, weights = job.contexts(), job.latent_weights()
 
-    def eps(x_t, t, progress):
-        rows = contexts.repeat_interleave(len(x_t), 0)
-        predicted = predict(job.model, x_t.repeat(len(contexts), 1, 1, 1), t, rows)
-        predicted = predicted.unflatten(0, (len(contexts), len(x_t)))
-        return Predictions(predicted[0], predicted[1:], weights(progress), job.guidance)
-
-    return job.run(eps)
+    return job.run(lambda x_t, t, progress: job.predict(x_t, t, contexts, weights(progress)))
 
 
 def _attention(job: Job) -> Tensor:
@@ -290,18 +313,16 @@ def _combined(job: Job) -> Tensor:
 def _hooked(job: Job, switch: float) -> Tensor:
     contexts, weights = job.contexts(), job.latent_weights()
     styles = [ALONE + i for i in range(job.mask.n)]
-    with blend_cross_attention(job.model.unet, contexts, job.mask, job.size(), passes=job.passes) as hook:
+    unet, passes = job.model.unet, job.passes
+    with blend_cross_attention(unet, contexts.text, job.mask, job.size(), passes=passes) as hook:
 
-        def eps(x_t, t, progress):
-            batch, roles = len(x_t), [UNCONDITIONAL, *(styles if progress < switch else [MIXED])]
-            hook.at(progress, [role for role in roles for _ in range(batch)])
-            rows = contexts[: len(roles)].repeat_interleave(batch, 0)
-            predicted = predict(job.model, x_t.repeat(len(roles), 1, 1, 1), t, rows)
-            predicted = predicted.unflatten(0, (len(roles), batch))
-            cond = predicted[1:].expand(job.mask.n, *x_t.shape)
-            return Predictions(predicted[0], cond, weights(progress), job.guidance)
+        def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
+            roles = [UNCONDITIONAL, *(styles if progress < switch else [MIXED])]
+            hook.at(progress, [role for role in roles for _ in range(len(x_t))])
+            rows = contexts if progress < switch else job.mixed(contexts, weights(progress))
+            return job.predict(x_t, t, rows, weights(progress))
 
-        return job.run(eps)
+        return job.run(network)
 
 
 METHODS = {

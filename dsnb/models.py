@@ -1,18 +1,20 @@
-"""A Stable Diffusion as the methods use it: encode and decode pictures and prompts, and call the UNet."""
+"""A model as the methods use it: encode and decode images and prompts, and call the UNet or transformer."""
 
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from . import checks
+from .families import FAMILIES, Family, Prompts, Settings
+from .sampling import Schedule, make_schedule
 
 
 @contextmanager
@@ -35,57 +37,65 @@ def quietly() -> Iterator[None]:
 
 
 with quietly():
-    from diffusers import StableDiffusionPipeline
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Defaults of one model for inversion and decoding; these are the paper's, for Stable Diffusion 1.4.
-
-    `guidance` decodes an inversion, `sampling_guidance` draws from noise.
-    """
-
-    steps: int = 99
-    skip: int = 10
-    eta: float = 0.1
-    encoder_guidance: float = 1.0
-    guidance: float = 20.0
-    sampling_guidance: float = 7.5
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
 class Model:
-    """A Stable Diffusion 1.x or 2.x pipeline with the settings it works well with."""
+    """A diffusers pipeline, with its family and the settings it works well with."""
 
-    pipe: StableDiffusionPipeline
+    pipe: DiffusionPipeline
     name: str = "pipeline"
     settings: Settings = field(default_factory=Settings)
+    family: Family = FAMILIES[0]
 
-    unet = property(lambda self: self.pipe.unet)
+    network = property(
+        lambda self: getattr(self.pipe, self.family.network), doc="The component that predicts."
+    )
     vae = property(lambda self: self.pipe.vae)
     text_encoder = property(lambda self: self.pipe.text_encoder)
     tokenizer = property(lambda self: self.pipe.tokenizer)
     scheduler = property(lambda self: self.pipe.scheduler)
-    device = property(lambda self: self.unet.device)
-    dtype = property(lambda self: self.unet.dtype)
+    dtype = property(lambda self: self.network.dtype)
+    guided = property(lambda self: self.family.guided(self.pipe), doc="Whether an unconditional row guides.")
+    channels = property(lambda self: self.family.channels(self.pipe), doc="Channels of the latents.")
     latent_factor = property(lambda self: self.pipe.vae_scale_factor)
-    image_size = property(lambda self: self.unet.config.sample_size * self.latent_factor)
-    lock = property(lambda self: unet_lock(self.unet), doc="Held by whoever draws; see `unet_lock`.")
+    image_size = property(lambda self: self.family.image_size(self.pipe))
+    lock = property(lambda self: network_lock(self.network), doc="Held by whoever draws; see `network_lock`.")
+
+    @property
+    def unet(self) -> nn.Module:
+        """The UNet, for what is about its cross-attentions. Raises NotImplementedError for a transformer."""
+        if self.family.network != "unet":
+            raise NotImplementedError(
+                f"model {self.name!r} is of the family {self.family.name}, which has no UNet and no cross-attentions"
+            )
+        return self.pipe.unet
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes, also while its parts are offloaded."""
+        return getattr(self.pipe, "_execution_device", self.network.device)
 
 
-_locks = WeakKeyDictionary()
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def unet_lock(unet) -> threading.RLock:
-    """The lock of a UNet: one thread draws at a time, because the hooks of one would change the image of another.
+def network_lock(network: nn.Module) -> threading.RLock:
+    """The lock of a UNet or transformer: one thread draws at a time, because hooks would change another's image.
 
     The thread that holds it may take it again.
     """
     with _making:
         return _locks.setdefault(
-            getattr(unet, "_orig_mod", unet), threading.RLock()
+            getattr(network, "_orig_mod", network), threading.RLock()
         )  # the same one if compiled
+
+
+def schedule_of(model: Model, steps: int, skip: int, size: tuple[int, int]) -> Schedule:
+    """The model's schedule for latents of this height and width; the rest as `sampling.make_schedule`."""
+    return make_schedule(model.scheduler, steps, skip, **model.family.timing(model.pipe, steps, size))
 
 
 def encode_image(model: Model, image: Tensor) -> Tensor:
@@ -95,7 +105,7 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
     multiples of the latent factor f.
     """
     checks.instance("image", image, Tensor, "dsnb.read_image makes one")
-    factor = model.latent_factor
+    factor = model.latent_factor * model.family.patch
     if image.dim() != 4 or image.shape[1] != 3 or image.numel() == 0:
         raise ValueError(f"image must have the shape (B, 3, H, W), got {tuple(image.shape)}")
     if image.shape[2] % factor or image.shape[3] % factor:
@@ -109,10 +119,10 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
     if not (low >= 0 and high <= 1):  # also for NaN
         raise ValueError(f"image must lie in [0, 1], got {low} to {high}")
     with torch.no_grad():
-        pixels = (2 * image - 1).to(model.device, model.dtype)
+        pixels = (2 * image - 1).to(model.device, model.vae.dtype)
         encoded = model.vae.encode(pixels)
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-    return latents.float() * model.vae.config.scaling_factor
+    return (latents.float() - _shift(model)) * model.vae.config.scaling_factor
 
 
 def decode_latents(model: Model, latents: Tensor) -> Tensor:
@@ -126,7 +136,8 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
             f"or its dtype ({model.dtype}) are at fault"
         )
     with torch.no_grad():
-        pixels = model.vae.decode((latents / model.vae.config.scaling_factor).to(model.dtype)).sample
+        scaled = latents / model.vae.config.scaling_factor + _shift(model)
+        pixels = model.vae.decode(scaled.to(model.vae.dtype)).sample
     if not torch.isfinite(pixels).all():
         raise ValueError(
             f"the autoencoder of model {model.name!r} made NaN or infinite pixels: the latents (up to "
@@ -136,58 +147,74 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
     return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
-def encode_prompts(model: Model, prompts: Sequence[str]) -> Tensor:
-    """Prompts -> text embeddings (P, L, C). Warns with the words that did not fit into the text encoder."""
-    tokenizer = model.tokenizer
+def _shift(model: Model) -> float:
+    """What the autoencoder's latents lie off zero, before scaling."""
+    return model.vae.config.get("shift_factor") or 0.0
+
+
+def encode_prompts(
+    model: Model, prompts: Sequence[str], guidance: Tensor | Sequence[float] | None = None
+) -> Prompts:
+    """Encodes prompts as the pipeline itself does. Warns with the words that did not fit into the text encoder.
+
+    Args:
+        model: the model.
+        prompts: P texts.
+        guidance: one per prompt, for a model that is told its guidance (`Model.guided` is False).
+
+    Returns:
+        One row per prompt.
+
+    Raises:
+        ValueError: for a guidance that the model cannot take.
+    """
     prompts = list(prompts)
+    tokenizer, room = model.family.text_room(model.pipe)
+    convert = getattr(model.pipe, "maybe_convert_prompt", lambda prompt, tokenizer: prompt)
     for prompt in prompts:
-        ids = tokenizer(prompt, add_special_tokens=False).input_ids
-        room = tokenizer.model_max_length - 2
+        ids = tokenizer(convert(prompt, tokenizer), add_special_tokens=False).input_ids
         if len(ids) > room:
             cut = tokenizer.decode(ids[room:]).strip()
             warnings.warn(
                 f"prompt {prompt[:40]!r}… has {len(ids)} tokens, the text encoder takes {room}; cut off: {cut!r}",
                 stacklevel=2,
             )
-    ids = tokenizer(
-        prompts,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    with torch.no_grad():
-        return model.text_encoder(ids.input_ids.to(model.device))[0]
+    told = None
+    if guidance is not None and not model.guided:
+        told = model.family.tell_guidance(model.pipe, torch.as_tensor(guidance, device=model.device))
+    with torch.no_grad(), quietly():
+        return replace(model.family.encode_prompts(model.pipe, prompts), guidance=told)
 
 
-def refuse_blending(unet) -> None:
-    """Raises RuntimeError inside a blend of cross-attention, whose hooks would change this image too."""
-    if any(type(processor).__module__ == "dsnb.attention" for processor in unet.attn_processors.values()):
+def refuse_blending(network: nn.Module) -> None:
+    """Raises RuntimeError inside a blend of attention, whose hooks would change this image too."""
+    if any(type(p).__module__ == "dsnb.attention" for p in network.attn_processors.values()):
         raise RuntimeError("the model is in the middle of a blend; draw after it, not in its callback")
 
 
-def refuse_ip_adapter(unet) -> None:
-    """Raises NotImplementedError where the UNet waits for the image tokens of an IP-Adapter."""
-    if getattr(unet, "encoder_hid_proj", None) is not None:
+def refuse_ip_adapter(network: nn.Module) -> None:
+    """Raises NotImplementedError where the network waits for the image tokens of an IP-Adapter."""
+    if any(getattr(network, name, None) is not None for name in ("encoder_hid_proj", "image_proj")):
         raise NotImplementedError(
-            "the UNet carries an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
+            "the network carries an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
         )
 
 
-def predict(model: Model, x_t: Tensor, timestep: Tensor | int, context: Tensor) -> Tensor:
-    """One call of the UNet.
+def predict(model: Model, x_t: Tensor, timestep: Tensor | float, prompts: Prompts) -> Tensor:
+    """One call of the UNet or transformer.
 
     Args:
         model: the model.
         x_t: noisy latents (B, C, h, w).
         timestep: of the schedule.
-        context: text embeddings (B, L, D).
+        prompts: B rows.
 
     Returns:
-        What the network says, like x_t, float32: the noise, or whatever else its scheduler's prediction type is.
+        What the network says, like x_t, float32: the noise, or another of `sampling.PREDICTIONS`.
     """
+    timestep = torch.as_tensor(timestep, device=x_t.device)
     with torch.no_grad():
-        return model.unet(x_t.to(model.dtype), timestep, encoder_hidden_states=context).sample.float()
+        return model.family.predict(model.pipe, x_t.to(model.dtype), timestep, prompts).float()
 
 
 @dataclass
@@ -199,13 +226,13 @@ class UNetCount:
 
 
 @contextmanager
-def count_unet_samples(unet) -> Iterator[UNetCount]:
-    """Counts the UNet's evaluations while the block runs."""
+def count_unet_samples(unet: nn.Module) -> Iterator[UNetCount]:
+    """Counts the evaluations of a UNet or transformer while the block runs."""
     count = UNetCount()
 
-    def hook(module, args, kwargs):
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
         count.calls += 1
-        count.samples += len(args[0] if args else kwargs["sample"])
+        count.samples += len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states")))
 
     handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
     try:

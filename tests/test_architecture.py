@@ -13,7 +13,9 @@ LAB = PACKAGE / "lab"
 TIERS = [
     ["checks", "files"],
     ["epsilon", "images", "kernels", "plotting", "prompts"],
-    ["masks", "models", "sampling", "widgets"],
+    ["families", "masks", "sampling", "widgets"],
+    ["models"],
+    ["weights"],
     ["checkpoints", "inversion", "attention", "metrics"],
     ["attention_maps", "regional"],
     ["methods"],

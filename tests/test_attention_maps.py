@@ -82,10 +82,10 @@ def test_a_compiled_unet_is_recorded_with_a_break_in_every_layer(tiny, x, dynamo
     found = {}
     for name, unet in (("plain", tiny.unet), ("compiled", torch.compile(tiny.unet, backend="eager"))):
         with torch.no_grad(), record_attention(tiny, [LEFT, RIGHT], SIZE) as maps:
-            unet(x, t, encoder_hidden_states=contexts[1:2])
-            with blend_cross_attention(tiny.unet, contexts, masks.linear(2), SIZE) as blend:
+            unet(x, t, encoder_hidden_states=contexts.text[1:2])
+            with blend_cross_attention(tiny.unet, contexts.text, masks.linear(2), SIZE) as blend:
                 blend.at(0.0, [1])
-                unet(x, t, encoder_hidden_states=contexts[:1])
+                unet(x, t, encoder_hidden_states=contexts.text[:1])
         found[name] = [maps.heat("bear", prompt=prompt) for prompt in (0, 1)]
     torch.testing.assert_close(found["compiled"], found["plain"], atol=1e-6, rtol=0)
     breaks = dynamo.utils.counters["graph_break"]
@@ -166,7 +166,7 @@ def test_blended_maps_carry_the_mask(tiny, x):
     name = cross_attention_layers(tiny.unet)[0]  # before it no text has been read: its queries are the same
     only = lambda other: other == name
     with record_attention(tiny, [LEFT, RIGHT], SIZE, layers=only) as maps:
-        with blend_cross_attention(tiny.unet, contexts, mask, SIZE, layers=only) as blend:
+        with blend_cross_attention(tiny.unet, contexts.text, mask, SIZE, layers=only) as blend:
             blend.at(0.0, [0, 1])
             models.predict(tiny, x.repeat(2, 1, 1, 1), 500, contexts[[0, 0]])
     weights = mask.weights(*SIZE)
@@ -178,7 +178,9 @@ def test_blended_maps_carry_the_mask(tiny, x):
 def test_layers_that_never_saw_a_prompt_do_not_dilute_its_map(tiny, x):
     contexts, name = models.encode_prompts(tiny, ["", LEFT, RIGHT]), cross_attention_layers(tiny.unet)[0]
     with record_attention(tiny, [LEFT, RIGHT], SIZE) as maps:
-        with blend_cross_attention(tiny.unet, contexts, masks.linear(2), SIZE, layers=[name].count) as blend:
+        with blend_cross_attention(
+            tiny.unet, contexts.text, masks.linear(2), SIZE, layers=[name].count
+        ) as blend:
             blend.at(0.0, [1])
             models.predict(tiny, x, 500, contexts[[1]])  # the other layers see the left prompt alone
     torch.testing.assert_close(
@@ -205,13 +207,13 @@ def test_processors_return_and_are_not_hooked_twice(tiny, x):
     with pytest.raises(RuntimeError, match="stop"), record_attention(tiny, LEFT, SIZE):
         with pytest.raises(RuntimeError, match="hooked already"), record_attention(tiny, LEFT, SIZE):
             pass
-        with blend_cross_attention(tiny.unet, contexts, masks.linear(2), SIZE):
+        with blend_cross_attention(tiny.unet, contexts.text, masks.linear(2), SIZE):
             with pytest.raises(RuntimeError, match="hooked already"):
-                with blend_cross_attention(tiny.unet, contexts, masks.linear(2), SIZE):
+                with blend_cross_attention(tiny.unet, contexts.text, masks.linear(2), SIZE):
                     pass
         raise RuntimeError("stop")
     assert tiny.unet.attn_processors == before and not tiny.unet._forward_pre_hooks
-    with blend_cross_attention(tiny.unet, contexts, masks.linear(2), SIZE):
+    with blend_cross_attention(tiny.unet, contexts.text, masks.linear(2), SIZE):
         with pytest.raises(RuntimeError, match="hooked already"), record_attention(tiny, LEFT, SIZE):
             pass
 

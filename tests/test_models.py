@@ -73,7 +73,7 @@ def test_single_file_needs_only_a_configuration(tiny, tiny_folder, tmp_path):
 
 def test_prompts_and_predictions_have_the_promised_shapes(tiny):
     context = models.encode_prompts(tiny, ["", "a bear"])
-    assert context.shape == (2, 77, 32)
+    assert context.text.shape == (2, 77, 32)
     x = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
     eps = models.predict(tiny, x, torch.tensor(500), context)
     assert eps.shape == x.shape and eps.dtype == torch.float32

@@ -15,6 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from ...attention import cross_attention_layers, token_sizes
+from ...families import Prompts
 from ...inversion import Trajectory
 from ...masks import Mask
 from ...methods import Job, decode_trajectory
@@ -85,8 +86,8 @@ class Loop(Job):
 
     embeddings: Tensor = field(kw_only=True)  # (1 + N, L, D), the unconditional one first
 
-    def contexts(self) -> Tensor:
-        return self.embeddings
+    def contexts(self) -> Prompts:
+        return Prompts(self.embeddings)
 
     def run(self, network: Network) -> Tensor:
         return decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
@@ -95,7 +96,7 @@ class Loop(Job):
         """Two samples per step: the unconditional one and the first style."""
 
         def eps(x_t, t, progress):
-            uncond, cond = predict(self.model, x_t.repeat(2, 1, 1, 1), t, self.embeddings[:2]).chunk(2)
+            uncond, cond = predict(self.model, x_t.repeat(2, 1, 1, 1), t, self.contexts()[:2]).chunk(2)
             return uncond + guidance * (cond - uncond)
 
         return self.run(eps)
@@ -121,7 +122,7 @@ def source_epsilon(job: Job) -> Tensor:
     """A guided prediction per style, each with an unconditional one of its own: 2 N samples per step."""
     contexts, weights = job.contexts(), job.latent_weights()
     n = job.mask.n
-    rows = torch.cat([contexts[[0, 1 + i]] for i in range(n)])
+    rows = contexts[[row for i in range(n) for row in (0, 1 + i)]]
 
     def eps(x_t, t, progress):
         pairs = predict(job.model, x_t.repeat(2 * n, 1, 1, 1), t, rows).unflatten(0, (n, 2))
@@ -135,9 +136,9 @@ def source_epsilon(job: Job) -> Tensor:
 def source_attention(job: Job) -> Tensor:
     """Two UNet calls in sequence, the second with every prompt's attention materialised and blended."""
     contexts, sizes = job.contexts(), token_sizes(*job.size())
-    masks = {tokens: job.mask.weights(*hw).flatten(1).to(contexts) for tokens, hw in sizes.items()}
+    masks = {tokens: job.mask.weights(*hw).flatten(1).to(contexts.text) for tokens, hw in sizes.items()}
     guidance = job.guidance.mean()
-    blend = MaterialisedBlend(contexts[1:], masks)
+    blend = MaterialisedBlend(contexts.text[1:], masks)
 
     def eps(x_t, t, progress):
         with processors(job.model.unet, AttnProcessor()):

@@ -1,0 +1,24 @@
+"""The families of models that dsnb opens: one small file each behind one protocol, `base.Family`."""
+
+from .base import Family, Prompts, Settings
+from .stable_diffusion import StableDiffusion
+
+__all__ = ["FAMILIES", "Family", "Prompts", "Settings", "family_of"]
+
+FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
+
+
+def family_of(pipeline: str) -> Family:
+    """The family of a diffusers pipeline class, by its name.
+
+    Raises:
+        ValueError: for a class that no family opens.
+    """
+    for family in FAMILIES:
+        if pipeline in family.pipelines:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.pipelines)
+    hint = ""
+    if any(word in pipeline for word in ("ControlNet", "Adapter", "PAG", "Inpaint", "Img2Img")):
+        hint = "; make a plain one from the same parts, e.g. StableDiffusionPipeline.from_pipe(pipe)"
+    raise ValueError(f"holds a {pipeline}; needed is one of {known}{hint}")

@@ -1,0 +1,103 @@
+"""What differs between families of models: `Family` is the protocol, and Stable Diffusion 1 and 2 its defaults."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Defaults of one model for inversion and decoding; these are the paper's, for Stable Diffusion 1.4.
+
+    `guidance` decodes an inversion, `sampling_guidance` draws from noise.
+    """
+
+    steps: int = 99
+    skip: int = 10
+    eta: float = 0.1
+    encoder_guidance: float = 1.0
+    guidance: float = 20.0
+    sampling_guidance: float = 7.5
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts, as the network reads them: one row per prompt.
+
+    Indexing takes rows, as of a tensor: `prompts[1:]`, `prompts[[0, 2]]`.
+    """
+
+    text: Tensor  # (P, L, D), one vector per token
+    pooled: Tensor | None = None  # (P, E), one vector per prompt
+    guidance: Tensor | None = None  # (P,), for a network that is told its guidance
+    bias: Tensor | None = None  # (S, S), added to the scores of every joint attention; the same for all rows
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, rows: Any) -> "Prompts":
+        parts = (self.text, self.pooled, self.guidance)
+        return Prompts(*(None if part is None else part[rows] for part in parts), bias=self.bias)
+
+    def repeat(self, batch: int) -> "Prompts":
+        """Each row `batch` times in a row, for a batch of images per prompt."""
+        return self[torch.arange(len(self)).repeat_interleave(batch).to(self.text.device)]
+
+
+class Family:
+    """One family of pipelines. It has no state: every method is told the pipeline.
+
+    A subclass changes what differs. The defaults are those of Stable Diffusion 1 and 2.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]  # names of diffusers' pipeline classes
+    network = "unet"  # the component that predicts
+    attention = "cross"  # how it reads the text: "cross" or "joint"
+    patch = 1  # latents are read in patches of patch x patch
+    settings = Settings()
+
+    def settings_of(self, pipe: Any) -> Settings:
+        """Defaults of one pipeline, where a model has no `dsnb.json`."""
+        return self.settings
+
+    def check(self, pipe: Any) -> None:
+        """Raises ValueError or NotImplementedError with a sentence for a pipeline that would be used wrongly."""
+
+    def prepare(self, pipe: Any) -> None:
+        """Changes that the pipeline itself makes before it draws."""
+
+    def guided(self, pipe: Any) -> bool:
+        """Whether an unconditional prediction guides; otherwise the network is told its guidance, or has none."""
+        return True
+
+    def channels(self, pipe: Any) -> int:
+        """Channels of the latents."""
+        return getattr(pipe, self.network).config.in_channels
+
+    def image_size(self, pipe: Any) -> int:
+        """Height and width of the images the model was trained on."""
+        return getattr(pipe, self.network).config.sample_size * pipe.vae_scale_factor
+
+    def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        """What the scheduler's `set_timesteps` takes besides the steps, for latents of this height and width."""
+        return {}
+
+    def text_room(self, pipe: Any) -> tuple[Any, int]:
+        """The tokenizer that reads the most of a prompt, and how many tokens it may have."""
+        return pipe.tokenizer, pipe.tokenizer.model_max_length - 2
+
+    def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
+        """Prompts -> one row each, by the pipeline's own `encode_prompt`."""
+        raise NotImplementedError
+
+    def tell_guidance(self, pipe: Any, guidance: Tensor) -> Tensor | None:
+        """The guidance (P,) as a network without an unconditional prediction is told it. Raises ValueError."""
+        return None
+
+    def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
+        """x_t (B, C, h, w) in the network's dtype, and B rows of prompts -> the network's output, like x_t."""
+        raise NotImplementedError

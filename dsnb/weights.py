@@ -1,0 +1,174 @@
+"""From files to a diffusers pipeline, whole or not at all: every weight present, no pickle unless allowed."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+from torch import nn
+
+from .families import Family, family_of
+from .models import DiffusionPipeline, quietly
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+LFS = b"version https://git-lfs"
+FILE_KINDS = {
+    "xl_base": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+}
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def family_named(kind: str, name: str) -> Family:
+    """The family of a pipeline class. Raises ValueError naming the model."""
+    try:
+        return family_of(kind)
+    except ValueError as error:
+        raise ValueError(f"model {name!r} {error}") from None
+
+
+def open_folder(folder: Path, name: str, dtype: torch.dtype, allow_pickle: bool) -> DiffusionPipeline:
+    """Every network by itself, so that what its file lacks is seen; then the pipeline around them."""
+    index = _index(folder, name)
+    kind = index["_class_name"]
+    family_named(kind, name)
+    parts: dict[str, Any] = {
+        part: _open_network(folder / part, kind, name, dtype, allow_pickle)
+        for part, kind in _networks(index).items()
+    }
+    parts |= {part: None for part in UNUSED if part in index}
+    if "requires_safety_checker" in index:
+        parts["requires_safety_checker"] = False
+    try:
+        with quietly():
+            return getattr(import_module("diffusers"), kind).from_pretrained(folder, **parts)
+    except Exception as error:
+        raise ValueError(f"model {name!r} cannot be opened: {error}") from error
+
+
+def _index(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index["_class_name"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"model folder {name!r} is not a diffusers model: it has no readable model_index.json (expected beside "
+            "it: scheduler, tokenizers, text encoders, vae, and unet or transformer)"
+        ) from error
+    return index
+
+
+def _networks(index: dict[str, Any]) -> dict[str, type]:
+    """The components with weights that are opened, and their classes."""
+    found = {}
+    for part, entry in index.items():
+        if isinstance(entry, list) and entry[0] in ("diffusers", "transformers") and entry[1]:
+            kind = getattr(import_module(entry[0]), entry[1], None)
+            if isinstance(kind, type) and issubclass(kind, nn.Module) and part not in UNUSED:
+                found[part] = kind
+    return found
+
+
+def _open_network(folder: Path, kind: type, name: str, dtype: torch.dtype, allow_pickle: bool) -> nn.Module:
+    """One component, complete. Raises ValueError."""
+    part = f"model {name!r}: {folder.name}"
+    files = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", *PICKLES))
+    for file in files:
+        _refuse_pointer(file, part)
+    safe = [file.name for file in files if file.suffix == ".safetensors"]
+    if not files:
+        raise ValueError(f"{part} cannot be opened: there are no weights in {str(folder)!r}")
+    if not safe and not allow_pickle:
+        raise ValueError(
+            f"{part} cannot be opened: it has only pickled weights ({files[0].name}), which can run code when they are "
+            "opened. Convert them, or pass allow_pickle=True if you trust whoever made them"
+        )
+    half = all(".fp16." in file for file in safe or [file.name for file in files])
+    options = {
+        "variant": "fp16" if half else None,
+        "use_safetensors": bool(safe),
+        "output_loading_info": True,
+    }
+    options["dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"] = dtype
+    try:
+        with quietly():
+            network, info = kind.from_pretrained(folder, **options)  # type: ignore[attr-defined]
+    except Exception as error:
+        raise ValueError(f"{part} cannot be opened: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        raise ValueError(
+            f"{part} cannot be opened: {len(missing)} tensors are missing from its file: {shown}"
+        )
+    return network
+
+
+def _refuse_pointer(file: Path, part: str) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(LFS)) == LFS:
+            raise ValueError(
+                f"{part} cannot be opened: {file.name} is a Git LFS pointer, not the weights; run `git lfs pull` in "
+                "the clone, or download the file itself"
+            )
+
+
+def open_file(
+    path: Path, dtype: torch.dtype, allow_pickle: bool, config: str | Path | None
+) -> DiffusionPipeline:
+    """A single file; its kind is read from its keys, or from `config`."""
+    part = f"model file {str(path)!r}"
+    if path.suffix.lower() != ".safetensors" and not allow_pickle:
+        raise ValueError(
+            f"{part} is not a .safetensors file; such weights can run code when they are opened. Convert it, or "
+            "pass allow_pickle=True if you trust whoever made it"
+        )
+    _refuse_pointer(path, part)
+    try:
+        kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
+    except Exception as error:
+        raise ValueError(f"{part} cannot be opened: it holds no readable weights: {error}") from error
+    kind = next(
+        (name for start, name in FILE_KINDS.items() if kind.startswith(start)), "StableDiffusionPipeline"
+    )
+    if config is not None and Path(config).is_dir():
+        kind = _index(Path(config), str(config))["_class_name"]
+    family_named(kind, str(path))
+    options = {"torch_dtype": dtype} | ({} if config is None else {"config": str(config)})
+    if kind == "StableDiffusionPipeline":
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        with quietly():
+            pipe = getattr(import_module("diffusers"), kind).from_single_file(str(path), **options)
+    except Exception as error:
+        hint = ". Without network, pass config='FOLDER' with the configuration of the same architecture"
+        raise ValueError(f"{part} cannot be opened: {error}{hint if config is None else ''}") from error
+    for component, network in pipe.components.items():
+        if isinstance(network, nn.Module):
+            missing = [key for key, value in network.state_dict().items() if value.is_meta]
+            if missing:
+                raise ValueError(
+                    f"{part} cannot be opened: it lacks {len(missing)} tensors of {component}: {missing[:5]}"
+                )
+    return pipe
+
+
+def fetch(name: str, allow_pickle: bool) -> Path:
+    """A hub id -> its folder in the cache, with full precision or, where there is none, half."""
+    try:
+        with quietly():
+            family_named(DiffusionPipeline.load_config(name)["_class_name"], name)  # before any weights
+            for variant in (None, "fp16"):
+                options = {"variant": variant, "use_safetensors": None if allow_pickle else True}
+                folder = Path(DiffusionPipeline.download(name, **options))
+                if all(any(folder.glob(f"{part}/*.safetensors")) for part in _networks(_index(folder, name))):
+                    break
+    except OSError as error:
+        raise OSError(
+            f"model {name!r} could not be fetched from the hub (offline, or no such model). Leave `model` out for "
+            f"the bundled one, or pass a local folder or .safetensors file. The hub's client said: {error}"
+        ) from error
+    return folder
