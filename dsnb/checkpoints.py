@@ -57,7 +57,7 @@ def load(
         for name, value in given.items():
             if value is not None:
                 raise ValueError(f"{name} is the pipeline's own where source is a pipeline, got {value!r}")
-        name = source.config.get("_name_or_path") or type(source).__name__
+        name = str(source.config.get("_name_or_path") or type(source).__name__)
         return _model(source, name, Path(name))
     device = choose_device(device)
     dtype = choose_dtype(device) if dtype is None else parse_dtype(dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import checks
 from .attention import check_hookable, token_sizes
 from .masks import Mask
-from .models import unet_lock
+from .models import network_lock
 
 LEAK = 1e-3  # what a position of another region still counts in self-attention; nothing is cut
 
@@ -171,7 +171,7 @@ def regional_context(
         NotImplementedError: for a self-attention with another processor than diffusers' plain one.
     """
     strength = checks.number("strength", strength, 0)
-    with unet_lock(unet):
+    with network_lock(unet):
         norms = [name for name, module in unet.named_modules() if isinstance(module, nn.GroupNorm)]
         names = [name.removesuffix(".processor") for name in unet.attn_processors]
         names = [name for name in names if strength > 0 and not unet.get_submodule(name).is_cross_attention]

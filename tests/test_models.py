@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import warnings
@@ -5,9 +6,18 @@ from hashlib import sha256
 
 import pytest
 import torch
+from diffusers import (
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
+from safetensors.torch import load_file, save_file
 
 import dsnb
-from dsnb import checkpoints, models
+from dsnb import checkpoints, masks, models
 
 
 def test_the_bundled_model_opens_with_its_own_settings():
@@ -62,12 +72,10 @@ def test_what_would_be_drawn_wrongly_is_refused(tiny, tiny_folder, tmp_path, par
         dsnb.load(folder, device="cpu")
 
 
-def test_single_file_needs_only_a_configuration(tiny, tiny_folder, tmp_path):
-    if tiny.scheduler.config.prediction_type != "epsilon":
-        pytest.skip("one version is enough")
+def test_a_single_file_that_holds_no_weights(tiny_folder, tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="cannot be opened.*config='FOLDER'"):
+    with pytest.raises(ValueError, match="cannot be opened: it holds no readable weights"):
         dsnb.load(file, config=tiny_folder)
 
 
@@ -127,8 +135,8 @@ def test_sources_that_are_no_models(tmp_path, tiny_folder, monkeypatch):
         dsnb.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         dsnb.load("model.safetensors")
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    with pytest.raises(ValueError, match="holds a StableDiffusionXLPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionControlNetPipeline"}')
+    with pytest.raises(ValueError, match="holds a StableDiffusionControlNetPipeline; needed.*from_pipe"):
         dsnb.load(tmp_path)
     pickle = tmp_path / "model.ckpt"
     pickle.write_bytes(b"\x80\x04")
@@ -137,11 +145,120 @@ def test_sources_that_are_no_models(tmp_path, tiny_folder, monkeypatch):
 
 
 def test_pickled_weights_in_a_folder_are_refused(tiny_folder, tmp_path):
-    folder = shutil.copytree(tiny_folder, tmp_path / "pickled")
+    folder = shutil.copytree(tiny_folder, tmp_path / "unsafe")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(ValueError, match="cannot be opened"):
+    with pytest.raises(ValueError, match="unet cannot be opened: it has only pickled.*allow_pickle=True"):
         dsnb.load(folder)
+    weights.with_suffix(".bin").unlink()
+    with pytest.raises(ValueError, match="unet cannot be opened: there are no weights") as error:
+        dsnb.load(folder)
+    assert "allow_pickle" not in str(error.value), "the hint stands only where there is a pickle"
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_weights_that_lack_tensors_are_refused(tiny_folder, tmp_path, part):
+    folder = shutil.copytree(tiny_folder, tmp_path / "incomplete")
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    gone = sorted(tensors)[:2]
+    save_file({name: tensors[name] for name in set(tensors) - set(gone)}, file, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=f"{part} cannot be opened: 2 tensors are missing.*{', '.join(gone)}"
+    ):
+        dsnb.load(folder)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet"])
+def test_git_lfs_pointers_are_named_as_such(tiny_folder, tmp_path, part):
+    folder = shutil.copytree(tiny_folder, tmp_path / "pointers")
+    (file,) = (folder / part).glob("*.safetensors")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    for source in (folder, file):
+        with pytest.raises(ValueError, match="is a Git LFS pointer.*git lfs pull"):
+            dsnb.load(source)
+
+
+def test_the_bundled_model_opens_by_its_name():
+    assert dsnb.load("drawn-world", device="cpu", dtype="fp32").name == "drawn-world"
+
+
+def test_any_tool_opens_the_bundled_model():
+    pipe = DiffusionPipeline.from_pretrained(dsnb.data_path("models", "drawn-world"))
+    assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.vae.dtype} == {torch.float32}
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a bear", num_inference_steps=1, output_type="np").images[0]
+    assert image.shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("fp16", torch.float16), ("torch.bfloat16", torch.bfloat16), ("float32", torch.float32)],
+)
+def test_a_dtype_may_be_a_name(tiny_folder, name, dtype):
+    model = dsnb.load(tiny_folder, device="cpu", dtype=name)
+    assert {model.unet.dtype, model.text_encoder.dtype, model.vae.dtype} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", ["foo", 16, torch.int8, ""])
+def test_what_is_no_dtype_is_refused(tiny_folder, dtype):
+    with pytest.raises(ValueError, match="dtype must be a torch.dtype or one of float32"):
+        dsnb.load(tiny_folder, dtype=dtype)
+
+
+def test_a_pipeline_is_used_as_it_is(tiny, tiny_folder):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    model = dsnb.load(pipe)
+    assert model.pipe is pipe and model.family is tiny.family and model.settings == tiny.settings
+    with pytest.raises(ValueError, match="dtype is the pipeline's own"):
+        dsnb.load(pipe, dtype="fp16")
+    with pytest.raises(ValueError, match="holds a StableDiffusionImg2ImgPipeline.*from_pipe"):
+        dsnb.load(StableDiffusionImg2ImgPipeline.from_pipe(pipe))
+
+
+def test_an_offloaded_pipeline_draws_the_same(tiny, tiny_folder):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    assert pipe.unet.device.type == "meta" and dsnb.load(pipe).device.type == "cpu"
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    draws = []
+    for model in (dsnb.load(pipe), tiny):
+        generator = torch.Generator().manual_seed(1)
+        trajectory = dsnb.invert(model, image, "a", steps=2, skip=0, generator=generator, progress=False)
+        trajectory = dataclasses.replace(trajectory, model=model.name)
+        for method in ("epsilon", "attention"):
+            draws.append(
+                dsnb.blend(model, trajectory, ["a", "b"], masks.linear(), method=method, progress=False)
+            )
+    torch.testing.assert_close(draws[:2], draws[2:], atol=1e-3, rtol=0)  # another memory layout
+
+
+@pytest.mark.parametrize(
+    ("component", "config", "error", "words"),
+    [
+        ("unet", {"time_cond_proj_dim": 8}, NotImplementedError, "distilled for latent consistency"),
+        ("scheduler", FlowMatchEulerDiscreteScheduler(), ValueError, "FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_parts_that_would_be_ignored_without_a_word(tiny, component, config, error, words):
+    if isinstance(config, dict):
+        config = type(tiny.unet).from_config({**tiny.unet.config, **config})
+    pipe = StableDiffusionPipeline(
+        **{**tiny.pipe.components, component: config}, requires_safety_checker=False
+    )
+    with pytest.raises(error, match=words):
+        dsnb.load(pipe)
+
+
+@pytest.mark.parametrize("scheduler", [LCMScheduler(), EulerDiscreteScheduler(timestep_spacing="trailing")])
+def test_schedulers_of_distilled_models_are_warned_of(tiny, scheduler):
+    pipe = StableDiffusionPipeline(
+        **{**tiny.pipe.components, "scheduler": scheduler}, requires_safety_checker=False
+    )
+    with pytest.warns(UserWarning, match="99 steps and guidance 20; such a model wants about 4"):
+        dsnb.load(pipe)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +280,20 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
         dsnb.load("nobody/no-such-model")
 
 
-def test_unknown_settings_in_a_folder(tiny_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"step": 3}', "unknown settings.*step"),
+        ("{", "dsnb.json"),
+        ("[1]", "dsnb.json"),
+        ('{"steps": "3"}', "steps must be a whole number.*'3'"),
+        ('{"eta": 0}', "eta must be a finite number above 0.*got 0"),
+        ('{"guidance": NaN}', "guidance must be a finite number.*nan"),
+        ('{"steps": 10}', r"skip must be below steps \(10\), got 10"),
+    ],
+)
+def test_bad_settings_in_a_folder(tiny_folder, tmp_path, text, words):
     folder = shutil.copytree(tiny_folder, tmp_path / "settings")
-    (folder / "dsnb.json").write_text('{"step": 3}')
-    with pytest.raises(ValueError, match="unknown settings.*step"):
+    (folder / "dsnb.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
         dsnb.load(folder)

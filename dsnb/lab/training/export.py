@@ -50,6 +50,8 @@ def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
             path = fresh / part / "config.json"
             config = json.loads(path.read_text(encoding="utf-8"))
             config.pop("_name_or_path", None)
+            if "dtype" in config:  # transformers would open this part alone in half precision
+                config["dtype"] = "float32"
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for written in fresh.iterdir():
             if (folder / written.name).is_dir():
