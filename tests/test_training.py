@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 import dsnb
 from dsnb import masks
 from dsnb.lab.training import __main__ as command
-from dsnb.lab.training import autoencoder, card, clip, diffusion, evaluate, judge, loop, recipe
+from dsnb.lab.training import autoencoder, card, clip, diffusion, evaluate, evaluator, loop, recipe
 from dsnb.lab.training import export as exporting
 from dsnb.lab.training.export import export, read_log
 from dsnb.lab.training.stream import ImageStream
@@ -150,7 +150,7 @@ def test_the_held_out_style_is_never_drawn():
         assert (styles != held_out(batch)).all()
     assert len(batch.scene.unique()) == 1, "odd steps share a scene"
     batch, styles, _ = clip.training_pairs(512, 0, torch.Generator().manual_seed(4), hide=False)
-    assert (styles == held_out(batch)).any(), "the judge is shown them too"
+    assert (styles == held_out(batch)).any(), "the evaluator CLIP is shown them too"
 
 
 def test_the_tokenizer_knows_the_world_and_survives_saving(tokenizer, tmp_path):
@@ -280,24 +280,25 @@ def test_the_judge_opens_without_this_package(tokenizer, tmp_path):
 
     torch.manual_seed(0)
     network = clip.Contrast(clip.ConvNextTower(8), tokenizer, width=64, layers=1).eval()
-    clip.save_judge(network, tokenizer, tmp_path)
+    clip.save_evaluator(network, tokenizer, tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)).__module__.startswith("transformers.")
-    reader = judge.open_judge(tmp_path)
-    images, batch, styles = judge.truth(3, 1)
+    reader = evaluator.open_evaluator(tmp_path)
+    images, batch, styles = evaluator.ground_truth(3, 1)
     tokens = captions.tokenize(tokenizer, ["a bear on grass"])
     with torch.no_grad():
         seen, read, *_ = network(images, tokens)
-    torch.testing.assert_close(reader.image_features(images), seen, atol=5e-3, rtol=0)
-    torch.testing.assert_close(reader.text_features(["a bear on grass"]), read, atol=5e-3, rtol=0)
+    for one in (reader.clip, clip.ContrastClip(network, tokenizer)):
+        torch.testing.assert_close(one.image_features(images), seen, atol=5e-3, rtol=0)
+        torch.testing.assert_close(one.text_features(["a bear on grass"]), read, atol=5e-3, rtol=0)
     assert reader.objects(images, batch, styles).shape == (3, len(OBJECTS))
     assert reader.styles(images, batch).shape == (3, len(STYLES))
-    with pytest.raises(FileNotFoundError, match="no judge"):
-        judge.open_judge(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no evaluator"):
+        evaluator.open_evaluator(tmp_path / "nowhere")
 
 
 def test_sides_are_mirrored_halves():
     images = torch.rand(2, 3, 8, 8)
-    left, right = judge.sides(images)
+    left, right = evaluator.sides(images)
     assert torch.equal(left[..., :4], images[..., :4]) and torch.equal(
         left[..., 4:], images[..., :4].flip(-1)
     )
@@ -305,8 +306,8 @@ def test_sides_are_mirrored_halves():
         right[..., :4], images[..., 4:].flip(-1)
     )
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3]])
-    assert judge.top(scores, torch.tensor([1, 2])).tolist() == [1, 0]
-    assert judge.top(scores, torch.tensor([1, 2]), 2).tolist() == [1, 1]
+    assert evaluator.top(scores, torch.tensor([1, 2])).tolist() == [1, 0]
+    assert evaluator.top(scores, torch.tensor([1, 2]), 2).tolist() == [1, 1]
 
 
 def test_the_stream_is_a_function_of_the_step(networks):
@@ -398,14 +399,14 @@ def test_an_export_replaces_what_an_earlier_one_left(networks, tokenizer, tmp_pa
 
 @pytest.fixture(scope="module")
 def exported(tokenizer, tmp_path_factory):
-    """A folder of networks that have learnt nothing, with a judge beside it."""
+    """A folder of networks that have learnt nothing, with an evaluator CLIP beside it."""
     torch.manual_seed(0)
     folder, vae = tmp_path_factory.mktemp("exported") / "old", autoencoder.build(latent_channels=4)
     vae.register_to_config(scaling_factor=0.5)
     text = clip.Contrast(clip.ConvolutionalTower(8), tokenizer, width=64, layers=1).text
     export(vae, text, tokenizer, diffusion.build("tiny", 4, 64), folder)
     contrast = clip.Contrast(clip.ConvNextTower(8), tokenizer, width=64, layers=1).eval()
-    clip.save_judge(contrast, tokenizer, folder.with_name("old-judge"))
+    clip.save_evaluator(contrast, tokenizer, folder.with_name("old-judge"))
     (folder / card.HISTORY).write_text('[{"stage": "unet", "steps": 99, "hours": 1.5}]')
     return folder
 
@@ -441,7 +442,7 @@ def test_the_evaluation_and_the_card(exported, tmp_path, monkeypatch):
     card_text, table = (folder / "README.md").read_text(), (state / "evaluation.csv").read_text()
     assert "| unet" in card_text and "from the seed (0" in card_text and "{{" not in card_text
     for measured in ("style shown is the style asked", "object shown is the object asked, plain, top 5",
-                     "… in the true mixes", "… more than from fresh noise", "photo_cat, inverted"):  # fmt: skip
+                     "… in the ground-truth blends", "… more than from fresh noise", "photo_cat"):  # fmt: skip
         assert measured in card_text and measured in table
     assert "nan" not in table
     for name in ("12_samples", "12_photographs", "12_logs"):
@@ -470,17 +471,17 @@ def test_the_table_says_what_was_missed(tmp_path):
         and "good" not in told
         and "- free … than nothing: 0.05 of 0.10" in told
     )
-    assert "`judge`" in card.missed([evaluate.Row("judge reads", 0.1, 9, 0.9)])
+    assert "`evaluator`" in card.missed([evaluate.Row("evaluator reads", 0.1, 9, 0.9)])
     assert card.missed(rows[:1]) == "No bar was missed.\n"
     doubtful = [
         evaluate.Row("sides", 0.96, 45, 0.95, 0.02),
-        evaluate.Row("… in the true mixes", 0.99, 45, error=0.02),
-        evaluate.Row("… by the judge", 0.27, 45, error=0.06),
-        evaluate.Row("… by the judge in the true mixes", 0.62, 45, error=0.07),
+        evaluate.Row("… in the ground-truth blends", 0.99, 45, error=0.02),
+        evaluate.Row("… by the evaluator CLIP", 0.27, 45, error=0.06),
+        evaluate.Row("… by the evaluator CLIP in the ground-truth blends", 0.62, 45, error=0.07),
     ]
     assert card.uncertain(doubtful).splitlines()[2:] == [
         "- sides: met by less than one standard error.",
-        "- sides … by the judge: 0.27, where the truth gets 0.62.",
+        "- sides … by the evaluator CLIP: 0.27, where the ground truth gets 0.62.",
     ]
     assert card.uncertain(rows[:1]) == ""
     evaluate.write_table(rows, tmp_path / "table.csv")

@@ -1,8 +1,8 @@
 """Make the bundled model: python -m dsnb.lab.training --minutes 25 --device cuda --state DIR --out data/models/NAME
 
 Meant for half an hour of a GPU (`--size large`), which is still to be tried. On two CPU cores, use several training
-runs with the same `--state`: the first ones with `--stages autoencoder generator judge`, all later ones with `--stages
-unet --cooldown 0`, and the last one with `--stages unet` alone. `--from FOLDER` starts from exported weights.
+runs with the same `--state`: the first ones with `--stages autoencoder generator evaluator`, all later ones with
+`--stages unet --cooldown 0`, and the last one with `--stages unet` alone. `--from FOLDER` starts from exported weights.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     add(
         "--out",
         type=Path,
-        help="write the model to this folder at the end, in the place of what is there; the judge goes beside it",
+        help="write the model to this folder at the end, in the place of what is there; the evaluator CLIP beside it",
     )
     add(
         "--size",

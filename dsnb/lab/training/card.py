@@ -60,7 +60,7 @@ def missed(rows: list[Row]) -> str:
         subject = subject if more else row.name
         if row.passed is False:
             name = f"{subject} {row.name}" if more else subject
-            stage = next((stage for stage in ("judge", "autoencoder") if name.startswith(stage)), "unet")
+            stage = next((stage for stage in ("evaluator", "autoencoder") if name.startswith(stage)), "unet")
             lines.append(
                 f"- {name}: {row.value:.2f} of {row.bar:.2f}; the stage `{stage}` would have to go on."
             )
@@ -78,19 +78,19 @@ encoder means another UNet.
 
 
 def uncertain(rows: list[Row]) -> str:
-    """The bars that were met by less than one standard error, and what is read less often than in the truth."""
+    """The bars that were met by less than one standard error, and what is read less often than in the ground truth."""
     lines, subject = [], ""
     for before, row in zip([None, *rows], rows, strict=False):
         name = f"{subject} {row.name}" if row.name.startswith("…") else row.name
         if row.passed and row.value - row.error < row.bar:
             lines.append(f"- {name}: met by less than one standard error.")
-        if "in the true" in row.name and row.value - before.value > 2 * math.hypot(row.error, before.error):
+        if "in the ground" in row.name and row.value - before.value > 2 * math.hypot(row.error, before.error):
             what = f"{subject} {before.name}" if before.name.startswith("…") else before.name
-            lines.append(f"- {what}: {before.value:.2f}, where the truth gets {row.value:.2f}.")
+            lines.append(f"- {what}: {before.value:.2f}, where the ground truth gets {row.value:.2f}.")
         subject = subject if row.name.startswith("…") else row.name
     if not lines:
         return ""
-    return "With less certainty, or less often than in the true pictures:\n\n" + "\n".join(lines) + "\n"
+    return "With less certainty, or less often than in the ground truth:\n\n" + "\n".join(lines) + "\n"
 
 
 def run_lengths(seconds: Sequence[float]) -> list[float]:
@@ -128,11 +128,11 @@ def write_card(folder: Path, rows: list[Row], recipe: "Recipe", *, unet_paramete
     )
 
 
-def write_judge_card(folder: Path, rows: list[Row], state: Path, batch: int, seed: int) -> Path:
-    """Write README.md beside the judge's weights."""
-    stages = pd.DataFrame(stage_rows(state, {"judge": batch})).to_markdown(index=False)
+def write_evaluator_card(folder: Path, rows: list[Row], state: Path, batch: int, seed: int) -> Path:
+    """Write README.md beside the evaluator CLIP's weights."""
+    stages = pd.DataFrame(stage_rows(state, {"evaluator": batch})).to_markdown(index=False)
     values = {"width": WIDTH, "seed": seed, "stages": stages, "table": as_markdown(rows)}
-    return _write(Path(folder), "judge_card.md", "transformers", **values)
+    return _write(Path(folder), "evaluator_card.md", "transformers", **values)
 
 
 def _write(

@@ -1,14 +1,15 @@
-"""Two contrastive networks of pictures and captions: one lends the generator its text encoder, one judges.
+"""Two contrastive networks of pictures and captions: one lends the generator its text encoder, one evaluates.
 
 The generator's text encoder is trained here first and frozen, as in Stable Diffusion: contrast alone teaches
 styles and scenes within minutes but objects hardly. So both towers also name object, style and scene directly,
 which helped in short trials; every other batch shares one style and one scene and the image tower is
-convolutional, which was not shown to help (notebook 13). The judge has another architecture and another seed and
-never meets the generator: its pictures are drawn, not generated.
+convolutional, which was not shown to help (notebook 13). The evaluator CLIP has another architecture and another
+seed, and it never meets the generator: its images are drawn, not generated.
 """
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -127,10 +128,28 @@ class Contrast(nn.Module):
         return unit(self.from_image(seen)), unit(self.from_text(read)), *named
 
 
+@dataclass(frozen=True)
+class ContrastClip:
+    """A `Contrast` in training behind the methods of `metrics.perceptual.Clip`."""
+
+    network: Contrast
+    tokenizer: CLIPTokenizer
+
+    @torch.no_grad()
+    def image_features(self, images: torch.Tensor) -> torch.Tensor:
+        device = self.network.scale.device
+        return F.normalize(self.network.from_image(self.network.image(images.to(device))), dim=-1).cpu()
+
+    @torch.no_grad()
+    def text_features(self, texts: list[str]) -> torch.Tensor:
+        tokens = tokenize(self.tokenizer, texts).to(self.network.scale.device)
+        return F.normalize(self.network.from_text(self.network.text(tokens).pooler_output), dim=-1).cpu()
+
+
 def build(kind: str, tokenizer: CLIPTokenizer) -> Contrast:
-    """A new network: kind "generator" (residual tower) or "judge" (ConvNeXt tower, smaller text tower)."""
-    if kind not in ("generator", "judge"):
-        raise ValueError(f"kind is {kind!r}, expected 'generator' or 'judge'")
+    """A new network: kind "generator" (residual tower) or "evaluator" (ConvNeXt tower, smaller text tower)."""
+    if kind not in ("generator", "evaluator"):
+        raise ValueError(f"kind is {kind!r}, expected 'generator' or 'evaluator'")
     if kind == "generator":
         return Contrast(ConvolutionalTower(), tokenizer)
     return Contrast(ConvNextTower(), tokenizer, width=192, layers=3)
@@ -141,7 +160,7 @@ def training_pairs(
 ) -> tuple[Pictures, torch.Tensor, list[str]]:
     """Fresh pictures, styles (count,) and captions; in every other step all share one style and one scene.
 
-    `hide` keeps the held-out styles away; the judge, who will be asked about them, sees them too.
+    `hide` keeps the held-out styles away; the evaluator CLIP, who will be asked about them, sees them too.
     """
     pictures = random_pictures(count, generator)
     if step % 2:
@@ -190,7 +209,7 @@ def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device,
 
 
 def as_transformers(network: Contrast) -> VisionTextDualEncoderModel:
-    """The judge as a plain transformers model, which `AutoModel.from_pretrained` opens without this
+    """The evaluator CLIP as a plain transformers model, which `AutoModel.from_pretrained` opens without this
     package."""
     vision, text = network.tower.model, network.text
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
@@ -206,8 +225,8 @@ def as_transformers(network: Contrast) -> VisionTextDualEncoderModel:
     return model.eval()
 
 
-def save_judge(network: Contrast, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the judge as a folder: config.json, model.safetensors (fp16), tokenizer,
+def save_evaluator(network: Contrast, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write the evaluator CLIP as a folder: config.json, model.safetensors (fp16), tokenizer,
     preprocessor_config.json."""
     as_transformers(network.cpu()).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

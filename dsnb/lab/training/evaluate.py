@@ -1,7 +1,7 @@
 """Measure a model against the bars it is meant to pass: honest numbers, on pictures training never drew.
 
 Everything that can be is compared with the truth, since the world is drawn: the true picture in any style is
-known, and so is what the judge reads in it. The model is measured as users get it, from its folder.
+known, and so is what the evaluator CLIP reads in it. The model is measured as users get it, from its folder.
 """
 
 import csv
@@ -24,7 +24,7 @@ from ..world.styles import STYLES, draw, draw_mix
 from ..world.world import Pictures, random_pictures
 from .autoencoder import psnr
 from .diffusion import sample
-from .judge import Judge, sides, top, truth
+from .evaluator import Evaluator, ground_truth, sides, top
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def mean(name: str, values: torch.Tensor, bar: float | None = None) -> Row:
     return Row(name, values.mean().item(), len(values), bar, values.std().item() / math.sqrt(len(values)))
 
 
-def measure_reading(judge: Judge, count: int) -> list[Row]:
-    """How well the judge reads true pictures."""
-    images, pictures, styles = truth(count, 1)
-    objects = top(judge.objects(images, pictures, styles), pictures.object)
-    shown = top(judge.styles(images, pictures), styles)
+def measure_reading(evaluator: Evaluator, count: int) -> list[Row]:
+    """How well the evaluator CLIP reads true pictures."""
+    images, pictures, styles = ground_truth(count, 1)
+    objects = top(evaluator.objects(images, pictures, styles), pictures.object)
+    shown = top(evaluator.styles(images, pictures), styles)
     return [
-        share("judge reads the object of true pictures", objects, 0.90),
-        share("judge reads the style of true pictures", shown, 0.98),
+        share("evaluator reads the object of true pictures", objects, 0.90),
+        share("evaluator reads the style of true pictures", shown, 0.98),
     ]
 
 
@@ -87,11 +87,11 @@ def never_seen(styles: torch.Tensor, generator: torch.Generator) -> Pictures:
     return pictures
 
 
-def measure_samples(model: models.Model, judge: Judge, count: int) -> tuple[list[Row], Figure]:
+def measure_samples(model: models.Model, evaluator: Evaluator, count: int) -> tuple[list[Row], Figure]:
     """Pictures from noise, 25 steps, for captions (object, scene, style) never seen in training; the first 30 of them.
 
-    `count` in all styles in turn, and a third as many more plain ones for the objects. What the judge reads in the
-    true pictures of the same captions stands beside what it reads in these.
+    `count` in all styles in turn, and a third as many more plain ones for the objects. What the evaluator CLIP reads in
+    the ground truth of the same captions stands beside what it reads in these.
     """
     generator = torch.Generator().manual_seed(900_003)
     styles = torch.cat([torch.arange(count) % len(STYLES), torch.zeros(count // 3, dtype=torch.int64)])
@@ -104,24 +104,24 @@ def measure_samples(model: models.Model, judge: Judge, count: int) -> tuple[list
         parts.append(models.decode_latents(model, latents))
         true.append(draw(pictures[rows], styles[rows]))
     images, true = torch.cat(parts), torch.cat(true)
-    shown, readable = (top(judge.styles(x, pictures), styles) for x in (images, true))
+    shown, readable = (top(evaluator.styles(x, pictures), styles) for x in (images, true))
     worst = min(range(len(STYLES)), key=lambda style: shown[styles == style].mean())
     rows = [
         share("style shown is the style asked", shown[:count], 0.95),
-        share("… in the true pictures", readable[:count]),
+        share("… in the ground truth", readable[:count]),
         share(f"… in the worst style, {names[worst]}", shown[styles == worst], 0.85),
     ]
-    scores, of_true = (judge.objects(x, pictures, styles) for x in (images, true))
+    scores, of_true = (evaluator.objects(x, pictures, styles) for x in (images, true))
     for name, chosen in (("plain", styles == 0), ("stylised", styles != 0)):
         for k, bar in ((1, 0.60), (5, 0.85)):
             right, readable = (top(x, pictures.object, k)[chosen] for x in (scores, of_true))
             rows.append(share(f"object shown is the object asked, {name}, top {k}", right, bar))
-            rows.append(share("… in the true pictures", readable))
+            rows.append(share("… in the ground truth", readable))
     titles = [fill(f"{phrase(pictures, k)}, {names[styles[k]]}", 24) for k in range(min(count, 30))]
     return rows, show_grid(images[: len(titles)], titles, columns=6, width=1.4)
 
 
-def measure_inversion(model: models.Model, judge: Judge, count: int) -> list[Row]:
+def measure_inversion(model: models.Model, evaluator: Evaluator, count: int) -> list[Row]:
     """Plain pictures inverted and decoded with a style's prompt: is it the style, is it still that
     picture?"""
     generator, names = torch.Generator().manual_seed(900_004), list(STYLES)
@@ -140,9 +140,9 @@ def measure_inversion(model: models.Model, judge: Judge, count: int) -> list[Row
         true.append(draw(one, style))
         rebuilt.append(models.decode_latents(model, models.encode_image(model, true[-1])))
     drawn, true = torch.cat(drawn), torch.cat(true)
-    objects = top(judge.objects(drawn, pictures, asked), pictures.object)
+    objects = top(evaluator.objects(drawn, pictures, asked), pictures.object)
     rows = [
-        share("inverted, then styled: style as asked", top(judge.styles(drawn, pictures), asked), 0.90),
+        share("inverted, then styled: style as asked", top(evaluator.styles(drawn, pictures), asked), 0.90),
         share("inverted, then styled: object still read, top 1", objects),
     ]
     for name, measure in (("SSIM", metrics.ssim), ("layout", metrics.layout)):
@@ -180,11 +180,13 @@ def measure_photographs(model: models.Model) -> tuple[list[Row], Figure]:
     return rows, show_grid([*above, *below], columns=len(shown), row_titles=["photograph", "rebuilt"])
 
 
-def measure_two_styles(model: models.Model, judge: Judge, count: int, method: str = "epsilon") -> list[Row]:
+def measure_two_styles(
+    model: models.Model, evaluator: Evaluator, count: int, method: str = "epsilon"
+) -> list[Row]:
     """Two styles in one picture with a mask from left to right: does each half show its own?
 
-    Read by the style probe, which looks at a side where it lies, and by the judge, who sees each half mirrored to a
-    whole picture. What they read in the true mixes of the same pictures stands beside it.
+    Read by the style classifier, which looks at a side where it lies, and by the evaluator CLIP, which sees each half
+    mirrored to a whole image. What they read in the ground-truth blends of the same pictures stands beside it.
     """
     generator, names, rows = torch.Generator().manual_seed(900_005), list(STYLES), []
     mask, probe = masks.logistic(20), load_probe()
@@ -204,24 +206,31 @@ def measure_two_styles(model: models.Model, judge: Judge, count: int, method: st
         for k, (side, style) in enumerate(zip(("left", "right"), pair, strict=True)):
             shown, readable = ((found[:, k] == probe.styles.index(style)).float() for found in read)
             name = f"{method}, {' / '.join(pair)}: the {side} side shows {style}"
-            rows += [share(name, shown, 0.95), share("… in the true mixes", readable)]
+            rows += [share(name, shown, 0.95), share("… in the ground-truth blends", readable)]
             asked = torch.full((count,), numbers[k])
-            halves = (top(judge.styles(sides(x)[k], pictures), asked) for x in (drawn, true))
+            halves = (top(evaluator.styles(sides(x)[k], pictures), asked) for x in (drawn, true))
             rows += [
-                share("… by the judge", next(halves)),
-                share("… by the judge in the true mixes", next(halves)),
+                share("… by the evaluator CLIP", next(halves)),
+                share("… by the evaluator CLIP in the ground-truth blends", next(halves)),
             ]
     return rows
 
 
-def evaluate(folder: Path, judge: Judge, count: int = 90, device=None) -> tuple[list[Row], dict[str, Figure]]:
+def evaluate(
+    folder: Path, evaluator: Evaluator, count: int = 90, device=None
+) -> tuple[list[Row], dict[str, Figure]]:
     """All rows for the model in `folder`, and pictures by name. About 10 minutes for a count of 180 on two cores."""
     model = checkpoints.load(folder, device=device)
-    rows = measure_reading(judge, max(count, 180)) + measure_autoencoder(model.vae, count)
-    more, samples = measure_samples(model, judge, max(count, len(STYLES)))
+    rows = measure_reading(evaluator, max(count, 180)) + measure_autoencoder(model.vae, count)
+    more, samples = measure_samples(model, evaluator, max(count, len(STYLES)))
     fewer = max(4, count // 4)
     rebuilt, photographs = measure_photographs(model)
-    rows += more + measure_inversion(model, judge, fewer) + rebuilt + measure_two_styles(model, judge, fewer)
+    rows += (
+        more
+        + measure_inversion(model, evaluator, fewer)
+        + rebuilt
+        + measure_two_styles(model, evaluator, fewer)
+    )
     return rows, {"12_samples": samples, "12_photographs": photographs}
 
 

@@ -72,7 +72,7 @@ def read_log(path: Path) -> dict[str, list[float]]:
 
 def plot_logs(folder: Path) -> Figure:
     """The loss of every stage that has a log in `folder`, and its mean over 20 rows."""
-    logs = {file.stem: read_log(file) for stage in ("autoencoder", "generator", "judge", "unet")
+    logs = {file.stem: read_log(file) for stage in ("autoencoder", "generator", "evaluator", "unet")
             if (file := Path(folder) / f"{stage}.csv").is_file()}  # fmt: skip
     figure = Figure(figsize=(3.2 * max(1, len(logs)), 2.6), layout="constrained")
     for axes, (stage, columns) in zip(

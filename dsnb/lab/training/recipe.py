@@ -1,4 +1,4 @@
-"""The whole recipe: autoencoder, text encoder, judge, UNet and their evaluation, within a budget of minutes.
+"""The whole recipe: autoencoder, text encoder, evaluator, UNet and their evaluation, within a budget of minutes.
 
 Each stage keeps its state in one folder, where the next training run continues. A stage ends when its networks are
 good enough, or when its fraction of the time is used up. Later stages get the time it leaves. Once the UNet has
@@ -24,10 +24,10 @@ from ...plotting import save_figure
 from ..world import captions
 from . import autoencoder as autoencoders
 from . import clip, diffusion
-from .card import HISTORY, write_card, write_history, write_judge_card
+from .card import HISTORY, write_card, write_evaluator_card, write_history
 from .evaluate import evaluate, measure_reading, write_table
+from .evaluator import Evaluator, ground_truth, open_evaluator, top
 from .export import export, plot_logs
-from .judge import Judge, open_judge, top, truth
 from .loop import Plan, save_checkpoint
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 STAGES = {
     "autoencoder": (0.24, (16, 128), (1e-3, 1.5e-3)),
     "generator": (0.10, (32, 256), (7e-4, 1e-3)),
-    "judge": (0.10, (32, 256), (7e-4, 1e-3)),
+    "evaluator": (0.10, (32, 256), (7e-4, 1e-3)),
     "unet": (0.56, (32, 512), (3e-4, 4e-4)),
 }
 CONTINUED = 1 / 3  # of these learning rates, where training starts from exported weights
@@ -58,7 +58,7 @@ class Recipe:
         minutes: of this training run.
         device: "cpu" or "cuda".
         state: folder of checkpoints and logs.
-        out: folder the model is written to, the judge beside it; None writes nothing.
+        out: folder the model is written to, the evaluator CLIP beside it; None writes nothing.
         source: folder of exported weights to start from; None starts from nothing.
         size: of the UNet, see `diffusion.SIZES`.
         latent_scale: the autoencoder's scaling factor; None measures it.
@@ -147,7 +147,7 @@ def start_from(recipe: Recipe) -> Recipe:
         save_checkpoint(state / f"{stage}.pt", {"step": 0, "network": network.state_dict()})
     for name in ("tokenizer", "text_encoder"):
         shutil.copytree(source / name, state / name, dirs_exist_ok=True)
-    for name, kept in ((HISTORY, state), ("", state / "judge")):
+    for name, kept in ((HISTORY, state), ("", state / "evaluator")):
         found = source / name if name else source.with_name(f"{source.name}-judge")
         if found.is_file():
             shutil.copy(found, kept)
@@ -181,34 +181,15 @@ def reading(
     network: clip.Contrast, tokenizer: CLIPTokenizer, device, count: int = 128
 ) -> tuple[float, float]:
     """Fraction of objects and of styles that a contrastive network reads right, from captions alone."""
-    judge = Judge(ForReading(network), tokenizer)
-    images, pictures, styles = truth(count, 7, device)
-    objects = top(judge.objects(images, pictures, styles), pictures.object).mean().item()
-    return objects, top(judge.styles(images, pictures), styles).mean().item()
-
-
-class ForReading(torch.nn.Module):
-    """A `Contrast` behind the two methods of transformers' models that a judge calls."""
-
-    def __init__(self, network: clip.Contrast):
-        super().__init__()
-        self.network = network
-
-    def get_image_features(self, pixel_values):
-        return _Pooled(self.network.from_image(self.network.tower(pixel_values)))
-
-    def get_text_features(self, input_ids):
-        return _Pooled(self.network.from_text(self.network.text(input_ids).pooler_output))
-
-
-@dataclass
-class _Pooled:
-    pooler_output: torch.Tensor
+    evaluator = Evaluator(clip.ContrastClip(network, tokenizer))
+    images, pictures, styles = ground_truth(count, 7, device)
+    objects = top(evaluator.objects(images, pictures, styles), pictures.object).mean().item()
+    return objects, top(evaluator.styles(images, pictures), styles).mean().item()
 
 
 def decodes_well(device):
     """A test for `fit`: is the autoencoder good enough?"""
-    images, _, _ = truth(90, 8, device)
+    images, _, _ = ground_truth(90, 8, device)
 
     def good(network) -> bool:
         value = (
@@ -226,7 +207,9 @@ def plan_for(recipe: Recipe, stage: str, seconds: float) -> Plan:
     """How a stage is trained on this device for `seconds`."""
     _, batches, rates = STAGES[stage]
     gpu = int(torch.device(recipe.device).type != "cpu")
-    offset = {"judge": 1}.get(stage, 0)  # the judge must not start where the generator's network starts
+    offset = {"evaluator": 1}.get(
+        stage, 0
+    )  # the evaluator CLIP must not start where the generator's network starts
     return Plan(
         batches[gpu],
         rates[gpu] * (CONTINUED if recipe.source else 1),
@@ -240,7 +223,7 @@ def plan_for(recipe: Recipe, stage: str, seconds: float) -> Plan:
 
 
 def run(recipe: Recipe) -> Path | None:
-    """Work on the recipe for its minutes; returns the folder of the exported model, the judge beside it.
+    """Work on the recipe for its minutes; returns the folder of the exported model, the evaluator CLIP beside it.
 
     None without `out`, or as long as no UNet has been begun. The evaluation comes on top of the minutes.
     """
@@ -274,14 +257,14 @@ def run(recipe: Recipe) -> Path | None:
         text_encoder = text_encoder.to(device).requires_grad_(False).eval()
     else:
         text_encoder = clip.train("generator", tokenizer, plan("generator"), state, device, good).text
-    judge_plan = plan("judge")
-    if judge_plan.seconds or (state / "judge.pt").is_file():
-        judge = clip.train("judge", tokenizer, judge_plan, state, device, good)
-        clip.save_judge(judge, tokenizer, state / "judge")
-        rows = measure_reading(open_judge(state / "judge", device), 360)
-        write_judge_card(state / "judge", rows, state, judge_plan.batch, judge_plan.seed)
+    evaluator_plan = plan("evaluator")
+    if evaluator_plan.seconds or (state / "evaluator.pt").is_file():
+        evaluator = clip.train("evaluator", tokenizer, evaluator_plan, state, device, good)
+        clip.save_evaluator(evaluator, tokenizer, state / "evaluator")
+        rows = measure_reading(open_evaluator(state / "evaluator", device), 360)
+        write_evaluator_card(state / "evaluator", rows, state, evaluator_plan.batch, evaluator_plan.seed)
         if recipe.out is not None:
-            shutil.copytree(state / "judge", f"{recipe.out}-judge", dirs_exist_ok=True)
+            shutil.copytree(state / "evaluator", f"{recipe.out}-judge", dirs_exist_ok=True)
     unet = diffusion.train(
         autoencoder,
         text_encoder,
@@ -301,8 +284,8 @@ def run(recipe: Recipe) -> Path | None:
     batches = {stage: plan_for(recipe, stage, 0).batch for stage in STAGES}
     write_history(folder, state, batches)
     rows = []
-    if recipe.pictures and (state / "judge").is_dir():
-        rows, drawn = evaluate(folder, open_judge(state / "judge", device), recipe.pictures, device)
+    if recipe.pictures and (state / "evaluator").is_dir():
+        rows, drawn = evaluate(folder, open_evaluator(state / "evaluator", device), recipe.pictures, device)
         write_table(rows, state / "evaluation.csv")
         for name, figure in drawn.items():
             save_figure(figure, figures / name)

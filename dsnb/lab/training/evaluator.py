@@ -1,0 +1,93 @@
+"""What does an image show? The evaluator CLIP reads object and style by comparing an image with captions."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ...metrics.networks import load_clip
+from ...metrics.perceptual import Clip
+from ..world.captions import PARAPHRASES, describe
+from ..world.icons import OBJECTS
+from ..world.styles import STYLES, draw, random_styles
+from ..world.world import Pictures, random_pictures
+
+
+@dataclass
+class Evaluator:
+    """Asks a CLIP which object and which style an image shows; it reads every caption once."""
+
+    clip: Clip
+    _read: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def objects(self, images: torch.Tensor, pictures: Pictures, styles: torch.Tensor) -> torch.Tensor:
+        """Similarity (B, objects) to captions of every object in the image's own scene and style."""
+        names = list(STYLES)
+        templates = [PARAPHRASES[names[style]][0] for style in styles.tolist()]
+        return self._similarity(
+            images,
+            [
+                [template.format(describe(name, scene)) for name in OBJECTS]
+                for template, scene in zip(templates, pictures.scene.tolist(), strict=True)
+            ],
+        )
+
+    def styles(self, images: torch.Tensor, pictures: Pictures) -> torch.Tensor:
+        """Similarity (B, styles) to captions of every style with the image's own object and scene."""
+        shown = zip(pictures.object.tolist(), pictures.scene.tolist(), strict=True)
+        whats = [describe(OBJECTS[index], scene) for index, scene in shown]
+        return self._similarity(
+            images, [[PARAPHRASES[name][0].format(what) for name in STYLES] for what in whats]
+        )
+
+    def _similarity(self, images: torch.Tensor, texts: list[list[str]]) -> torch.Tensor:
+        new = [
+            text for text in dict.fromkeys(text for row in texts for text in row) if text not in self._read
+        ]
+        for start in range(0, len(new), 256):
+            part = new[start : start + 256]
+            self._read.update(zip(part, self.clip.text_features(part), strict=True))
+        seen = torch.cat([self.clip.image_features(part) for part in images.split(64)])
+        return torch.stack(
+            [
+                torch.stack([self._read[text] for text in row]) @ one
+                for one, row in zip(seen, texts, strict=True)
+            ]
+        )
+
+
+def open_evaluator(folder: Path, device="cpu") -> Evaluator:
+    """Open the evaluator CLIP that `clip.save_evaluator` wrote. Raises FileNotFoundError where there is none."""
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"there is no evaluator in {folder}; the stage `evaluator` of the recipe makes it"
+        )
+    return Evaluator(load_clip(folder, device))
+
+
+def sides(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The left and the right halves of images, each completed by its mirror image to an image of one style."""
+    half = images.shape[-1] // 2
+    left, right = images[..., :half], images[..., half:]
+    return torch.cat([left, left.flip(-1)], -1), torch.cat([right.flip(-1), right], -1)
+
+
+def ground_truth(count: int, seed: int, device="cpu") -> tuple[torch.Tensor, Pictures, torch.Tensor]:
+    """Drawn images (count, 3, 128, 128) in all styles, of a seed that training never uses; pictures, styles."""
+    generator = torch.Generator().manual_seed(900_000 + seed)
+    pictures = random_pictures(count, generator)
+    styles = random_styles(pictures, generator)
+    images = [
+        draw(p.to(device), s.to(device)).cpu()
+        for p, s in zip(_batches(pictures), styles.split(64), strict=True)
+    ]
+    return torch.cat(images), pictures, styles
+
+
+def _batches(pictures: Pictures, size: int = 64) -> list[Pictures]:
+    return [pictures[start : start + size] for start in range(0, len(pictures), size)]
+
+
+def top(scores: torch.Tensor, right: torch.Tensor, k: int = 1) -> torch.Tensor:
+    """Whether the right one is among the k best of scores (B,n): float (B,)."""
+    return (scores.topk(k, 1).indices == right.unsqueeze(1)).any(1).float()
