@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import nbformat
-
 from ... import __version__, data_path
 from ...checks import did_you_mean
 
@@ -43,8 +41,7 @@ class Grid:
         """What two runs have in common that may share a table."""
         models = self.varied.get("model", [(self.defaults | self.fixed).get("model")])
         paths = {"bundled": data_path("models")} | {str(m): Path(m).expanduser() for m in models if m}
-        cells = nbformat.reads(self.source, as_version=4).cells
-        code = [text for c in cells if c.cell_type == "code" and (text := _without_comments(c.source))]
+        code = [text for c in _code_cells(self.source) if (text := _without_comments(c.source))]
         return {
             "notebook": self.notebook.name,
             "source": hashlib.sha256(json.dumps(code).encode()).hexdigest(),
@@ -82,7 +79,7 @@ def make_grid(
         why = getattr(error, "strerror", None) or "it is not text"
         raise GridError(f"notebook {str(path)!r} cannot be read: {why}") from None
     try:
-        cells = nbformat.reads(source, as_version=4).cells
+        cells = _code_cells(source)
     except Exception:  # nbformat raises many kinds
         raise GridError(f"notebook {str(path)!r} is not a Jupyter notebook (.ipynb)") from None
     try:
@@ -108,6 +105,12 @@ def make_grid(
     varied = {name: [convert(name, v, *known[name]) for v in values] for name, values in varied.items()}
     varied = {name: list({json.dumps(v): v for v in values}.values()) for name, values in varied.items()}
     return Grid(path, source, {name: default for name, (_, default) in known.items()}, fixed, varied)
+
+
+def _code_cells(source: str) -> list:
+    import nbformat  # here, since it is slow, and Ctrl-C should be a sentence by then
+
+    return [c for c in nbformat.reads(source, as_version=4).cells if c.cell_type == "code"]
 
 
 def _parameters(source: str) -> dict[str, tuple[type | None, object]]:

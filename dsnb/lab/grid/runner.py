@@ -111,7 +111,7 @@ def _run(
     skipped = total - len(missing)
     bar = tqdm(as_completed(futures), total=total, initial=skipped, unit="point", disable=not progress)
     for future in bar:
-        name, outcome = futures[future], _outcome(future, job)
+        name, outcome = futures.pop(future), _outcome(future, job)  # its notebook need not stay in memory
         points[name] = folder.write_point(path, grid, name, outcome)
         errors.append(outcome.error)
         bar.set_postfix(failed=sum(map(bool, errors)))
