@@ -313,7 +313,7 @@ def test_bad_input_is_a_sentence(notebook, tmp_path, capsys, words, sentence):
     [
         (None, "cannot be read: No such file"),
         (b"hello", "is not a Jupyter notebook"),
-        (b"\xff", "cannot be read: it is not text"),
+        (b"\xff", "is not a Jupyter notebook"),
         (nbformat.writes(nbformat.v4.new_notebook()).encode(), "it has no cell tagged 'parameters'"),
     ],
 )

@@ -193,10 +193,9 @@ async def _kernel(run: str, name: str) -> Kernel:
     if kernel is None or kernel.run != run:
         if kernel is not None:
             kernel.end()
-        short = (
-            "/tmp" if len(tempfile.gettempdir()) > 70 else None
-        )  # a socket's path has at most 103 characters
-        sockets = tempfile.TemporaryDirectory(prefix="dsnb-", dir=short, ignore_cleanup_errors=True)
+        # the path of a socket has at most 103 characters
+        place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 70 else "/tmp"
+        sockets = tempfile.TemporaryDirectory(prefix="dsnb-", dir=place, ignore_cleanup_errors=True)
         file = str(Path(sockets.name, "kernel.json"))
         manager = AsyncKernelManager(kernel_name=name, transport="ipc", connection_file=file)
         kernel = _kernels[thread] = Kernel(run, manager, sockets)

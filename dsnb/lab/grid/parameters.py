@@ -73,21 +73,7 @@ def make_grid(
         GridError: if the file is not a notebook, a parameter does not exist, or a value has another type.
     """
     path, fixed = Path(notebook), dict(fixed or {})
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not text"
-        raise GridError(f"notebook {str(path)!r} cannot be read: {why}") from None
-    try:
-        cells = _code_cells(source)
-    except Exception:  # nbformat raises many kinds
-        raise GridError(f"notebook {str(path)!r} is not a Jupyter notebook (.ipynb)") from None
-    try:
-        known = _parameters("\n".join(c.source for c in cells if "parameters" in c.metadata.get("tags", [])))
-    except SyntaxError as error:
-        raise GridError(
-            f"notebook {path.name!r}: the cell tagged 'parameters' is not Python: {error}"
-        ) from None
+    source, known = _read(path)
     for name in [*fixed, *varied]:
         if name not in known:
             ours = f"it has {', '.join(known)}" if known else "it has no cell tagged 'parameters'"
@@ -105,6 +91,24 @@ def make_grid(
     varied = {name: [convert(name, v, *known[name]) for v in values] for name, values in varied.items()}
     varied = {name: list({json.dumps(v): v for v in values}.values()) for name, values in varied.items()}
     return Grid(path, source, {name: default for name, (_, default) in known.items()}, fixed, varied)
+
+
+def _read(path: Path) -> tuple[str, dict[str, tuple[type | None, object]]]:
+    """A notebook as text, and its parameters; GridError if it is no notebook."""
+    try:
+        source = path.read_text(encoding="utf-8")
+        cells = _code_cells(source)
+    except OSError as error:
+        raise GridError(f"notebook {str(path)!r} cannot be read: {error.strerror}") from None
+    except Exception:  # it is not text, JSON or a notebook; nbformat raises many kinds
+        raise GridError(f"notebook {str(path)!r} is not a Jupyter notebook (.ipynb)") from None
+    code = "\n".join(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    try:
+        return source, _parameters(code)
+    except SyntaxError as error:
+        raise GridError(
+            f"notebook {path.name!r}: the cell tagged 'parameters' is not Python: {error}"
+        ) from None
 
 
 def _code_cells(source: str) -> list:
