@@ -25,6 +25,7 @@ from .models import (
     refuse_ip_adapter,
     schedule_of,
 )
+from .regional import Regions, regional_context
 from .sampling import Network, Step, denoise
 
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
@@ -34,7 +35,7 @@ UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alo
 OPTIONS = {
     "one_prompt": ("prompt",),
     "switch": ("combined",),
-    "passes": ("attention", "combined"),
+    "passes": ("attention", "regional", "combined"),
 }
 
 
@@ -61,8 +62,9 @@ def blend(
         prompts: one text per style, in the mask's order.
         mask: where each style goes.
         method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, then the images
-            blended), "epsilon" (blended noise predictions), "attention" (blended cross-attentions) or "combined"
-            (epsilon while the progress is below `switch`, attention after).
+            blended), "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "regional"
+            (attention with `regional.regional_context`) or "combined" (epsilon while the progress is below `switch`,
+            attention after).
         guidance: one number, or one per prompt; default as for `decode`. Method "prompt" takes their mean.
         negative_prompt: the text in place of the empty prompt, which guidance moves away from.
         one_prompt: the text of method "prompt"; default the prompts from left to right.
@@ -305,12 +307,18 @@ def _attention(job: Job) -> Tensor:
     return _hooked(job, switch=0.0)
 
 
+def _regional(job: Job) -> Tensor:
+    """As `_attention`, and each style keeps its own statistics and attends mostly to its own region."""
+    with regional_context(job.model.unet, job.mask, job.size()) as regions:
+        return _hooked(job, switch=0.0, regions=regions)
+
+
 def _combined(job: Job) -> Tensor:
     """The epsilon mask while progress < switch, then attention interpolation, under the same hooks."""
     return _hooked(job, job.switch)
 
 
-def _hooked(job: Job, switch: float) -> Tensor:
+def _hooked(job: Job, switch: float, regions: Regions | None = None) -> Tensor:
     contexts, weights = job.contexts(), job.latent_weights()
     styles = [ALONE + i for i in range(job.mask.n)]
     unet, passes = job.model.unet, job.passes
@@ -319,6 +327,8 @@ def _hooked(job: Job, switch: float) -> Tensor:
         def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
             roles = [UNCONDITIONAL, *(styles if progress < switch else [MIXED])]
             hook.at(progress, [role for role in roles for _ in range(len(x_t))])
+            if regions is not None:
+                regions.at(progress)
             rows = contexts if progress < switch else job.mixed(contexts, weights(progress))
             return job.predict(x_t, t, rows, weights(progress))
 
@@ -330,5 +340,6 @@ METHODS = {
     "pixel": _pixel,
     "epsilon": _epsilon,
     "attention": _attention,
+    "regional": _regional,
     "combined": _combined,
 }

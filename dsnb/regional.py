@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks
-from .attention import check_hookable, token_sizes
+from .attention import check_hookable, layer_level, token_sizes
 from .masks import Mask
 from .models import network_lock
 
@@ -65,46 +65,52 @@ def region_bias(weights: Tensor, strength: float) -> Tensor:
 
 
 class Regions:
-    """What the hooked layers of one block share: the mask at each of the UNet's resolutions."""
+    """What the hooked layers of one block share: the mask at each of the UNet's resolutions, and its bias."""
 
-    def __init__(self, mask: Mask, size: tuple[int, int], strength: float, like: Tensor):
+    def __init__(self, mask: Mask, size: tuple[int, int], levels: set[int], strength: float, like: Tensor):
         self._mask, self._strength, self._like = mask, strength, like
         self._sizes = list(token_sizes(*size).values())
-        self._progress, self._weights, self._biases = None, {}, {}
+        self._attending = [self._sizes[level] for level in levels if level < len(self._sizes)]
+        self._weights: dict[tuple[int, int], Tensor] = {}
+        self._biases: dict[int, Tensor] = {}
+        self._progress = None
         self.on = True
         self.at(0.0)
 
     def at(self, progress: float, on: bool = True) -> None:
         """Called before each UNet call.
 
+        The tensors are made here rather than at first use, so that a compiled UNet finds them ready.
+
         Args:
             progress: of the denoising, from 0 to below 1; only a mask that changes over the steps needs it.
             on: False leaves all layers plain during the next call.
         """
         self.on = on
-        if on and progress != self._progress and (self._mask.timed or self._progress is None):
-            for height, width in self._sizes:
-                weights = self._mask.weights(height, width, progress).to(self._like.device)
-                self._weights[height, width] = weights
-                self._biases.pop(height * width, None)
-            self._progress = progress
+        if self._progress is not None and (not self._mask.timed or progress == self._progress):
+            return
+        self._progress = progress
+        for size in self._sizes:
+            self._weights[size] = self._mask.weights(*size, progress).to(self._like.device)
+        for height, width in self._attending:
+            bias = region_bias(self._weights[height, width], self._strength)
+            self._biases[height * width] = bias.to(self._like.dtype)
 
     def weights(self, height: int, width: int) -> Tensor:
         """The mask (N, height, width)."""
-        if (height, width) not in self._weights:
-            raise ValueError(
-                f"features of {height} x {width} do not fit latents halved as {self._sizes}; pass `size` as the height "
-                "and width of the latents that the UNet is called with"
-            )
-        return self._weights[height, width]
+        return self._look_up(self._weights, (height, width))
 
     def bias(self, tokens: int) -> Tensor:
-        """The bias (tokens, tokens) of self-attention; made at first use, for not every resolution has attention."""
-        if tokens not in self._biases:
-            sizes = {height * width: (height, width) for height, width in self._sizes}
-            weights = self.weights(*sizes.get(tokens, (tokens, 1)))
-            self._biases[tokens] = region_bias(weights, self._strength).to(self._like.dtype)
-        return self._biases[tokens]
+        """The bias (tokens, tokens) of self-attention."""
+        return self._look_up(self._biases, tokens)
+
+    def _look_up(self, found: dict, size) -> Tensor:
+        if size not in found:
+            raise ValueError(
+                f"features of size {size} do not fit latents halved as {self._sizes}; pass `size` as the height and "
+                "width of the latents that the UNet is called with"
+            )
+        return found[size]
 
 
 class RegionalNorm(nn.GroupNorm):
@@ -171,27 +177,29 @@ def regional_context(
         NotImplementedError: for a self-attention with another processor than diffusers' plain one.
     """
     strength = checks.number("strength", strength, 0)
+    unet = getattr(unet, "_orig_mod", unet)  # of a compiled one
+    norms = [name for name, module in unet.named_modules() if isinstance(module, nn.GroupNorm)]
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    names = [name for name in names if strength > 0 and not unet.get_submodule(name).is_cross_attention]
+    norms, names = ([name for name in each if layers is None or layers(name)] for each in (norms, names))
+    if not norms and not names:
+        raise ValueError("layers chooses no group normalisation and no self-attention of this UNet")
     with network_lock(unet):
-        norms = [name for name, module in unet.named_modules() if isinstance(module, nn.GroupNorm)]
-        names = [name.removesuffix(".processor") for name in unet.attn_processors]
-        names = [name for name in names if strength > 0 and not unet.get_submodule(name).is_cross_attention]
-        norms, names = ([name for name in each if layers is None or layers(name)] for each in (norms, names))
-        if not norms and not names:
-            raise ValueError("layers chooses no group normalisation and no self-attention of this UNet")
         if any(isinstance(unet.get_submodule(name), RegionalNorm) for name in norms):
             raise RuntimeError("the UNet is hooked already; leave the first block before entering another")
         check_hookable(unet, names)
-        before = {name: unet.get_submodule(name) for name in norms}
+        plain = {name: unet.get_submodule(name) for name in norms}
         processors = {f"{name}.processor": unet.get_submodule(name).processor for name in names}
-        regions = Regions(mask, size, strength, next(unet.parameters()))
+        levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
+        regions = Regions(mask, size, levels, strength, next(unet.parameters()))
+        ours = {name: RegionalProcessor(processor, regions) for name, processor in processors.items()}
         try:
-            for name, norm in before.items():
+            for name, norm in plain.items():
                 _replace(unet, name, RegionalNorm(norm, regions))
-            ours = {name: RegionalProcessor(plain, regions) for name, plain in processors.items()}
             unet.set_attn_processor({**unet.attn_processors, **ours})
             yield regions
         finally:
-            for name, norm in before.items():
+            for name, norm in plain.items():
                 _replace(unet, name, norm)
             unet.set_attn_processor({**unet.attn_processors, **processors})
 

@@ -36,7 +36,7 @@ def only(style, n=2):
     )
 
 
-BLENDING = ["epsilon", "attention", "combined", "pixel"]
+BLENDING = ["epsilon", "attention", "regional", "combined", "pixel"]
 
 
 @pytest.mark.parametrize("method", BLENDING)
@@ -47,7 +47,7 @@ def test_a_mask_of_one_style_is_that_style_alone(tiny, trajectory, method, style
     torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", BLENDING)
+@pytest.mark.parametrize("method", [method for method in BLENDING if method != "regional"])
 def test_equal_prompts_are_one_prompt_whatever_the_mask(tiny, trajectory, method):
     mixed = run(tiny, trajectory, (LEFT,) * 3, masks.radial(3), method)
     torch.testing.assert_close(mixed, single(tiny, trajectory, LEFT), atol=1e-5, rtol=0)
@@ -71,7 +71,8 @@ def test_three_styles(tiny, trajectory, method):
 
 @pytest.mark.parametrize(
     ("method", "n", "samples", "calls"),
-    [("epsilon", 2, 3, 1), ("epsilon", 4, 5, 1), ("attention", 2, 2, 1), ("attention", 4, 2, 1), ("prompt", 2, 2, 1),
+    [("epsilon", 2, 3, 1), ("epsilon", 4, 5, 1), ("attention", 2, 2, 1), ("attention", 4, 2, 1), ("regional", 3, 2, 1),
+     ("prompt", 2, 2, 1),
      ("pixel", 2, 4, 2)],
 )  # fmt: skip
 def test_unet_samples_per_step(tiny, trajectory, method, n, samples, calls):
@@ -125,7 +126,7 @@ def test_combined_is_epsilon_at_one_end_and_attention_at_the_other(tiny, traject
 
 def test_a_timed_mask_reaches_both_methods(tiny, trajectory):
     late = masks.linear().active([0.0, 0.99], [1.0, 1.0])
-    for method in ("epsilon", "attention"):
+    for method in ("epsilon", "attention", "regional"):
         image = run(tiny, trajectory, mask=late, method=method)
         torch.testing.assert_close(image, single(tiny, trajectory, LEFT), atol=1e-5, rtol=0)
 
@@ -138,7 +139,7 @@ def test_finished_pictures_take_no_timed_mask(tiny, trajectory):
 def test_a_batch_of_pictures(tiny):
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     pair = dsnb.invert(tiny, image, "a bear", steps=8, skip=4, generator=torch.Generator().manual_seed(6))
-    for method in ("epsilon", "attention", "combined"):
+    for method in ("epsilon", "attention", "regional", "combined"):
         both = run(tiny, pair, method=method)
         first = type(pair)(**{**vars(pair), "x_T": pair.x_T[:1], "noises": pair.noises[:, :1]})
         torch.testing.assert_close(both[:1], run(tiny, first, method=method), atol=1e-5, rtol=0)
@@ -299,7 +300,7 @@ def test_passes_that_are_no_weights_are_refused(passes):
             pass
 
 
-@pytest.mark.parametrize("method", ["epsilon", "attention", "combined"])
+@pytest.mark.parametrize("method", ["epsilon", "attention", "regional", "combined"])
 def test_a_compiled_unet_draws_the_same(tiny, trajectory, method, monkeypatch, dynamo):
     expected = run(tiny, trajectory, method=method)
     compiled = torch.compile(tiny.unet, backend="eager", fullgraph=True)
