@@ -34,6 +34,7 @@ test: $(VENV)/.dev  ## checks style and types, runs the unit tests and every not
 
 test-all: test $(VENV)/.browser  ## also the slow tests: default sizes, the wheel, a browser (chromium, fonts-dejavu-core)
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -o addopts=-q tests/browser
 
 docs: $(VENV)/.docs  ## builds the documentation, build/site/index.html; warnings and broken links are errors
 	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site

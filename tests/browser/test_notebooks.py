@@ -3,9 +3,6 @@
 from pathlib import Path
 
 import nbformat
-import pytest
-
-pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 

@@ -2,8 +2,6 @@
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 SETUP = """
 import torch, time
 from dsnb.widgets import explore
