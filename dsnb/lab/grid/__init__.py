@@ -1,7 +1,7 @@
 """Run a notebook over a grid of parameters and collect what it records in one table.
 
 How it works:
-`command.py` is `python -m dsnb run`. `runner.py` takes the grid and sends its points to threads of this process,
+`command.py` is `dsnb run`. `runner.py` takes the grid and sends its points to threads of this process,
 or to the workers of your own Dask cluster.
 `parameters.py` reads the notebook's parameters, checks the values and makes the points.
 `kernels.py` runs one point: nbclient executes the notebook in a Jupyter kernel. Each thread keeps its kernel for

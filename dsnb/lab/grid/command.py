@@ -1,4 +1,4 @@
-"""`python -m dsnb run`: the command line of a grid."""
+"""`dsnb run`: the command line of a grid."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def exit_status(work: Callable[[], int]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m dsnb run`: 0 all points done, 1 some failed, 2 it could not run, 130 it was stopped."""
+    """`dsnb run`: 0 all points done, 1 some failed, 2 it could not run, 130 it was stopped."""
     return exit_status(lambda: _main(argv))
 
 
@@ -55,32 +55,23 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("python -m dsnb run", description="Run a notebook over a grid of parameters.")
-    p.add_argument("notebook", type=Path)
-    p.add_argument(
-        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter"
+    p = argparse.ArgumentParser(
+        "dsnb run",
+        description="Run a notebook over a grid of parameters.",
+        argument_default=argparse.SUPPRESS,  # the defaults are those of `run`
     )
-    p.add_argument(
-        "--grid",
-        action="append",
-        default=[],
-        metavar="NAME=V1,V2",
-        help="vary one: a,b,c or 0:96:8 or ['a','b']",
+    add = p.add_argument
+    add("notebook", type=Path)
+    add("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter")
+    values = "vary one: a,b,c or 0:96:8 or ['a','b']"
+    add("--grid", action="append", default=[], metavar="NAME=V1,V2", help=values)
+    add("--output", type=Path, help="folder of the results (default: runs/<notebook>)")
+    add("--figures", type=Path, help="folder for the figures that the notebook saves (default: none)")
+    add("--workers", type=int, help="points at a time (default: one per GPU, else one per core)")
+    add("--scheduler", metavar="ADDRESS", help="use the Dask cluster at this address")
+    add("--timeout", type=float, help="seconds the scheduler has to answer (default: 30)")
+    limit = (
+        "seconds one point may take before its kernel is ended and it has failed (default: 21600, 6 hours)"
     )
-    p.add_argument("--output", type=Path, help="folder of the results (default: runs/<notebook>)")
-    p.add_argument(
-        "--figures", type=Path, help="folder for the figures that the notebook saves (default: none)"
-    )
-    p.add_argument("--workers", type=int, help="points at a time (default: one per GPU, else one per core)")
-    p.add_argument("--scheduler", metavar="ADDRESS", help="use the Dask cluster at this address")
-    p.add_argument(
-        "--timeout", type=float, default=30.0, help="seconds the scheduler has to answer (default: 30)"
-    )
-    p.add_argument(
-        "--point-timeout",
-        type=float,
-        default=6 * 3600.0,
-        metavar="SECONDS",
-        help="seconds one point may take; then its kernel is ended and it counts as failed (default: 6 hours)",
-    )
+    add("--point-timeout", type=float, metavar="SECONDS", help=limit)
     return p
