@@ -23,7 +23,7 @@ compare: $(VENV)/.lab  ## computes the tables of notebook 10 in full (about two 
 	$(BIN)/dsnb compare
 
 bench: $(VENV)/.lab $(VENV)/.triton  ## measures what each method costs on this machine
-	$(BIN)/dsnb bench --compile
+	$(BIN)/dsnb bench --compile --output figures
 
 JOBS ?= 2
 test: $(VENV)/.dev  ## checks style and types, runs the unit tests and every notebook at toy size

@@ -1,10 +1,10 @@
 """What each method and kernel costs on this machine, every ratio from one run."""
 
 from .command import main, run
-from .harness import Bench, Options, Row, header, median_and_spread, ratios
-from .report import NOT_MEASURED, read_csv, save, tables, text, to_markdown, write_csv
+from .measure import COLUMNS, Bench, median_and_spread
+from .report import markdown, plot_kernels, plot_pictures, read_csv, table
 
 __all__ = [
-    "NOT_MEASURED", "Bench", "Options", "Row", "header", "main", "median_and_spread", "ratios", "read_csv", "run",
-    "save", "tables", "text", "to_markdown", "write_csv",
+    "COLUMNS", "Bench", "main", "markdown", "median_and_spread", "plot_kernels", "plot_pictures", "read_csv", "run",
+    "table",
 ]  # fmt: skip

@@ -1,12 +1,13 @@
-"""Other ways of doing the same, for the bench: the costs to beat, and a saving that changes the picture.
+"""The models and loops of the bench, and the source project's way of computing the same.
 
-The source project's way: the unconditional prediction once per style, one UNet call after the other, every
-attention as a materialised softmax, and the texts' keys and values projected anew at every step.
+That way: the unconditional prediction once per style, one UNet call after the other, every attention as a materialised
+softmax, and the texts' keys and values projected anew at every step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -46,7 +47,7 @@ CONFIGS = {  # the published architectures
 
 
 def random_model(config: dict, device: torch.device, dtype: torch.dtype, name: str = "random") -> Model:
-    """A model that is only a UNet, with random weights: speed does not depend on what they are.
+    """A model that is only a UNet, with random weights, on which speed does not depend.
 
     A UNet with added conditions (SDXL) gets zeros for them at every call.
     """
@@ -54,30 +55,19 @@ def random_model(config: dict, device: torch.device, dtype: torch.dtype, name: s
         unet = UNet2DConditionModel(**config)
     unet = unet.to(dtype).to_empty(device=device).to(memory_format=torch.channels_last).eval()
     generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for module in unet.modules():
-            norm = isinstance(module, nn.GroupNorm | nn.LayerNorm)
-            for key, p in module.named_parameters(recurse=False):
-                if p.ndim > 1:
-                    p.normal_(0, 1 / p[0].numel() ** 0.5, generator=generator)
-                else:
-                    p.fill_(1.0 if norm and key == "weight" else 0.0)
+    for weights in unet.requires_grad_(False).parameters():
+        weights.normal_(0, 0.05, generator=generator)
     if unet.config.addition_embed_type == "text_time":
         width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
 
-        def add(module, args, kwargs):
-            like = {"dtype": dtype, "device": device}
-            kwargs["added_cond_kwargs"] = {
-                "text_embeds": torch.zeros(len(args[0]), width, **like),
-                "time_ids": torch.zeros(len(args[0]), 6, **like),
-            }
-            return args, kwargs
+        def add_conditions(module, args, kwargs):
+            zeros = partial(torch.zeros, device=device, dtype=dtype)
+            added = {"text_embeds": zeros(len(args[0]), width), "time_ids": zeros(len(args[0]), 6)}
+            return args, kwargs | {"added_cond_kwargs": added}
 
-        unet.register_forward_pre_hook(add, with_kwargs=True)
-    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    scheduler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    unet.requires_grad_(False)
-    return Model(SimpleNamespace(unet=unet, scheduler=scheduler), name=name)
+        unet.register_forward_pre_hook(add_conditions, with_kwargs=True)
+    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return Model(SimpleNamespace(unet=unet, scheduler=DDIMScheduler(**noise)), name=name)
 
 
 @dataclass(frozen=True)
@@ -102,20 +92,27 @@ class Loop(Job):
         return self.run(eps)
 
 
-def make_loop(
-    model: Model, mask: Mask, steps: int, guidance: float = 5.0, embeddings: Tensor | None = None
-) -> Loop:
-    """A loop of `steps` steps over random latents (one picture) and, unless given, random embeddings."""
+def make_loop(model: Model, mask: Mask, steps: int) -> Loop:
+    """A loop of `steps` steps over the random latents of one image, with random embeddings."""
     config, like = model.unet.config, {"device": model.device, "dtype": model.dtype}
     generator = torch.Generator().manual_seed(0)
     size = (1, config.in_channels, config.sample_size, config.sample_size)
     x_T, noises = torch.randn(size, generator=generator), torch.randn(steps, *size, generator=generator)
-    if embeddings is None:
-        embeddings = torch.randn(1 + mask.n, 77, config.cross_attention_dim, generator=generator).to(**like)
-    trajectory = Trajectory(x_T, noises, "dpm-encoder", model.name, "", steps, 0, 0.1, 1.0)
-    guidance = torch.full((mask.n,), guidance, device=model.device)
-    prompts = ["style"] * mask.n
-    return Loop(model, trajectory, prompts, mask, guidance, None, 0.5, None, False, embeddings=embeddings)
+    embeddings = torch.randn(1 + mask.n, 77, config.cross_attention_dim, generator=generator).to(**like)
+    return Loop(
+        model=model,
+        trajectory=Trajectory(x_T, noises, "dpm-encoder", model.name, "", steps, 0, 0.1, 1.0),
+        prompts=["style"] * mask.n,
+        mask=mask,
+        guidance=torch.full((mask.n,), 5.0, device=model.device),
+        negative_prompt="",
+        one_prompt=None,
+        switch=0.5,
+        passes=(1.0,),
+        callback=None,
+        progress=False,
+        embeddings=embeddings,
+    )
 
 
 def source_epsilon(job: Job) -> Tensor:
@@ -178,38 +175,3 @@ def processors(unet: nn.Module, everywhere, cross=None) -> Iterator[None]:
         yield
     finally:
         unet.set_attn_processor(before)
-
-
-@contextmanager
-def reuse_deep_features(unet: nn.Module, every: int) -> Iterator[None]:
-    """Computes all but the outermost blocks only at every `every`-th call (≥ 1), else takes their last outputs.
-
-    Ma et al. 2023, "DeepCache": deep features change little from step to step; the picture changes a little.
-    """
-    deep = [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
-    calls = 0
-
-    def count(module, args, kwargs):
-        nonlocal calls
-        calls += 1
-
-    def cached(forward: Callable) -> Callable:
-        last = None
-
-        def call(*args, **kwargs):
-            nonlocal last
-            if (calls - 1) % every == 0 or last is None:
-                last = forward(*args, **kwargs)
-            return last
-
-        return call
-
-    handle = unet.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        for block in deep:
-            block.forward = cached(block.forward)
-        yield
-    finally:
-        handle.remove()
-        for block in deep:
-            del block.forward

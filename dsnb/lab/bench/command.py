@@ -1,20 +1,18 @@
-"""Measure what everything costs: one code path for `python -m dsnb bench` and for the notebook."""
+"""`dsnb bench`: measures what everything costs; the notebook calls `run`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from ...checkpoints import choose_device, choose_dtype
-from .harness import CLOCKS, Bench, Options, Row, header
-from .report import kind, save, tables
+from ...plotting import figures_folder
+from .measure import COLUMNS, Bench, header
+from .report import csv_path, table, write_csv, write_report
 from .sections import MODELS, SECTIONS
-
-DTYPES = ("float32", "bfloat16", "float16")
-TABLE = {"models": tuple(MODELS), "styles": (2, 3, 5)}  # what the table in figures/ holds
 
 
 def run(
@@ -27,102 +25,73 @@ def run(
     repeats: int = 5,
     steps: int | None = None,
     compiled: bool = False,
-    threads: int | None = None,
-    clock: str = "wall",
     progress: bool = True,
-) -> tuple[dict[str, str], list[Row]]:
-    """Measures the named sections (default: all of SECTIONS) -> the header and the rows.
+) -> tuple[dict[str, str], pd.DataFrame]:
+    """Measures sections of the table.
 
-    models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets, random weights. styles: the
-    numbers of prompts. repeats: of each measurement (of SDXL on a CPU at most 2, and of its pictures alone). steps:
-    denoising steps per picture (default: all for the bundled model, 1 for the others, scaled up). compiled: also
-    measure `torch.compile`, which takes minutes. threads: of the CPU (default: as torch chose). clock: "wall", or
-    "processor": the time the CPU worked for this process, fair on a busy machine with threads=1.
-    Raises ValueError for an unknown section, model or clock, and for numbers below 1.
+    Args:
+        sections: any of SECTIONS; default all.
+        models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets with random weights.
+        styles: numbers of prompts.
+        device: default the best there is.
+        dtype: default the fastest that the device multiplies natively.
+        repeats: of each measurement.
+        steps: denoising steps per image; default all for the bundled model, one for the others, scaled up.
+        compiled: measure `torch.compile` too, which takes minutes.
+        progress: show bars.
+
+    Returns:
+        The header, and a row per number with the columns section, case, variant, metric, value, spread, unit.
+
+    Raises:
+        ValueError: for an unknown section or model, and for numbers below 1.
     """
-    for name, given, known in (
-        ("sections", sections or (), SECTIONS),
-        ("models", models, MODELS),
-        ("clock", (clock,), CLOCKS),
-    ):
+    for name, given, known in (("sections", sections or (), SECTIONS), ("models", models, MODELS)):
         unknown = [x for x in given if x not in known]
         if unknown:
             raise ValueError(f"{name} must be of {', '.join(known)}; got {', '.join(unknown)}")
-    counts = {"repeats": repeats, "styles": min(styles, default=0), "steps": steps, "threads": threads}
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    for name, number in {"repeats": repeats, "styles": min(styles, default=0), "steps": steps or 1}.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     device = choose_device(device)
-    bench = Bench(device, dtype or choose_dtype(device), repeats, [], progress, clock)
-    options = Options(tuple(models), tuple(styles), steps, compiled)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads or before)
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            head = header(bench)
-            for name in sections or SECTIONS:
-                SECTIONS[name](bench, options)
-    finally:
-        torch.set_num_threads(before)
-    return head, bench.rows
+    dtype = dtype or choose_dtype(device)
+    bench = Bench(device, dtype, repeats, tuple(models), tuple(styles), steps, compiled, progress)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        head = header(bench)
+        for name in sections or SECTIONS:
+            SECTIONS[name](bench)
+    return head, pd.DataFrame(bench.rows, columns=list(COLUMNS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m dsnb bench`: the header, the tables, and the files they were written into."""
-    p = argparse.ArgumentParser("python -m dsnb bench", description="Measure what everything costs.")
-    p.add_argument(
-        "--sections", nargs="+", default=list(SECTIONS), help=f"of {' '.join(SECTIONS)}; default: all"
-    )
-    p.add_argument(
-        "--models",
-        nargs="+",
-        default=TABLE["models"],
-        help="of bundled, 'SD 1.5', SDXL; default: all",
-    )
-    p.add_argument("--styles", nargs="+", type=int, default=TABLE["styles"], help="how many; default: 2 3 5")
+    """The command: measures, prints the tables, and writes them into a folder."""
+    p = argparse.ArgumentParser("dsnb bench", description="Measure what everything costs.")
+    p.add_argument("--sections", nargs="+", help=f"of {' '.join(SECTIONS)}; default: all")
+    p.add_argument("--models", nargs="+", default=MODELS, help=f"of {', '.join(MODELS)}; default: all")
+    p.add_argument("--styles", nargs="+", type=int, default=(2, 3, 5), help="how many; default: 2 3 5")
     p.add_argument("--device", help="cpu, cuda, …; default: the best there is")
-    p.add_argument("--dtype", choices=DTYPES, help="default: the fastest that the device multiplies natively")
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the fastest")
     p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--steps", type=int, help="denoising steps per measured picture")
+    p.add_argument(
+        "--steps", type=int, help="denoising steps per image; default: all, or 1 of a large model's"
+    )
     p.add_argument("--compile", action="store_true", help="measure torch.compile too, which takes minutes")
-    p.add_argument("--threads", type=int, help="threads of the CPU")
-    p.add_argument(
-        "--clock", default="wall", help="wall, or processor (for a busy machine, with --threads 1)"
-    )
-    p.add_argument(
-        "--output",
-        help="folder of the tables and plots; default: figures/ for the whole table, that is with --compile, no fewer "
-        "repeats, sections, models and styles than by default, and nothing else set; else runs/bench/, so that a part "
-        "never replaces it",
-    )
+    p.add_argument("--output", type=Path, help="folder of the tables and figures; default: runs/bench")
+    p.add_argument("--report", action="store_true", help="measure nothing: write 11_cost.md and the figures anew "
+                   "from the CSV files in --output, by default the repository's figures/")  # fmt: skip
     a = p.parse_args(argv)
-    usual = all(getattr(a, name) == p.get_default(name) for name in ("steps", "dtype", "threads", "clock"))
-    whole = (
-        usual
-        and a.compile
-        and a.repeats >= p.get_default("repeats")
-        and all(
-            set(p.get_default(name)) <= set(getattr(a, name)) for name in ("sections", "models", "styles")
-        )
-    )
     try:
-        head, rows = run(
-            a.sections,
-            models=a.models,
-            styles=a.styles,
-            device=a.device,
-            dtype=a.dtype and getattr(torch, a.dtype),
-            repeats=a.repeats,
-            steps=a.steps,
-            compiled=a.compile,
-            threads=a.threads,
-            clock=a.clock,
-        )
-        for key, value in head.items():
-            sys.stdout.write(f"{key}: {value}\n")
-        sys.stdout.write(f"\n{tables({kind(head): rows})}\n")
-        for path in save(head, rows, a.output or (None if whole else Path("runs", "bench"))):
-            sys.stdout.write(f"{path}\n")
+        folder = a.output or (figures_folder() if a.report else Path("runs", "bench"))
+        if not a.report:
+            options = {"models": a.models, "styles": a.styles, "repeats": a.repeats, "steps": a.steps}
+            dtype = a.dtype and getattr(torch, a.dtype)
+            head, rows = run(a.sections, **options, device=a.device, dtype=dtype, compiled=a.compile)
+            print(*(f"{key}: {value}" for key, value in head.items()), sep="\n")
+            for section in rows.section.unique():
+                print(f"\n{section}\n\n{table(rows, section).to_markdown()}")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_csv(csv_path(folder, "cpu" if head["kind"] == "cpu" else "cuda"), head, rows)
+        print(*write_report(folder), sep="\n")
     except (ValueError, OSError, RuntimeError) as error:
         p.exit(2, f"{error}\n")
     return 0

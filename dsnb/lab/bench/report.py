@@ -1,95 +1,142 @@
-"""The bench's rows as CSV, as Markdown and as plots in `figures/`."""
+"""The bench's rows as CSV, as Markdown and as figures."""
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 
+import pandas as pd
+from matplotlib.figure import Figure
+
 from ...files import write_whole
-from ...plotting import figures_folder
-from . import plots
-from .baselines import CONFIGS
-from .harness import Row
+from ...plotting import STYLE_COLORS, save_figure
 
-NOT_MEASURED = "not measured"
+KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def write_csv(path: Path, head: dict[str, str], rows: Sequence[Row]) -> Path:
+def write_csv(path: Path, head: dict[str, str], rows: pd.DataFrame) -> None:
     """The header as comment lines, then the rows."""
-    file = io.StringIO()
-    file.writelines(f"# {key}: {value}\n" for key, value in head.items())
-    writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_whole(path, file.getvalue().encode())
-    return path
+    comments = "".join(f"# {key}: {value}\n" for key, value in head.items())
+    write_whole(path, f"{comments}{rows.to_csv(index=False)}".encode())
 
 
-def read_csv(path: Path) -> tuple[dict[str, str], list[Row]]:
+def read_csv(path: Path) -> tuple[dict[str, str], pd.DataFrame]:
     """What `write_csv` wrote."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text().splitlines()
     head = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
-    table = csv.DictReader(line for line in lines if not line.startswith("# "))
-    return head, [Row(**{**r, "value": float(r["value"]), "spread": float(r["spread"])}) for r in table]
+    return head, pd.read_csv(path, comment="#", keep_default_na=False)
 
 
-def to_markdown(results: dict[str, tuple[dict[str, str], Sequence[Row]]]) -> str:
-    """The headers and the tables; `results`: "CPU" and "GPU" -> header, rows."""
-    lines = ["# What everything costs", ""]
-    for device in ("CPU", "GPU"):
-        head = results.get(device, ({"device": NOT_MEASURED}, []))[0]
-        lines += [f"**{device}**: " + "; ".join(f"{key} {value}" for key, value in head.items()), ""]
-    return "\n".join(lines) + "\n" + tables({device: rows for device, (_, rows) in results.items()})
+def table(rows: pd.DataFrame, section: str) -> pd.DataFrame:
+    """One section as texts: a line per case and variant, a column per metric."""
+    rows = rows[rows.section == section]
+    texts = [text(*row) for row in zip(rows.value, rows.spread, rows.unit, strict=True)]
+    wide = rows.assign(text=texts).pivot_table("text", ["case", "variant"], "metric", "first", sort=False)
+    return wide.fillna("").rename_axis(columns=None)
 
 
-def tables(results: dict[str, Sequence[Row]]) -> str:
-    """One table per section, a column per kind of device; a large model that nobody measured has a line too."""
-    lines: list[str] = []
-    found: dict[tuple, dict[str, Row]] = {}
-    for device, rows in results.items():
-        for row in rows:
-            found.setdefault((row.section, row.case, row.variant, row.metric), {})[device] = row
-    for section in dict.fromkeys(key[0] for key in found):
-        lines += [f"## {section}", "", "| case | variant | measure | CPU | GPU |", "|---|---|---|---|---|"]
-        for (part, *names), by_device in found.items():
-            if part == section:
-                cells = [text(by_device[d]) if d in by_device else NOT_MEASURED for d in ("CPU", "GPU")]
-                lines.append(f"| {' | '.join([*names, *cells])} |")
-        if section in ("pictures", "overhead"):
-            cases = [key[1] for key in found if key[0] == section]
-            missing = [name for name in CONFIGS if not any(case.startswith(name) for case in cases)]
-            lines += [f"| {name} | | | {NOT_MEASURED} | {NOT_MEASURED} |" for name in missing]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def text(row: Row) -> str:
+def text(value: float, spread: float, unit: str) -> str:
     """A value and its spread, in the unit that reads best."""
-    scale, unit = next(
-        (
-            (s, u)
-            for limit, s, u in ((1e-3, 1e6, "µs"), (1, 1e3, "ms"))
-            if row.unit == "s" and row.value < limit
-        ),
-        (1, row.unit),
+    if unit == "s" and value < 1:
+        scale, unit = (1e6, "µs") if value < 1e-3 else (1e3, "ms")
+        value, spread = value * scale, spread * scale
+    return f"{digits(value)}{f' ± {digits(spread, 2)}' if spread else ''} {unit}".strip()
+
+
+def digits(value: float, count: int = 3) -> str:
+    """A number with `count` significant digits, large ones whole."""
+    return f"{value:.0f}" if abs(value) >= 10**count - 0.5 else f"{value:.{count}g}"
+
+
+def markdown(folder: Path) -> str:
+    """The tables of the CSV files in a folder, one per section and kind of device."""
+    parts = ["# What everything costs"]
+    for kind, name in KINDS.items():
+        file = csv_path(folder, kind)
+        if not file.is_file():
+            parts.append(f"**{name}**: not measured")
+            continue
+        head, rows = read_csv(file)
+        parts.append(f"**{name}**: " + "; ".join(f"{key} {value}" for key, value in head.items()))
+        for section in rows.section.unique():
+            lines = table(rows, section).reset_index()
+            parts += [f"## {section}, {name}", lines.to_markdown(index=False, disable_numparse=True)]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_path(folder: Path, kind: str) -> Path:
+    """Where the rows of this kind of device, "cpu" or "cuda", are kept."""
+    return Path(folder) / f"11_cost_{KINDS[kind].lower()}.csv"
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Writes 11_cost.md and the figures from the CSV files in a folder -> the files."""
+    written = [Path(folder) / "11_cost.md"]
+    write_whole(written[0], markdown(folder).encode())
+    figures = {"pictures": plot_pictures, "kernels": plot_kernels, "steps": plot_steps}
+    for kind in KINDS:
+        if csv_path(folder, kind).is_file():
+            rows, suffix = read_csv(csv_path(folder, kind))[1], "" if kind == "cpu" else "_gpu"
+            for section in rows.section[rows.section.isin(figures)].unique():
+                written.append(save_figure(figures[section](rows), str(folder / f"11_{section}{suffix}.png")))
+    return written
+
+
+def plot_pictures(rows: pd.DataFrame) -> Figure:
+    """Seconds of every method's loop, one panel per case; the source project's way in another color."""
+    found = rows[(rows.section == "pictures") & (rows.metric == "loop per picture")]
+    figure, panels = _panels(found.case.nunique())
+    for axes, (case, bars) in zip(panels, found.groupby("case", sort=False), strict=True):
+        _bars(axes, bars, bars.variant.str.startswith("source"))
+        axes.set(title=case, xlabel="seconds of an image's loop")
+    return figure
+
+
+def plot_kernels(rows: pd.DataFrame) -> Figure:
+    """Time over the lower bound for each variant, one panel per case."""
+    found = rows[(rows.section == "kernels") & (rows.metric == "time")]
+    figure, panels = _panels(found.case.nunique())
+    for axes, (case, times) in zip(panels, found.groupby("case", sort=False), strict=True):
+        floor, bars = times[times.variant == "floor"].value.item(), times[times.variant != "floor"]
+        _bars(axes, bars, bars.variant != "dsnb", floor)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_title(case, fontsize=8)
+        axes.set_xlabel("time over the floor (1: as fast as memory)")
+    return figure
+
+
+def plot_steps(rows: pd.DataFrame) -> Figure:
+    """Each measure against the number of steps, a line per method."""
+    found = rows[rows.section == "steps"]
+    found = found.join(
+        found.variant.str.extract(r"(?P<method>.*), (?P<steps>\d+) steps").astype({"steps": int})
     )
-    spread = f" ± {plots.digits(row.spread * scale, 2)}" if row.spread else ""
-    return f"{plots.digits(row.value * scale)}{spread} {unit}".strip()
+    figure, panels = _panels(found.metric.nunique())
+    for axes, (metric, lines) in zip(panels, found.groupby("metric", sort=False), strict=True):
+        for color, (method, line) in zip(STYLE_COLORS, lines.groupby("method", sort=False), strict=False):
+            axes.errorbar(line.steps, line.value, line.spread, marker="o", color=color, label=method)
+        axes.set_title(metric, fontsize=9)
+        axes.set_xlabel("denoising steps")
+        axes.legend(frameon=False)
+    return figure
 
 
-def kind(head: dict[str, str]) -> str:
-    """The column of a run with this header: "CPU" or "GPU"."""
-    return "CPU" if head["kind"] == "cpu" else "GPU"
+def _panels(count: int) -> tuple[Figure, list]:
+    columns = min(2, count)
+    figure = Figure(figsize=(5 * columns, 2.4 * -(-count // columns)), layout="constrained")
+    panels = list(figure.subplots(-(-count // columns), columns, squeeze=False).flat)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
 
 
-def save(head: dict[str, str], rows: Sequence[Row], folder: str | Path | None = None) -> list[Path]:
-    """Writes 11_cost_cpu.csv or 11_cost_gpu.csv, the Markdown table of both, and the plots, into figures/."""
-    folder = figures_folder() if folder is None else Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {device: folder / f"11_cost_{device.lower()}.csv" for device in ("CPU", "GPU")}
-    written = write_csv(files[kind(head)], head, rows)
-    results = {device: read_csv(file) for device, file in files.items() if file.is_file()}
-    table = folder / "11_cost.md"
-    write_whole(table, f"{to_markdown(results)}\n".encode())
-    return [written, table, *plots.save_all(rows, folder, suffix="" if kind(head) == "CPU" else "_gpu")]
+def _bars(axes, bars: pd.DataFrame, second: Sequence[bool], unit: float = 1.0) -> None:
+    """Horizontal bars, the first on top, with their spread and their number; the `second` in another color."""
+    values, spreads = bars.value / unit, bars.spread / unit
+    colors = [STYLE_COLORS[int(other)] for other in second]
+    axes.barh(range(len(bars)), values, xerr=spreads, color=colors, height=0.7)
+    axes.set_yticks(range(len(bars)), bars.variant, fontsize=8)
+    axes.invert_yaxis()
+    for i, (value, spread) in enumerate(zip(values, spreads, strict=True)):
+        axes.annotate(f" {digits(value)}", (value + spread, i), va="center", fontsize=8)
+    axes.margins(x=0.15)
