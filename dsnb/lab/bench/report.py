@@ -20,7 +20,7 @@ def write_csv(path: Path, head: dict[str, str], rows: pd.DataFrame) -> None:
 
 def read_csv(path: Path) -> tuple[dict[str, str], pd.DataFrame]:
     """What `write_csv` wrote."""
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     head = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     return head, pd.read_csv(path, comment="#", keep_default_na=False)
 
