@@ -442,7 +442,7 @@ def test_the_evaluation_and_the_card(exported, tmp_path, monkeypatch):
     card_text, table = (folder / "README.md").read_text(), (state / "evaluation.csv").read_text()
     assert "| unet" in card_text and "from the seed (0" in card_text and "{{" not in card_text
     for measured in ("style shown is the style asked", "object shown is the object asked, plain, top 5",
-                     "… in the ground-truth blends", "… more than from fresh noise", "photo_cat"):  # fmt: skip
+                     "both sides right: attention", "… more than from fresh noise", "photo_cat"):  # fmt: skip
         assert measured in card_text and measured in table
     assert "nan" not in table
     for name in ("12_samples", "12_photographs", "12_logs"):

@@ -82,7 +82,7 @@ def uncertain(rows: list[Row]) -> str:
     lines, subject = [], ""
     for before, row in zip([None, *rows], rows, strict=False):
         name = f"{subject} {row.name}" if row.name.startswith("…") else row.name
-        if row.passed and row.value - row.error < row.bar:
+        if row.passed and abs(row.value - row.bar) < row.error:
             lines.append(f"- {name}: met by less than one standard error.")
         if "in the ground" in row.name and row.value - before.value > 2 * math.hypot(row.error, before.error):
             what = f"{subject} {before.name}" if before.name.startswith("…") else before.name
