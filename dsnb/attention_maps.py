@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import checks
 from .attention import check_hookable, cross_attention_layers, token_sizes
 from .kernels import attention_with_maps
 from .masks import Mask, from_weights
@@ -51,11 +52,9 @@ def record_attention(
     names = _chosen(cross_attention_layers(unet), layers)
     check_hookable(unet, names)
     heads = min(unet.get_submodule(name).heads for name in names)
-    if not 1 <= groups <= heads:
-        raise ValueError(f"groups must be between 1 and {heads}, the fewest heads of a layer; got {groups}")
-    if buckets < 1:
-        raise ValueError(f"buckets must be at least 1, got {buckets}")
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    groups = checks.integer("groups", groups, 1, heads)  # the fewest heads of a layer
+    buckets = checks.integer("buckets", buckets, 1)
+    prompts = [prompts] if isinstance(prompts, str) else checks.texts("prompts", prompts)
     with model.lock:
         before = dict(unet.attn_processors)
         maps = AttentionMaps(model, prompts, size, groups, buckets)

@@ -1,5 +1,6 @@
 """Images from files, PIL or arrays, as float32 tensors (1, 3, H, W) in [0, 1]."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF
 
 
 def read_image(
-    source: str | Path | Image.Image | np.ndarray, model=None, size: int | tuple[int, int] | None = None
+    source: str | os.PathLike | Image.Image | np.ndarray,
+    model=None,
+    size: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """An image as a tensor (1, 3, H, W) in [0, 1], resized and centre-cropped to fill the size.
 
@@ -72,19 +75,20 @@ def read_grey(source) -> np.ndarray:
 def to_pil(image: Tensor) -> Image.Image:
     """One image tensor (3, H, W) or (1, 3, H, W) in [0, 1] as a PIL image of 8 bits.
 
-    Values outside [0, 1] are clipped.
-
     Raises:
         TypeError: for something that is not a tensor.
-        ValueError: for another shape, and for NaN or infinite values.
+        ValueError: for another shape, and for values that are not finite or lie outside [0, 1] by more than 0.001.
     """
     checks.instance("image", image, Tensor, "torch.as_tensor(array) makes one")
     if image.dim() == 4 and len(image) == 1:
         image = image[0]
     if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"image must have the shape (3, H, W) or (1, 3, H, W), got {tuple(image.shape)}")
-    if not image.is_floating_point() or not torch.isfinite(image).all():
-        raise ValueError(f"image must hold finite floating-point numbers in [0, 1], got {image.dtype}")
+    low, high = image.min().item(), image.max().item()
+    if not image.is_floating_point() or not (low >= -1e-3 and high <= 1 + 1e-3):  # also for NaN
+        raise ValueError(
+            f"image must hold floating-point numbers in [0, 1], got {image.dtype} from {low} to {high}"
+        )
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
 
@@ -103,18 +107,19 @@ def _size(size) -> tuple[int, int]:
 def _open(source) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.is_dir():
-            raise ValueError(f"image {str(path)!r} is a folder; name an image file")
-        if path.exists() and not path.is_file():  # reading a pipe or a device might never end
-            raise ValueError(f"image {str(path)!r} is not a regular file")
-    elif not isinstance(source, Image.Image) and not hasattr(source, "read"):
+    path = isinstance(source, str | os.PathLike)
+    if not path and not isinstance(source, Image.Image) and not hasattr(source, "read"):
         raise TypeError(f"image must be a file, a PIL image or a numpy array, got a {type(source).__name__}")
-    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", type(source).__name__)
+    name = os.fspath(source) if path else getattr(source, "name", type(source).__name__)
     try:
+        if path and not Path(source).is_file():  # reading a pipe or a device might never end
+            if not Path(source).exists():
+                raise FileNotFoundError
+            raise ValueError("it is a folder, or not a regular file")
         picture = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
         picture.load()
+        if 0 in picture.size:
+            raise ValueError("it has no pixels")
     except FileNotFoundError:
         raise FileNotFoundError(f"image {name!r} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

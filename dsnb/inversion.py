@@ -76,7 +76,7 @@ class Trajectory:
                 f"x_T, got {tuple(self.noises.shape)}"
             )
         plain = {
-            "method": checks.text("method", self.method),
+            "method": checks.one_of("method", self.method, (*METHODS, FROM_NOISE)),
             "model": checks.text("model", self.model),
             "caption": checks.one_or_each("caption", self.caption, len(self.x_T)),
             "steps": steps,
@@ -246,7 +246,8 @@ def from_noise(
 def _image_size(model: Model, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Height and width of the latents for a size in pixels."""
     factor = model.latent_factor * model.family.patch
-    sides = [model.image_size] * 2 if size is None else [size] * 2 if isinstance(size, int) else list(size)
+    size = model.image_size if size is None else size
+    sides = list(size) if isinstance(size, tuple | list) else [size] * 2
     if len(sides) != 2:
         raise ValueError(f"size must be one number, or height and width; got {size}")
     sides = [checks.integer("size", side, factor, LARGEST_SIDE) for side in sides]

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import checks
-from .images import read_grey
+from .images import LARGEST_SIDE, read_grey
 
 Field = Callable[[Tensor, Tensor, float], Tensor]
 SUPERSAMPLE = 8  # points per cell and axis when a cell is averaged
@@ -34,6 +34,15 @@ class Mask:
     field: Field
     timed: bool = False  # whether the weights change over the denoising steps
 
+    def __post_init__(self):
+        object.__setattr__(self, "n", checks.integer("n", self.n, 1, MOST))
+        if not callable(self.field):
+            raise TypeError(f"field must be a function of x, y and progress, got {self.field!r}")
+        y, x = _grid(_centres(4), _centres(4))
+        early, late = (torch.as_tensor(self.field(x, y, progress)) for progress in (0.0, 0.5))
+        if not self.timed and not torch.equal(early.nan_to_num(), late.nan_to_num()):
+            raise ValueError("field must not change with progress, or from call to call, unless timed=True")
+
     def weights(self, height: int, width: int, progress: float = 0.0, sampling: str = "area") -> Tensor:
         """The weights at one resolution, which sum to 1 at each pixel.
 
@@ -49,7 +58,10 @@ class Mask:
         Raises:
             ValueError: for negative or non-finite weights, or a position where every style has weight 0.
         """
-        height, width = checks.integer("height", height, 1), checks.integer("width", width, 1)
+        height, width = (
+            checks.integer(name, side, 1, LARGEST_SIDE)
+            for name, side in (("height", height), ("width", width))
+        )
         progress = checks.number("progress", progress, 0, 1)
         if sampling == "endpoints":
             y, x = _grid(torch.linspace(0, 1, height), torch.linspace(0, 1, width))
@@ -68,7 +80,12 @@ class Mask:
         return (raw / raw.sum(0, keepdim=True)).float()
 
     def _field(self, x: Tensor, y: Tensor, progress: float) -> Tensor:
-        raw = self.field(x, y, progress).double()
+        raw = self.field(x, y, progress)
+        if not isinstance(raw, Tensor) or raw.is_complex():
+            raise TypeError(
+                f"the mask's field must return a tensor of real numbers, got {type(raw).__name__}"
+            )
+        raw = raw.double()
         if raw.shape != (self.n, *x.shape):
             raise ValueError(
                 f"the mask's field must return {(self.n, *x.shape)} numbers, got {tuple(raw.shape)}"
@@ -211,11 +228,14 @@ def from_weights(weights: np.ndarray | Tensor) -> Mask:
         TypeError: for something that is not an array of numbers.
         ValueError: for another shape, and for negative or non-finite weights.
     """
-    weights = weights.detach().cpu() if isinstance(weights, Tensor) else np.asarray(weights)
+    if isinstance(weights, Tensor) and (weights.is_complex() or weights.layout != torch.strided):
+        raise TypeError("weights must be a dense array of real numbers, got a complex or a sparse tensor")
     try:
-        array = torch.as_tensor(weights, dtype=torch.float64)
-    except TypeError:
-        raise TypeError(f"weights must be an array of numbers, got {weights.dtype}") from None
+        if not isinstance(weights, Tensor):
+            weights = torch.from_numpy(np.asarray(weights).astype(np.float64, casting="same_kind"))
+        array = weights.detach().cpu().double().clone()  # a later change of the array leaves the mask alone
+    except (TypeError, ValueError):
+        raise TypeError(f"weights must be an array of real numbers, got a {type(weights).__name__}") from None
     if array.dim() != 3 or array.shape[0] < 2 or 0 in array.shape:
         raise ValueError(f"weights must have the shape (N >= 2, H, W), got {tuple(array.shape)}")
     if not torch.isfinite(array).all() or (array < 0).any():

@@ -243,6 +243,8 @@ def save_figure(picture, name, parameters=None, sidecar=False):
     at all. OSError names the folder where it cannot be written.
     """
     path = Path(name)
+    if not path.name:
+        raise ValueError(f"name must be the name of a file, got {str(name)!r}")
     path = path if path.name != str(name) else figures_folder() / path
     path = path if path.suffix.lower() == ".png" else path.with_name(path.name + ".png")
     files = {path: png_bytes(picture, parameters, LARGEST_FILE)}

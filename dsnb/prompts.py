@@ -33,7 +33,7 @@ def pairs() -> list[tuple[str, str]]:
 
 def known(style: str) -> str | None:
     """The name of a style in any spelling, such as "Van Gogh" for "vangogh"; None for a text of the user's own."""
-    return _spellings().get(_plain(style))
+    return _spellings().get(_plain(checks.text("style", style)))
 
 
 def title(style: str) -> str:
@@ -62,7 +62,7 @@ def prompt(style: str, caption: str) -> str:
         return _style(style)["template"].replace(PLACEHOLDER, caption)
     if PLACEHOLDER in style:
         return style.replace(PLACEHOLDER, caption)
-    if len(style.split()) < 2 or checks.did_you_mean(style, _spellings(), cutoff=0.85):
+    if len(style.split()) < 2 or checks.did_you_mean(style, _readable(), cutoff=0.85):
         _style(style)  # says what would be right
     return style
 
@@ -72,7 +72,9 @@ def one_prompt(styles: Sequence[str], caption: str) -> str:
 
     With more than two styles they are listed from left to right.
     """
-    phrases = [phrase(style) for style in styles]
+    phrases = [phrase(style) for style in checks.texts("styles", styles)]
+    if len(phrases) < 2:
+        raise ValueError(f"styles must be at least two, got {len(phrases)}")
     if len(phrases) == 2:
         return f"A {phrases[0]} on the left and a {phrases[1]} on the right of {caption}"
     listed = ", ".join(f"a {phrase}" for phrase in phrases)
@@ -97,6 +99,8 @@ def picture(name: str | Path, caption: str = "") -> Picture:
     Raises:
         ValueError: for a name that is neither, with the nearest one, and for a file without a caption.
     """
+    if not isinstance(name, Path):
+        checks.text("image", name)
     ours = {p.name: p for p in pictures()}
     if str(name) in ours:
         found = ours[str(name)]
@@ -115,13 +119,18 @@ def _style(style: str) -> dict:
     if name is None:
         raise ValueError(
             f"style must be one of {', '.join(names())}, a text with {PLACEHOLDER} in it or a whole prompt; "
-            f"got {style!r}{checks.did_you_mean(style, _spellings())}"
+            f"got {style!r}{checks.did_you_mean(style, _readable())}"
         )
     return _data()["styles"][name]
 
 
 def _plain(style: str) -> str:
     return "".join(letter for letter in style.lower() if letter.isalnum())
+
+
+def _readable() -> list[str]:
+    """Titles and names of the styles, for messages."""
+    return [*(style["title"] for style in _data()["styles"].values()), *names()]
 
 
 @cache

@@ -1,6 +1,7 @@
 """Imports point one way: a module or package imports from the tiers below its own, nothing else."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,15 @@ def test_every_text_file_is_utf_8():
                 and not any(isinstance(arg, ast.Constant) and "b" in str(arg.value) for arg in call.args)
             )
             assert not opens and name not in ("read_text", "write_text"), f"{path}:{call.lineno}"
+
+
+def test_every_promise_names_a_test():
+    """The page of promises in the docs: each `file::test` in it exists."""
+    root, named = PACKAGE.parent, 0
+    for line in (root / "docs" / "promises.md").read_text(encoding="utf-8").splitlines():
+        file = None
+        for path, name in re.findall(r"`([\w/.]*)::(\w+)`", line):
+            file = path or file
+            assert f"def {name}(" in (root / file).read_text(encoding="utf-8"), f"{file}::{name}"
+            named += 1
+    assert named

@@ -225,8 +225,8 @@ def test_what_is_wrong_is_said(tiny, x):
             return maps
 
     for message, options in {
-        "groups must be between 1 and 2": {"groups": 3},
-        "buckets must be at least 1": {"buckets": 0},
+        "groups must be a whole number from 1 to 2": {"groups": 3},
+        "buckets must be a whole number of at least 1": {"buckets": 0},
         "layers has .'nowhere'.; expected names among": {"layers": ["nowhere"]},
         "layers chooses none of": {"layers": lambda name: False},
     }.items():

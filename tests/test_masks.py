@@ -179,13 +179,44 @@ def test_bad_masks_are_refused_with_a_sentence(make, words):
         (lambda: masks.linear(angle="left"), "angle must be a finite number"),
         (lambda: masks.linear().active(None, 1), "starts must be a finite number"),
         (lambda: masks.formula(3), "expression must be a list of texts"),
-        (lambda: masks.from_weights([["a"]]), "weights must be an array of numbers"),
+        (lambda: masks.from_weights([["a"]]), "weights must be an array of real numbers"),
+        (lambda: masks.from_weights([[[1, 2], [3]]] * 2), "weights must be an array of real numbers"),
+        (lambda: masks.from_weights(np.ones((2, 4, 4), complex)), "weights must be an array of real numbers"),
+        (lambda: masks.from_weights(torch.ones(2, 4, 4).to_sparse()), "weights must be a dense array"),
         (lambda: masks.image(None), "image must be a file"),
     ],
 )
 def test_wrong_types_are_refused_by_name(make, words):
     with pytest.raises(TypeError, match=words):
         make()
+
+
+def test_an_array_that_changes_later_leaves_its_mask_alone():
+    for array in (np.ones((2, 4, 4)), torch.ones(2, 4, 4, dtype=torch.float64)):
+        mask = masks.from_weights(array)
+        array[0] = 0
+        assert (mask.weights(4, 4) == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "words"),
+    [
+        ((0, lambda x, y, p: x), ValueError, "n must be"),
+        (("2", lambda x, y, p: x), TypeError, "n must be"),
+        ((2, None), TypeError, "field must be a function"),
+        ((2, lambda x, y, p: torch.stack([x + p, 2 - x])), ValueError, "field must not change with progress"),
+        ((2, lambda x, y, p: torch.rand(2, *x.shape)), ValueError, "from call to call"),
+    ],
+)
+def test_a_mask_of_ones_own_is_checked_when_it_is_made(mask, error, words):
+    with pytest.raises(error, match=words):
+        masks.Mask(*mask)
+
+
+def test_a_field_returns_a_real_tensor():
+    for field in (lambda x, y, p: np.stack([x, x]), lambda x, y, p: torch.stack([x + 0j, x])):
+        with pytest.raises(TypeError, match="must return a tensor of real numbers"):
+            masks.Mask(2, field).weights(4, 4)
 
 
 def test_very_large_weights_are_weights():

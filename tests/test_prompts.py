@@ -45,6 +45,8 @@ def test_there_are_enough_pictures_and_all_can_be_read():
 
 
 def test_unknown_names_get_the_near_one():
+    with pytest.raises(ValueError, match="did you mean 'Andy Warhol Pop'"):
+        prompts.prompt("Andy Warhol", "a bear")
     for misspelt in ("vangoh", "Van Goh"):
         with pytest.raises(ValueError, match="did you mean 'vangogh'"):
             prompts.prompt(misspelt, "a bear")

@@ -116,6 +116,13 @@ def test_a_start_outside_the_choices_is_refused():
         explore(draw, style=["minecraft", "mosaic"])
 
 
+@pytest.mark.parametrize("save_as", ["../mine", "a/b", ""])
+def test_images_are_saved_into_the_folder_of_figures_and_nowhere_else(save_as):
+    with pytest.raises(ValueError, match="save_as must be|name must be"):
+        live(lambda value: shade(value), save_as=save_as, value=(0.0, 1.0)).save()
+        plotting.save_figure(shade(0.5), save_as)
+
+
 def test_play_needs_a_slider():
     with pytest.raises(ValueError, match=r"play is 'style'; expected .*\['angle'\]"):
         explore(lambda angle, style: shade(0), play="style", angle=(0, 1), style=["a"])
@@ -530,11 +537,15 @@ def test_mouse_paints_undoes_and_clears():
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"n": 1}, "n is 1"),
+        ({"n": 1}, "n must be a whole number from 2 to 100, got 1"),
+        ({"brush": float("nan")}, "brush must be a finite number from 0.01 to 0.4"),
+        ({"strokes": [{"styl": 1}]}, "strokes holds {'styl': 1}: .*styl"),
+        ({"strokes": [painting.Stroke(1, ((0, 0),), softness=float("nan"))]}, "softness must be"),
+        ({"strokes": [painting.Stroke(1, ((0, 0),), radius=float("inf"))]}, "radius must be"),
         ({"labels": ["a"]}, "labels has 1"),
-        ({"strokes": [painting.Stroke(2, ((0, 0),))]}, "style below 2"),
-        ({"strokes": [painting.Stroke(1, ())]}, "finite points"),
-        ({"strokes": [painting.Stroke(1, ((0.5, float("nan")),))]}, "finite points"),
+        ({"strokes": [painting.Stroke(2, ((0, 0),))]}, "style must be a whole number from 0 to 1, got 2"),
+        ({"strokes": [painting.Stroke(1, ())]}, "points must be pairs"),
+        ({"strokes": [painting.Stroke(1, ((0.5, float("nan")),))]}, "points must be pairs"),
     ],
 )
 def test_painting_that_makes_no_sense_is_refused(options, says):

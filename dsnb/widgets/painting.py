@@ -20,7 +20,7 @@ import traitlets
 from ipycanvas import Canvas, hold_canvas
 from PIL import Image, ImageDraw, ImageFilter
 
-from .. import plotting
+from .. import checks, plotting
 from .controls import is_interactive
 
 
@@ -74,8 +74,9 @@ def paint(image, n=2, *, strokes=None, labels=None, brush=0.12, softness=0.3, wi
     front end it is, unless given, one fixed stroke of style 1 across the middle: a notebook runs headless.
     labels: names of the styles. brush: radius in widths of the picture. width: of the canvas, in CSS pixels.
     """
-    if n < 2:
-        raise ValueError(f"n is {n}; expected at least 2 styles")
+    n = checks.integer("n", n, 2, 100)
+    width = checks.integer("width", width, 16, 4096)
+    brush, softness = checks.number("brush", brush, 0.01, 0.4), checks.number("softness", softness, 0, 1)
     interactive = is_interactive() if interactive is None else interactive
     if strokes is None:
         line = tuple((0.25 + 0.5 * i / 16, 0.5 + 0.12 * np.sin(i / 16 * 2 * np.pi)) for i in range(17))
@@ -91,13 +92,20 @@ def paint(image, n=2, *, strokes=None, labels=None, brush=0.12, softness=0.3, wi
 
 
 def _checked(stroke, n):
-    stroke = stroke if isinstance(stroke, Stroke) else Stroke(**stroke)
-    points = np.asarray(stroke.points, float).reshape(-1, 2)
-    if not (0 <= stroke.style < n and len(points) and np.isfinite(points).all() and stroke.radius > 0):
-        raise ValueError(
-            f"strokes holds {stroke}; expected a style below {n}, a radius above 0 and finite points"
+    try:
+        stroke = stroke if isinstance(stroke, Stroke) else Stroke(**stroke)
+        points = np.asarray(stroke.points, float).reshape(-1, 2)
+        if not (len(points) and np.abs(points).max() <= 10):  # also for NaN
+            raise ValueError("points must be pairs from 0 to 1")
+        return replace(
+            stroke,
+            style=checks.integer("style", stroke.style, 0, n - 1),
+            points=tuple((float(x), float(y)) for x, y in points),
+            radius=checks.number("radius", stroke.radius, high=10, above=0),
+            softness=checks.number("softness", stroke.softness, 0, 10),
         )
-    return replace(stroke, points=tuple((float(x), float(y)) for x, y in points))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"strokes holds {stroke}: {error}") from None
 
 
 class Painter(traitlets.HasTraits):

@@ -14,13 +14,14 @@ import json
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import ipywidgets
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .. import plotting
+from .. import checks, plotting
 from .background import Superseded, worker
 from .controls import is_interactive, make_control, read_control, tidy
 from .painting import paint
@@ -57,6 +58,9 @@ def explore(
     save_as: stem of the files that the save button writes into figures/; settings: what they note besides.
     labels: {name: text beside the control}. width: of the picture, in CSS pixels.
     """
+    width, rest = checks.integer("width", width, 16, 4096), checks.number("rest", rest, 0)
+    if save_as is not None and Path(checks.text("save_as", save_as)).name != save_as:
+        raise ValueError(f"save_as must be the start of a file name, without a folder; got {save_as!r}")
     defaults = {name: parameter.default for name, parameter in inspect.signature(draw).parameters.items()}
     defaults = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
     specs = {name: read_control(name, given, defaults.get(name)) for name, given in controls.items()}
