@@ -15,6 +15,7 @@ from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
 from .families import Prompts
 from .inversion import FROM_NOISE, Trajectory, guided_eps
+from .joint import joint_rows
 from .masks import Mask
 from .models import (
     Model,
@@ -63,8 +64,9 @@ def blend(
         mask: where each style goes.
         method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, then the images
             blended), "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "regional"
-            (attention with `regional.regional_context`) or "combined" (epsilon while the progress is below `switch`,
-            attention after).
+            (attention with `regional.regional_context`), "combined" (epsilon while the progress is below `switch`,
+            attention after) or "joint" (a masked bias in joint attention, see `joint.joint_bias`). Models with a UNet
+            have all but "joint"; transformers with joint attention have "prompt", "pixel", "epsilon" and "joint".
         guidance: one number, or one per prompt; default as for `decode`. Method "prompt" takes their mean.
         negative_prompt: the text in place of the empty prompt, which guidance moves away from.
         one_prompt: the text of method "prompt"; default the prompts from left to right.
@@ -85,7 +87,8 @@ def blend(
     """
     _check(model, trajectory, callback)
     prompts = checks.texts("prompts", prompts)
-    checks.one_of("method", method, METHODS)
+    _refuse_other(model, method)
+    checks.one_of("method", method, methods_of(model))
     checks.instance("mask", mask, Mask, "dsnb.masks.from_weights(array) makes one")
     if len(prompts) != mask.n:
         raise ValueError(f"the mask has {mask.n} styles, so {mask.n} prompts are needed; got {len(prompts)}")
@@ -100,7 +103,7 @@ def blend(
         prompts,
         mask,
         guidance_per_style(guidance, mask.n, model.device),
-        checks.text("negative_prompt", negative_prompt),
+        _check_negative(model, negative_prompt),
         None if one_prompt is None else checks.text("one_prompt", one_prompt),
         0.5 if switch is None else checks.number("switch", switch, 0, 1),
         (1.0,) if passes is None else tuple(checks.numbers("passes", passes, None, 0, 1)),
@@ -109,7 +112,7 @@ def blend(
     )
     with model.lock:
         refuse_blending(model.network)
-        return METHODS[method](job)
+        return methods_of(model)[method](job)
 
 
 def decode(
@@ -149,7 +152,7 @@ def decode(
     guidance = (
         default_guidance(model, trajectory) if guidance is None else checks.number("guidance", guidance)
     )
-    negative_prompt = checks.text("negative_prompt", negative_prompt)
+    negative_prompt = _check_negative(model, negative_prompt)
     with model.lock:
         eps = guided_eps(model, prompt, guidance, negative_prompt)
         return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
@@ -159,6 +162,15 @@ def default_guidance(model: Model, trajectory: Trajectory) -> float:
     """The guidance that suits a trajectory: an inversion holds an image already, pure noise needs its own."""
     settings = model.settings
     return settings.sampling_guidance if trajectory.method == FROM_NOISE else settings.guidance
+
+
+def _check_negative(model: Model, negative_prompt: str) -> str:
+    if checks.text("negative_prompt", negative_prompt) and not model.guided:
+        raise ValueError(
+            f"negative_prompt must be empty for {model.family.name}, whose network has no unconditional prediction; "
+            f"got {negative_prompt!r}"
+        )
+    return negative_prompt
 
 
 def _check(model: Model, trajectory: Trajectory, callback: Callable | None) -> None:
@@ -335,6 +347,20 @@ def _hooked(job: Job, switch: float, regions: Regions | None = None) -> Tensor:
         return job.run(network)
 
 
+def _joint(job: Job) -> Tensor:
+    """One network call of 2 samples per step (1 without a negative prompt): all texts in one joint attention."""
+    contexts, weights, family, pipe = job.contexts(), job.latent_weights(), job.model.family, job.model.pipe
+    height, width = (side // family.patch for side in job.size())
+
+    def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
+        at_tokens = job.mask.weights(height, width, progress).flatten(1).to(x_t.device)
+        rows = joint_rows(contexts, job.mask.n, at_tokens, at_tokens.mean(1))
+        return job.predict(x_t, t, rows, weights(progress))
+
+    with family.biased(pipe):
+        return job.run(network)
+
+
 METHODS = {
     "prompt": _prompt,
     "pixel": _pixel,
@@ -343,3 +369,18 @@ METHODS = {
     "regional": _regional,
     "combined": _combined,
 }
+JOINT_METHODS = {"prompt": _prompt, "pixel": _pixel, "epsilon": _epsilon, "joint": _joint}
+
+
+def methods_of(model: Model) -> dict[str, Callable[[Job], Tensor]]:
+    """The methods that a model's family has, by name."""
+    return METHODS if model.family.attention == "cross" else JOINT_METHODS
+
+
+def _refuse_other(model: Model, method: str) -> None:
+    """NotImplementedError for a method that is there, but not for this model's kind of attention."""
+    if method not in methods_of(model) and method in METHODS | JOINT_METHODS:
+        raise NotImplementedError(
+            f"method {method!r} is not there for {model.family.name}, whose network reads text by "
+            f"{model.family.attention} attention; its methods are {', '.join(methods_of(model))}"
+        )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
 from torch import nn
 
 from .families import Family, family_of
@@ -127,8 +126,10 @@ def open_file(
             "pass allow_pickle=True if you trust whoever made it"
         )
     _refuse_pointer(path, part)
+    with quietly():
+        files = import_module("diffusers.loaders.single_file_utils")
     try:
-        kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
+        kind = files.infer_diffusers_model_type(files.load_single_file_checkpoint(str(path)))
     except Exception as error:
         raise ValueError(f"{part} cannot be opened: it holds no readable weights: {error}") from error
     kind = next(

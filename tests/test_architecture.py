@@ -16,7 +16,7 @@ TIERS = [
     ["epsilon", "images", "kernels", "plotting", "prompts"],
     ["families", "masks", "sampling", "widgets"],
     ["models"],
-    ["weights"],
+    ["joint", "weights"],
     ["checkpoints", "inversion", "attention", "metrics"],
     ["attention_maps", "regional"],
     ["methods"],

@@ -52,12 +52,13 @@ def test_also_with_guidance_and_for_a_batch(tiny, guidance, generator):
         assert (latents_again(tiny, trajectory) - x_0).abs().max() <= 1e-4
 
 
-def test_ddim_inversion_comes_back_approximately_and_better_with_more_steps(scheduler):
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_ddim_inversion_comes_back_approximately_and_better_with_more_steps(scheduler, kind):
     eps = lambda x, t, progress: torch.tanh(0.7 * x + 0.1)
     x_0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     errors = []
     for steps in (10, 100):
-        schedule = sampling.make_schedule(scheduler, steps)
+        schedule = sampling.make_schedule(scheduler, steps) if kind == "diffusion" else flow_schedule(steps)
         x_T = ddim_inversion(eps, x_0, schedule)
         errors.append((sampling.denoise(eps, x_T, schedule, progress=False) - x_0).abs().max().item())
     assert errors[1] < 0.3 * errors[0] and errors[1] < 0.1, errors

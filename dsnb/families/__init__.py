@@ -1,11 +1,14 @@
 """The families of models that dsnb opens: one small file each behind one protocol, `base.Family`."""
 
 from .base import Family, Prompts, Settings
+from .flux import Flux
+from .sd3 import StableDiffusion3
+from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
 
 __all__ = ["FAMILIES", "Family", "Prompts", "Settings", "family_of"]
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3(), Flux())
 
 
 def family_of(pipeline: str) -> Family:

@@ -1,6 +1,7 @@
 """What differs between families of models: `Family` is the protocol, and Stable Diffusion 1 and 2 its defaults."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,11 @@ class Family:
         """Prompts -> one row each, by the pipeline's own `encode_prompt`."""
         raise NotImplementedError
 
+    @contextmanager
+    def biased(self, pipe: Any) -> Iterator[None]:
+        """While the block runs, the network's joint attentions add `Prompts.bias` to their scores."""
+        yield
+
     def tell_guidance(self, pipe: Any, guidance: Tensor) -> Tensor | None:
         """The guidance (P,) as a network without an unconditional prediction is told it. Raises ValueError."""
         return None
@@ -101,3 +107,13 @@ class Family:
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
         """x_t (B, C, h, w) in the network's dtype, and B rows of prompts -> the network's output, like x_t."""
         raise NotImplementedError
+
+
+def check_flow(pipe: Any) -> None:
+    """Raises ValueError for a scheduler that is not one of flow matching."""
+    kind = type(pipe.scheduler).__name__
+    if kind != "FlowMatchEulerDiscreteScheduler":
+        raise ValueError(
+            f"the scheduler is a {kind}; this family needs a FlowMatchEulerDiscreteScheduler, e.g. "
+            "FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)"
+        )

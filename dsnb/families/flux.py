@@ -1,0 +1,89 @@
+"""FLUX.1: a T5 text and a pooled CLIP vector, a transformer with joint attention over packed latents.
+
+The dev model is told its guidance as a number; the schnell model has none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor
+
+from .base import Family, Prompts, Settings, check_flow
+
+TEXT_LENGTH = 512  # tokens of T5, as in the pipeline itself
+
+
+class Flux(Family):
+    name = "FLUX.1"
+    pipelines = ("FluxPipeline",)
+    network = "transformer"
+    attention = "joint"
+    patch = 2
+    settings = Settings(steps=28, skip=3, encoder_guidance=1.0, guidance=5.5, sampling_guidance=3.5)
+
+    def settings_of(self, pipe: Any) -> Settings:
+        if pipe.transformer.config.guidance_embeds:
+            return self.settings
+        return replace(self.settings, steps=4, skip=0, guidance=1.0, sampling_guidance=1.0)
+
+    def check(self, pipe: Any) -> None:
+        check_flow(pipe)
+
+    def guided(self, pipe: Any) -> bool:
+        return False
+
+    def tell_guidance(self, pipe: Any, guidance: Tensor) -> Tensor | None:
+        if pipe.transformer.config.guidance_embeds:
+            return guidance.float()
+        if (guidance != 1).any():
+            raise ValueError(
+                f"guidance must be 1 for this model, got {guidance.tolist()}: it is distilled, takes no guidance and "
+                "has no unconditional prediction; it can only interpolate styles"
+            )
+        return None
+
+    def channels(self, pipe: Any) -> int:
+        return pipe.transformer.config.in_channels // 4
+
+    def image_size(self, pipe: Any) -> int:
+        return pipe.default_sample_size * pipe.vae_scale_factor
+
+    def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        """The pipeline's own: even sigmas, shifted the more, the larger the image."""
+        config, tokens = pipe.scheduler.config, (size[0] // 2) * (size[1] // 2)
+        keys = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+        shift = calculate_shift(tokens, *(config.get(key, default) for key, default in keys.items()))
+        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
+
+    def text_room(self, pipe: Any) -> tuple[Any, int]:
+        return pipe.tokenizer_2, TEXT_LENGTH - 1
+
+    def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
+        text, pooled, _ = pipe.encode_prompt(
+            list(prompts), None, pipe._execution_device, 1, max_sequence_length=TEXT_LENGTH
+        )
+        return Prompts(text, pooled)
+
+    def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
+        batch, channels, height, width = x_t.shape
+        ids = pipe._prepare_latent_image_ids(batch, height // 2, width // 2, x_t.device, x_t.dtype)
+        bias = {}
+        if prompts.bias is not None:  # made for [image, text]; this family has the text first
+            length = prompts.text.shape[1]
+            bias = {"attention_mask": prompts.bias.roll((length, length), (0, 1)).to(x_t.dtype)}
+        out = pipe.transformer(
+            hidden_states=pipe._pack_latents(x_t, batch, channels, height, width),
+            timestep=timestep.expand(batch) / 1000,
+            guidance=prompts.guidance,
+            encoder_hidden_states=prompts.text,
+            pooled_projections=prompts.pooled,
+            txt_ids=torch.zeros(prompts.text.shape[1], 3).to(x_t),
+            img_ids=ids,
+            joint_attention_kwargs=bias,
+        ).sample
+        factor = pipe.vae_scale_factor
+        return pipe._unpack_latents(out, height * factor, width * factor, factor)

@@ -1,0 +1,44 @@
+"""Stable Diffusion XL: two CLIP texts side by side and a pooled vector, a UNet with cross-attention."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Family, Prompts, Settings
+from .stable_diffusion import check_unet
+
+
+class StableDiffusionXL(Family):
+    name = "Stable Diffusion XL"
+    pipelines = ("StableDiffusionXLPipeline",)
+    settings = Settings(steps=50, skip=5, guidance=7.5, sampling_guidance=5.0)
+
+    def check(self, pipe: Any) -> None:
+        check_unet(pipe)
+        if pipe.unet.config.addition_embed_type != "text_time":
+            raise ValueError(
+                f"the UNet's addition_embed_type is {pipe.unet.config.addition_embed_type!r}; Stable Diffusion XL "
+                "has 'text_time'"
+            )
+
+    def prepare(self, pipe: Any) -> None:
+        """This family's autoencoder overflows in float16, and says so in its config."""
+        if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
+            pipe.vae.to(torch.float32)
+
+    def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
+        """An empty prompt is zeros where the model was trained so, as in the pipeline itself."""
+        text, _, pooled, _ = pipe.encode_prompt(list(prompts), None, pipe._execution_device, 1, False)
+        if pipe.config.get("force_zeros_for_empty_prompt"):
+            said = torch.tensor([prompt != "" for prompt in prompts]).to(text)
+            text, pooled = text * said[:, None, None], pooled * said[:, None]
+        return Prompts(text, pooled)
+
+    def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
+        """The size conditions are those of an image of this size that nobody cropped."""
+        height, width = (side * pipe.vae_scale_factor for side in x_t.shape[-2:])
+        ids = torch.tensor([[height, width, 0, 0, height, width]] * len(x_t)).to(x_t)
+        added = {"text_embeds": prompts.pooled, "time_ids": ids}
+        return pipe.unet(x_t, timestep, encoder_hidden_states=prompts.text, added_cond_kwargs=added).sample

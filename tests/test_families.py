@@ -1,0 +1,304 @@
+"""Every family on tiny random models of the real classes, saved and opened in their real layout."""
+
+import dataclasses
+import shutil
+
+import diffusers
+import pytest
+import torch
+from conftest import make_pipeline, make_scheduler
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+import dsnb
+from dsnb import masks, methods, models
+from dsnb.joint import joint_bias
+
+LEFT, RIGHT, MIDDLE = "a mosaic", "a sketch", "in oil"
+KINDS = ["sdxl", "sd3", "flux-dev", "flux-schnell"]
+STEPS = 2
+
+
+def make_vae(channels, **config):
+    torch.manual_seed(7)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=8,
+        sample_size=32,
+        **{"scaling_factor": 1.3, **config},
+    )
+
+
+def make_clip(pipe, seed, width=32):
+    torch.manual_seed(seed)
+    config = pipe.text_encoder.config.to_dict()
+    config |= {"hidden_size": width, "projection_dim": width, "num_attention_heads": 2}
+    return CLIPTextModelWithProjection(CLIPTextConfig(**config)).eval()
+
+
+def make_t5(width):
+    torch.manual_seed(9)
+    words = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz ,"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(tokenizer_models.Unigram([(word, -1.0) for word in words], unk_id=2)),
+        pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512,
+    )  # fmt: skip
+    config = T5Config(
+        vocab_size=len(words),
+        d_model=width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return tokenizer, T5EncoderModel(config).eval()
+
+
+def save(kind, folder):
+    """A tiny pipeline of one family, in its real folder layout."""
+    sd = diffusers.StableDiffusionPipeline.from_pretrained(make_pipeline(folder / "sd", 1))
+    flow = diffusers.FlowMatchEulerDiscreteScheduler
+    if kind == "sdxl":
+        torch.manual_seed(1)
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=64, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
+            use_linear_projection=True, norm_num_groups=8, addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+        )  # fmt: skip
+        pipe = diffusers.StableDiffusionXLPipeline(
+            vae=make_vae(4), text_encoder=sd.text_encoder, text_encoder_2=make_clip(sd, 2), tokenizer=sd.tokenizer,
+            tokenizer_2=sd.tokenizer, unet=unet, scheduler=make_scheduler(), add_watermarker=False,
+        )  # fmt: skip
+    elif kind == "sd3":
+        tokenizer, t5 = make_t5(64)
+        torch.manual_seed(1)
+        transformer = diffusers.SD3Transformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=16, pooled_projection_dim=64,
+            dual_attention_layers=(0,), qk_norm="rms_norm",
+        )  # fmt: skip
+        pipe = diffusers.StableDiffusion3Pipeline(
+            vae=make_vae(4, shift_factor=0.1), text_encoder=make_clip(sd, 2), text_encoder_2=make_clip(sd, 3),
+            text_encoder_3=t5, tokenizer=sd.tokenizer, tokenizer_2=sd.tokenizer, tokenizer_3=tokenizer,
+            transformer=transformer, scheduler=flow(shift=3.0),
+        )  # fmt: skip
+    else:
+        tokenizer, t5 = make_t5(32)
+        torch.manual_seed(1)
+        transformer = diffusers.FluxTransformer2DModel(
+            patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
+            guidance_embeds=kind == "flux-dev",
+        )  # fmt: skip
+        pipe = diffusers.FluxPipeline(
+            vae=make_vae(4, shift_factor=0.1), text_encoder=sd.text_encoder, tokenizer=sd.tokenizer, text_encoder_2=t5,
+            tokenizer_2=tokenizer, transformer=transformer,
+            scheduler=flow(shift=3.0, use_dynamic_shifting=kind == "flux-dev"),
+        )  # fmt: skip
+    pipe.save_pretrained(folder / kind)
+    return folder / kind
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request, tmp_path_factory):
+    folder = save(request.param, tmp_path_factory.mktemp(request.param))
+    return dsnb.load(folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def noise(model):
+    """A batch of two images that are not square, from noise."""
+    return dsnb.from_noise(model, (16, 24), seed=3, batch=2, steps=STEPS, eta=0)
+
+
+def guidance_of(model):
+    return 1.0 if model.settings.guidance == 1 else 3.0
+
+
+def blending(model):
+    return [name for name in methods.methods_of(model) if name not in ("prompt", "combined")]
+
+
+def run(model, trajectory, prompts, mask, method="epsilon", **options):
+    options = {"guidance": guidance_of(model), "progress": False} | options
+    return dsnb.blend(model, trajectory, prompts, mask, method=method, **options)
+
+
+def single(model, trajectory, prompt, **options):
+    return dsnb.decode(
+        model, trajectory, prompt, **{"guidance": guidance_of(model), "progress": False} | options
+    )
+
+
+def only(style, n=2):
+    return masks.from_weights(
+        torch.nn.functional.one_hot(torch.tensor([[style]]), n).permute(2, 0, 1).double()
+    )
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def test_one_prompt_from_noise_is_the_stock_pipelines_own_image(model, noise):
+    pipe, latents = model.pipe, noise.x_T
+    options = {"guidance_scale": guidance_of(model), "num_inference_steps": STEPS, "height": 16, "width": 24}
+    if model.family.name == "FLUX.1":
+        latents = pipe._pack_latents(latents, *latents.shape)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe([LEFT] * 2, latents=latents, output_type="pt", **options).images
+    close(single(model, noise, LEFT), stock, 1e-4)
+    close(run(model, noise, [LEFT, RIGHT], only(0)), stock, 1e-4)
+
+
+@pytest.mark.parametrize("record", ["dpm-encoder", "edit-friendly"])
+def test_decoding_with_the_encoders_prompt_gives_the_latent_back(model, record, generator):
+    image = torch.rand(2, 3, 16, 24, generator=generator)
+    trajectory = dsnb.invert(
+        model, image, LEFT, method=record, steps=6, skip=1, generator=generator, progress=False
+    )
+    network = dsnb.inversion.guided_eps(model, LEFT, trajectory.guidance)
+    again = methods.decode_trajectory(model, trajectory, network, progress=False)
+    assert (again - models.encode_image(model, image)).abs().max() <= 1e-4
+
+
+def test_ddim_inversion_records_no_noise_and_decodes(model, generator):
+    """How near it comes is for smooth networks, in test_inversion.py; random ones are not smooth."""
+    image = torch.rand(2, 3, 16, 24, generator=generator)
+    trajectory = dsnb.invert(model, image, LEFT, method="ddim", steps=STEPS, skip=0, progress=False)
+    assert trajectory.eta == 0 and not trajectory.noises.any()
+    assert single(model, trajectory, RIGHT, guidance=1).shape == image.shape
+
+
+def test_the_mask_obeys_in_every_method(model, noise):
+    """One style alone, equal prompts, swapped prompts, three styles."""
+    alone, mask = single(model, noise, RIGHT), masks.logistic(10, angle=20)
+    for method in blending(model):
+        close(run(model, noise, [LEFT, RIGHT], only(1), method), alone)
+        if method != "regional":  # its layers follow the mask, whatever the prompts
+            close(run(model, noise, [RIGHT] * 3, masks.radial(3), method), alone)
+        here = run(model, noise, [LEFT, RIGHT], mask, method)
+        close(here, run(model, noise, [RIGHT, LEFT], mask.flip(), method))
+        assert (here - run(model, noise, [RIGHT, LEFT], mask, method)).abs().max() > 1e-4, method
+        three = run(model, noise, [LEFT, MIDDLE, RIGHT], masks.logistic(20, n=3), method)
+        assert three.shape == (2, 3, 16, 24)
+
+
+def test_each_image_of_a_batch_is_what_it_is_alone(model, noise):
+    first = dataclasses.replace(noise, x_T=noise.x_T[:1], noises=noise.noises[:, :1])
+    for method in blending(model):
+        pair = run(model, noise, [LEFT, RIGHT], masks.linear(), method)
+        close(pair[:1], run(model, first, [LEFT, RIGHT], masks.linear(), method))
+
+
+def test_samples_per_step(model, noise):
+    extra = int(model.guided)
+    first = dataclasses.replace(noise, x_T=noise.x_T[:1], noises=noise.noises[:, :1])
+    expected = {
+        "epsilon": 3 + extra,
+        "pixel": 3 * (1 + extra),
+        "attention": 2,
+        "regional": 2,
+        "joint": 1 + extra,
+    }
+    for method in blending(model):
+        with models.count_unet_samples(model.network) as count:
+            run(model, first, [LEFT, MIDDLE, RIGHT], masks.linear(3), method)
+        assert count.samples == expected[method] * STEPS, method
+
+
+def test_processors_come_back_after_an_exception(model, noise):
+    before = dict(model.network.attn_processors)
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    for method in blending(model):
+        with pytest.raises(KeyboardInterrupt):
+            run(model, noise, [LEFT, RIGHT], masks.linear(), method, callback=stop)
+        assert model.network.attn_processors == before
+
+
+def test_what_a_family_cannot_do_is_said_before_any_work(model, noise):
+    with models.count_unet_samples(model.network) as count:
+        if model.family.attention == "joint":
+            for method in ("attention", "regional", "combined"):
+                with pytest.raises(NotImplementedError, match=f"'{method}' is not there.*epsilon, joint"):
+                    run(model, noise, [LEFT, RIGHT], masks.linear(), method)
+            with pytest.raises(NotImplementedError, match="no UNet and no cross-attentions"):
+                with dsnb.attention_maps.record_attention(model, [LEFT], (8, 12)):
+                    pass
+        else:
+            with pytest.raises(NotImplementedError, match="'joint' is not there"):
+                run(model, noise, [LEFT, RIGHT], masks.linear(), "joint")
+        if not model.guided:
+            with pytest.raises(ValueError, match="negative_prompt must be empty"):
+                run(model, noise, [LEFT, RIGHT], masks.linear(), negative_prompt="grey")
+        if model.settings.guidance == 1:
+            with pytest.raises(ValueError, match="guidance must be 1.*distilled"):
+                run(model, noise, [LEFT, RIGHT], masks.linear(), guidance=3)
+    assert count.samples == 0
+
+
+def test_a_negative_prompt_and_a_guidance_per_style(model, noise):
+    if model.guided:
+        grey = {"negative_prompt": "grey"}
+        close(run(model, noise, [LEFT, RIGHT], only(0), **grey), single(model, noise, LEFT, **grey))
+    if model.settings.guidance != 1:
+        for method in blending(model):
+            image = run(model, noise, [LEFT, RIGHT], only(0), method, guidance=[2, 9])
+            close(image, single(model, noise, LEFT, guidance=2))
+
+
+def test_images_must_fit_the_patches(model):
+    factor = model.latent_factor * model.family.patch
+    with pytest.raises(ValueError, match=f"multiples of {factor}"):
+        dsnb.invert(model, torch.rand(1, 3, 16, 16 + factor // 2), LEFT, steps=2, skip=0)
+
+
+def test_a_text_encoder_that_lacks_tensors_is_refused(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(model.name, tmp_path / "incomplete")
+    (file,) = (folder / "text_encoder_2").glob("*.safetensors")
+    tensors = load_file(file)
+    gone = next(name for name in sorted(tensors) if "layer_norm" in name or "SelfAttention.q" in name)
+    save_file({name: tensors[name] for name in tensors if name != gone}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="text_encoder_2 cannot be opened: 1 tensors are missing"):
+        dsnb.load(folder)
+
+
+def test_a_scheduler_of_the_other_kind_is_refused(model):
+    other = (
+        diffusers.FlowMatchEulerDiscreteScheduler()
+        if model.guided and model.family.network == "unet"
+        else None
+    )
+    pipe = type(model.pipe)(**{**model.pipe.components, "scheduler": other or make_scheduler()})
+    with pytest.raises(ValueError, match="scheduler"):
+        dsnb.load(pipe)
+
+
+def test_the_bias_is_the_softmax_of_all_texts_by_their_weights(generator):
+    T, L, n = 5, 3, 2
+    weights = torch.rand(n, T, generator=generator).softmax(0)
+    scores = torch.randn(T + n * L, T + n * L, generator=generator)
+    got = (scores + joint_bias(weights, L)).softmax(-1)
+    factor = torch.cat([torch.ones(T, T), weights.T.repeat_interleave(L, 1)], 1)
+    expected = scores[:T].exp() * factor
+    close(got[:T], expected / expected.sum(-1, keepdim=True))
+    assert (got[T : T + L, T + L :] == 0).all() and (got[T : T + L, : T + L] > 0).all()
