@@ -1,0 +1,267 @@
+"""Trials on validation images: what lets attention interpolation keep both styles, and which guidance suits a method.
+
+`python -m dsnb.lab.trials` runs them and writes one row per image to 07_trials.csv. Choices are made here; notebook 10
+reports on test images, which no trial sees.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .. import masks, metrics, prompts
+from ..attention import blend_cross_attention, layer_level
+from ..checkpoints import load
+from ..epsilon import Predictions, guidance_per_style
+from ..inversion import Trajectory, invert
+from ..masks import Mask
+from ..methods import ALONE, MIXED, UNCONDITIONAL, decode_trajectory
+from ..metrics.classifiers import StyleClassifier, load_probe, style_shown
+from ..metrics.networks import resize
+from ..models import Model, decode_latents, encode_prompts, predict
+from ..plotting import figures_folder
+from ..regional import regional_context
+from .world import draw, phrase, random_pictures
+
+SEED = 960_000  # of the validation images; training and the comparison use others
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to draw two styles: the epsilon mask while progress < switch, then attention interpolation.
+
+    Attributes:
+        question: trials with the same question are compared with each other.
+        name: unique within the question.
+        switch: 0 is attention interpolation, 1 the epsilon mask.
+        norm: whether group normalisation is regional.
+        strength: of regional self-attention; 0 is plain.
+        level: the only resolution that is regional, counted in halvings of the latents; None for all of them.
+        conditional: whether the unconditional row stays plain.
+        span: the progress at which the regional context starts and ends.
+        guidance: for both styles.
+    """
+
+    question: str
+    name: str
+    switch: float = 0.0
+    norm: bool = False
+    strength: float = 0.0
+    level: int | None = None
+    conditional: bool = False
+    span: tuple[float, float] = (0.0, 1.0)
+    guidance: float = 5.0
+
+
+def default_trials(levels: int = 3) -> list[Trial]:
+    """The questions of notebook 07; `levels` is the number of the UNet's resolutions."""
+    plain = Trial("which layers", "attention")
+    both = replace(plain, name="both", norm=True, strength=1.0)
+    combined = Trial("which switch", "switch 0.5", switch=0.5)
+    epsilon = Trial("which switch", "switch 1", switch=1.0)
+    trials = [
+        plain,
+        both,
+        replace(plain, name="normalisation", norm=True),
+        replace(plain, name="self-attention", strength=1.0),
+        replace(both, name="both, self-attention x 3", strength=3.0),
+        replace(both, question="which rows", name="conditional row", conditional=True),
+        replace(both, question="when", name="first half", span=(0.0, 0.5)),
+        replace(both, question="when", name="second half", span=(0.5, 1.0)),
+    ]
+    trials += [replace(both, question="which resolution", name=f"1/{2**k}", level=k) for k in range(levels)]
+    for switch in (0.125, 0.25, 0.5):
+        trials.append(replace(combined, name=f"switch {switch:g}", switch=switch))
+        regional = {"norm": True, "strength": 1.0, "span": (switch, 1.0), "switch": switch}
+        trials.append(replace(combined, name=f"switch {switch:g}, then regional", **regional))
+    trials += [epsilon, replace(epsilon, name="switch 1, regional", norm=True, strength=1.0)]
+    for name, trial in (
+        ("attention", plain),
+        ("regional", both),
+        ("combined", combined),
+        ("epsilon", epsilon),
+    ):
+        trials += [
+            replace(trial, question="which guidance", name=f"{name}, {guidance:g}", guidance=guidance)
+            for guidance in (3.0, 5.0, 8.0)
+        ]
+    return trials
+
+
+def draw_trial(
+    model: Model, trajectory: Trajectory, texts: Sequence[str], mask: Mask, trial: Trial
+) -> Tensor:
+    """The images of a trajectory as a trial draws them.
+
+    Args:
+        model: one with a UNet.
+        trajectory: of B images.
+        texts: one prompt per style.
+        mask: where each style goes; not timed.
+        trial: how to draw.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    contexts, size = encode_prompts(model, ["", *texts]), tuple(trajectory.x_T.shape[-2:])
+    guidance = guidance_per_style(trial.guidance, mask.n, model.device)
+    weights, blocks = mask.weights(*size).to(model.device), len(model.unet.config.down_block_types)
+
+    def regional_layer(name: str) -> bool:
+        level = 0 if name.startswith("conv_") else layer_level(name, blocks)
+        return (trial.norm or name.endswith("attn1")) and trial.level in (None, level)
+
+    context = nullcontext()
+    if trial.norm or trial.strength:
+        options = {"layers": regional_layer, "strength": trial.strength}
+        context = regional_context(model.unet, mask, size, **options)
+    with blend_cross_attention(model.unet, contexts.text, mask, size) as hook, context as regions:
+
+        def call(x_t, t, progress, roles, regional):
+            if regions is not None:
+                regions.at(progress, on=regional)
+            hook.at(progress, [role for role in roles for _ in range(len(x_t))])
+            rows = contexts[[0] * len(roles)].repeat(len(x_t))  # the hook brings each row's own text
+            return predict(model, x_t.repeat(len(roles), 1, 1, 1), t, rows).unflatten(0, (len(roles), -1))
+
+        def network(x_t, t, progress):
+            styles = [ALONE + i for i in range(mask.n)] if progress < trial.switch else [MIXED]
+            regional = trial.span[0] <= progress < trial.span[1]
+            if trial.conditional:
+                uncond = call(x_t, t, progress, [UNCONDITIONAL], False)[0]
+                cond = call(x_t, t, progress, styles, regional)
+            else:
+                uncond, *cond = call(x_t, t, progress, [UNCONDITIONAL, *styles], regional)
+                cond = torch.stack(cond)
+            return Predictions(uncond, cond.expand(mask.n, *x_t.shape), weights, guidance)
+
+        latents = decode_trajectory(model, trajectory, network, progress=False)
+    return decode_latents(model, latents)
+
+
+def run_trials(
+    model: Model,
+    trials: Sequence[Trial],
+    *,
+    images: int = 6,
+    seeds: int = 4,
+    steps: int = 12,
+    sharpness: float = 20.0,
+    classifier: StyleClassifier | None = None,
+    progress: bool = True,
+) -> Iterator[dict]:
+    """Runs every trial on the same images, with both pairs of styles and several seeds.
+
+    Args:
+        model: one with a UNet.
+        trials: what to try.
+        images: how many validation images.
+        seeds: inversions of each image, with the seeds 0, 1, ...
+        steps: of the inversion.
+        sharpness: of the logistic mask.
+        classifier: the style classifier; default the workbook's linear probe.
+        progress: whether to show a bar.
+
+    Yields:
+        One row per trial, image, pair and seed: `both` (1 where each side shows its style, else 0), `side` (the mean
+        probability of the right style on its side), `layout` and `seam`, see `metrics`.
+    """
+    classifier, mask = classifier or load_probe(), masks.logistic(sharpness)
+    shows = random_pictures(images, torch.Generator().manual_seed(SEED))
+    sources = resize(draw(shows, "plain"), model.image_size)
+    weights = mask.weights(*sources.shape[-2:])
+    captions = [phrase(shows, k) for k in range(images)]
+    inverted = [
+        _invert_seeds(model, source[None], caption, seeds, steps)
+        for source, caption in zip(sources, captions, strict=True)
+    ]
+    for trial in tqdm(trials, desc="trials", disable=not progress):
+        for k, caption in enumerate(captions):
+            for pair in prompts.pairs():
+                texts = [prompts.prompt(style, caption) for style in pair]
+                drawn = draw_trial(model, inverted[k], texts, mask, trial)
+                shown = style_shown(classifier, drawn, weights, pair)
+                measured = {
+                    "both": shown["both"],
+                    "side": shown["side"].mean(1),
+                    "layout": metrics.layout(drawn, sources[k].expand_as(drawn)),
+                    "seam": metrics.seam(drawn, weights),
+                }
+                head = {"question": trial.question, "trial": trial.name, "image": k, "pair": " / ".join(pair)}
+                for seed in range(seeds):
+                    values = {name: value[seed].item() for name, value in measured.items()}
+                    yield head | {"seed": seed} | values
+
+
+def _invert_seeds(model: Model, image: Tensor, caption: str, seeds: int, steps: int) -> Trajectory:
+    """One image with several seeds, as a batch."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
+    options = {"steps": steps, "progress": False}
+    each = [invert(model, image, caption, generator=generator, **options) for generator in generators]
+    x_T, noises = torch.cat([one.x_T for one in each]), torch.cat([one.noises for one in each], 1)
+    return replace(each[0], x_T=x_T, noises=noises)
+
+
+def summarize(rows: pd.DataFrame, repeats: int = 1000) -> pd.DataFrame:
+    """Each trial's rate, with its interval over images and its spread over seeds.
+
+    Args:
+        rows: of `run_trials`.
+        repeats: bootstrap samples.
+
+    Returns:
+        One row per trial: `both`, its 95 % interval from `low` to `high` (images are resampled), the `worst` and the
+        `best` seed, the rate of each pair, and the means of `side`, `layout` and `seam`.
+    """
+    table, generator = [], torch.Generator().manual_seed(0)
+    levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    for (question, name), part in rows.groupby(["question", "trial"], sort=False):
+        images = torch.tensor(part.groupby("image").both.mean().to_numpy(), dtype=torch.float64)
+        resampled = images[torch.randint(len(images), (repeats, len(images)), generator=generator)]
+        low, high = resampled.mean(1).quantile(levels).tolist()
+        by_seed = part.groupby("seed").both.mean()
+        spread = {"low": low, "high": high, "worst": by_seed.min(), "best": by_seed.max()}
+        means = part[["both", "side", "layout", "seam"]].mean().to_dict()
+        pairs = part.groupby("pair").both.mean().to_dict()
+        table.append({"question": question, "trial": name} | means | spread | pairs)
+    return pd.DataFrame(table)
+
+
+def main(argv: Sequence[str], write: Callable[[str], object] = print) -> int:
+    """The command line; prints its own `--help`."""
+    parser = argparse.ArgumentParser(prog="python -m dsnb.lab.trials", description=__doc__)
+    parser.add_argument("--model", default=None, help="hub id, folder or file; default: the bundled model")
+    parser.add_argument("--images", type=int, default=6, help="validation images")
+    parser.add_argument("--seeds", type=int, default=4, help="inversions of each image")
+    parser.add_argument("--steps", type=int, default=12, help="denoising steps")
+    parser.add_argument("--questions", default="", help="only these, with commas between them")
+    parser.add_argument("--output", type=Path, default=None, help="default: 07_trials.csv among the figures")
+    given = parser.parse_args(argv)
+    model = load(given.model)
+    wanted = [part.strip() for part in given.questions.split(",") if part.strip()]
+    trials = default_trials(len(model.unet.config.down_block_types))
+    trials = [trial for trial in trials if not wanted or trial.question in wanted]
+    if not trials:
+        parser.error(f"--questions is {given.questions!r}, which names no question")
+    path, rows = given.output or figures_folder() / "07_trials.csv", []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    per_trial = given.images * given.seeds * len(prompts.pairs())
+    settings = {"images": given.images, "seeds": given.seeds, "steps": given.steps}
+    for row in run_trials(model, trials, **settings):
+        rows.append(row)
+        if len(rows) % per_trial == 0:  # a run that is stopped keeps the trials it has finished
+            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
+    write(summarize(pd.DataFrame(rows)).round(2).to_string(index=False))
+    write(f"{len(rows)} rows in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""The trials draw what the methods draw, and their table counts what they found."""
+
+import pandas as pd
+import pytest
+import torch
+
+import dsnb
+from dsnb import masks
+from dsnb.lab.trials import Trial, default_trials, draw_trial, run_trials, summarize
+
+TEXTS = ["a mosaic of a bear", "a sketch of a bear"]
+
+
+@pytest.mark.parametrize(
+    ("method", "trial"),
+    [
+        ("epsilon", Trial("", "", switch=1.0)),
+        ("attention", Trial("", "")),
+        ("regional", Trial("", "", norm=True, strength=1.0)),
+        ("combined", Trial("", "", switch=0.5)),
+    ],
+)
+def test_a_trial_with_a_methods_settings_draws_its_image(tiny, method, trial):
+    trajectory, mask = dsnb.from_noise(tiny, (32, 48), batch=2, steps=4), masks.logistic()
+    options = {"method": method, "guidance": trial.guidance, "progress": False}
+    expected = dsnb.blend(tiny, trajectory, TEXTS, mask, **options)
+    torch.testing.assert_close(draw_trial(tiny, trajectory, TEXTS, mask, trial), expected, atol=1e-5, rtol=0)
+
+
+def test_no_two_trials_of_a_question_draw_the_same(tiny):
+    trajectory, mask = dsnb.from_noise(tiny, (32, 32), steps=8), masks.logistic()
+    seen = []
+    for trial in default_trials():
+        image = draw_trial(tiny, trajectory, TEXTS, mask, trial)
+        same = [
+            name for question, name, other in seen if question == trial.question and torch.equal(image, other)
+        ]
+        assert not same, (trial.name, same)
+        seen.append((trial.question, trial.name, image))
+
+
+def test_rows_and_their_summary(tiny):
+    styles = tuple(style for pair in dsnb.prompts.pairs() for style in pair)
+    classifier = lambda images, regions: torch.rand(len(images), len(regions), len(styles)).softmax(-1)
+    classifier.styles = styles
+    trials, settings = default_trials()[:2], {"images": 2, "seeds": 2, "steps": 2}
+    rows = pd.DataFrame(run_trials(tiny, trials, classifier=classifier, progress=False, **settings))
+    assert len(rows) == 2 * 2 * 2 * len(dsnb.prompts.pairs())
+    rows["both"] = (rows.image == 0).astype(float)
+    table = summarize(rows)
+    assert (table.both == 0.5).all() and (table.low == 0).all() and (table.high == 1).all()
+    assert (table.worst == table.best).all()
