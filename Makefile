@@ -19,7 +19,7 @@ lab: $(VENV)/.lab  ## opens JupyterLab on the first notebook
 figures: $(VENV)/.lab  ## runs all notebooks, which redraws figures/
 	$(BIN)/dsnb figures
 
-compare: $(VENV)/.lab  ## computes the tables of notebook 10 in full (about two hours on two CPU cores)
+compare: $(VENV)/.lab  ## computes the tables of notebook 10 in full (many hours on two CPU cores)
 	$(BIN)/dsnb compare
 
 bench: $(VENV)/.lab $(VENV)/.triton  ## measures what each method costs on this machine

@@ -1,101 +1,240 @@
-"""The one command behind the tables: which grids it runs, on a notebook that computes nothing."""
+"""The comparison: what is compared, how rows are computed and resumed, and the command around it."""
 
-import nbformat
+import json
+
 import pandas as pd
 import pytest
+import torch
 
-from dsnb.lab.compare import command
+import dsnb
+from dsnb.images import to_pil
+from dsnb.lab import compare
+from dsnb.lab.compare import command, running
+from dsnb.lab.world import OBJECTS, SCENES, split
+from dsnb.metrics.networks import load_lpips
 
-PARAMETERS = """
-pictures: int = 2
-first: int = 0
-methods: str = "prompt,pixel,epsilon,attention"
-masks: str = "linear,logistic"
-sharpness: float = 20.0
-guidance: float = 0.0
-steps: int = 10
-skip: int = -1
-eta: float = 0.0
-passes: str = "1"
-pairs_file: str = ""
-tables: str = ""
-"""
-BODY = """
-import os
-from pathlib import Path
-from dsnb.lab.grid import record
-if tables:
-    found = sorted(path.parent.name for path in Path(tables).glob("*/table.parquet"))
-    Path(tables, "drawn").write_text(" ".join([*found, os.environ["DSNB_FIGURES"]]))
-else:
-    record([{"picture": k} for k in range(first, first + pictures)])
-"""
+PAIR = ("minecraft", "vangogh")
+SIDES = {"left_prompt": "a blocky bear", "right_prompt": "a painted bear"}
+ENTRY = {
+    "encode_text": "a bear",
+    "decode_text": SIDES,
+    "decode_text_total": "a bear, blocky on the left and painted on the right",
+    "img_path": "./data/prompt2prompt/bear.png",
+}
+STYLED = {key: value for key, value in ENTRY.items() if key != "img_path"}
+STYLED |= {"encode_img": "bear.png", "style_left": "MINECRAFT", "style_right": "VAN GOGH"}
+
+
+one_model = pytest.mark.parametrize("tiny_folder", [1], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def nets():
+    return compare.Networks(load_lpips())
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Folders as the source project has them: data/prompt2prompt/bear.png, Pixel_interpolation/images/bear.png."""
+    folder = tmp_path_factory.mktemp("project")
+    for place in ("data/prompt2prompt", "Pixel_interpolation/images"):
+        (folder / place).mkdir(parents=True)
+        to_pil(torch.rand(1, 3, 64, 64)).save(folder / place / "bear.png")
+    return folder
+
+
+# --- validation and test images ---
+
+
+def test_the_two_sets_share_no_object_and_no_scene():
+    validation, test = split("validation", 100), split("test", 500)
+    assert not set(validation.object.tolist()) & set(test.object.tolist())
+    assert not set(validation.scene.tolist()) & set(test.scene.tolist())
+    assert len({*validation.object.tolist(), *test.object.tolist()}) == len(OBJECTS)
+    assert len({*validation.scene.tolist(), *test.scene.tolist()}) == len(SCENES)
+    assert torch.equal(split("test", 3).numbers, test.numbers[:3])  # image k does not depend on the count
+    for name, count, words in [("train", 1, "one of validation, test"), ("test", 0, "from 1 to")]:
+        with pytest.raises(ValueError, match=words):
+            split(name, count)
+
+
+# --- pairs files ---
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "prompts", "styles"),
+    [
+        ("data/translate-text.json", [ENTRY], tuple(SIDES.values()), ()),
+        ("Pixel_interpolation/prompts.json", [STYLED], tuple(SIDES.values()), PAIR),
+        ("data/prompts.json", {"comment": "…", "bear": "A picture of a bear"}, None, PAIR),
+        ("data/prompts.json", {"first": ENTRY}, tuple(SIDES.values()), ()),
+        ("data/one.json", [ENTRY | {"decode_text": "a painted bear"}], ("a painted bear", "a bear"), ()),
+    ],
+)
+def test_every_format_of_the_source_project(project, file, content, prompts, styles):
+    (project / file).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    task = compare.read_pairs(project / file)[0]
+    assert task.image.shape == (1, 3, 64, 64) and task.caption == "a bear" and task.styles == styles
+    assert task.prompts == (prompts or tuple(dsnb.prompts.prompt(style, "a bear") for style in PAIR))
+
+
+def test_captions_get_every_pair_and_entries_take_a_single_one(project):
+    path = project / "data" / "pairs.json"
+    path.write_text(json.dumps({"bear": "a bear"}))
+    tasks = compare.read_pairs(path, [PAIR, ("mosaic", "warhol")])
+    assert [task.pair for task in tasks] == ["minecraft / vangogh", "mosaic / warhol"]
+    assert len({task.name for task in tasks}) == 1
+    path.write_text(json.dumps([ENTRY, ENTRY]))
+    tasks = compare.read_pairs(path, [PAIR])
+    assert [task.styles for task in tasks] == [PAIR, PAIR] and len({task.name for task in tasks}) == 2
+    example = compare.read_pairs(dsnb.data_path("pairs.json"))
+    assert [task.caption for task in example] == ["a bear on grass", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "cannot be read as UTF-8 JSON"),
+        (b"\xff\xfe\x00", "cannot be read as UTF-8 JSON"),
+        ([], "at least one"),
+        ("7", "must hold a list or an object"),
+        (["a.png"], 'entry 0 must be an object, got "a.png"'),
+        ({"bear": 3}, "entry bear must be an object or a caption, got 3"),
+        ([ENTRY, {"encode_text": "a"}], "entry 1: 'decode_text' is missing"),
+        ([ENTRY, ENTRY | {"encode_text": None}], "entry 1: 'encode_text' must be a text, got null"),
+        (
+            [ENTRY | {"decode_text": SIDES | {"left_prompt": 5}}],
+            "entry 0: 'left_prompt' must be a text, got 5",
+        ),
+        ([ENTRY | {"decode_text": {"left_prompt": "x"}}], "entry 0: 'right_prompt' is missing"),
+        ([ENTRY | {"img_path": "none.png"}], "entry 0: there is no image 'none.png'"),
+        ({"wolf": "a wolf"}, "entry wolf: there is no image 'wolf'"),
+    ],
+)
+def test_a_misread_pairs_file_names_the_entry(project, content, words):
+    path = project / "data" / "broken.json"
+    data = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        compare.read_pairs(path)
+
+
+# --- rows ---
+
+
+@one_model
+def test_methods_share_one_trajectory_and_seeds_do_not_depend_on_each_other(tiny, nets):
+    (task,) = compare.drawn_tasks(split("test", 1), [PAIR], tiny.image_size)
+    methods, masks = ["prompt", "pixel", "epsilon", "attention", "combined"], ["linear", "logistic"]
+    settings = compare.Settings(steps=4, skip=0, eta=0.5, guidance=2.0)
+    rows, images = compare.compare_image(tiny, [task], methods, masks, nets, seeds=[0, 1], settings=settings)
+    table = pd.DataFrame(rows)
+    counts = table.groupby(["mask", "method"], sort=False).seed.agg(list)
+    assert list(counts.index) == [(m, n) for m in masks for n in [*methods, compare.GROUND_TRUTH]]
+    assert all(seeds == [0, 1] for seeds in counts)
+    assert table[table.method == compare.GROUND_TRUTH].truth.max() < 1e-6
+    assert torch.equal(images[task.pair, "linear", "prompt"], images[task.pair, "logistic", "prompt"])
+
+    trajectory = running.record(tiny, task, [1], settings)
+    mask = dsnb.masks.logistic(20)
+    expected = dsnb.blend(tiny, trajectory, task.prompts, mask, method="pixel", guidance=2.0, progress=False)
+    assert torch.allclose(images[task.pair, "logistic", "pixel"][1:], expected, atol=1e-4)
+    samples = table[table["mask"] == "linear"].groupby("method").samples.first()
+    assert samples[methods].tolist() == [2, 4, 3, 2, 2.5]
+
+
+@one_model
+def test_a_part_goes_on_where_it_stopped(tiny, nets, tmp_path):
+    tasks = compare.drawn_tasks(split("test", 2), [PAIR], tiny.image_size)
+    settings = {f"eta {eta}": compare.Settings(steps=3, skip=1, eta=eta) for eta in (0.1, 0.5)}
+    part = compare.Part("eta", tasks, ["epsilon"], ["linear"], settings, "eta 0.1")
+    first = compare.run_part(part, tiny, nets, [0], tmp_path, progress=False)
+    files = sorted(tmp_path.glob("*.json"))
+    assert len(files) == 2 * 2 and first.groupby("setting").usual.first().to_dict() == {
+        "eta 0.1": True,
+        "eta 0.5": False,
+    }
+    before = {file: file.stat().st_mtime_ns for file in files}
+    lost, kept = files[0], files[1:]
+    lost.unlink()
+    again = compare.run_part(part, tiny, nets, [0, 1], tmp_path, progress=False)
+    assert len(list(tmp_path.glob("*.json"))) == 2 * 2 * 2
+    assert all(file.stat().st_mtime_ns == before[file] for file in kept)
+    same = again[again.seed == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, first, check_exact=False, rtol=1e-3)
+
+
+@one_model
+def test_a_folder_belongs_to_one_model_and_one_set_of_settings(tiny, tmp_path):
+    running.claim(tmp_path, tiny, {"steps": 3})
+    running.claim(tmp_path, tiny, {"steps": 3})
+    with pytest.raises(ValueError, match="holds rows with steps 3, not 4; choose another --output"):
+        running.claim(tmp_path, tiny, {"steps": 4})
+
+
+# --- the command ---
 
 
 @pytest.fixture
-def notebook(tmp_path, monkeypatch):
-    cells = [
-        nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(BODY),
+def small(tiny_folder, tmp_path, nets, monkeypatch):
+    """The words of a command on a tiny model, with the perceptual network alone to measure."""
+    monkeypatch.setattr(command, "open_networks", lambda *given, **options: nets)
+    return ["--output", str(tmp_path / "out"), "--fewer", "1", "-p", f"model={tiny_folder}", "-p", "steps=3"]
+
+
+@one_model
+def test_the_command_writes_rows_tables_and_figures(small, tmp_path, capsys):
+    words = [
+        *small,
+        "--images",
+        "1",
+        "--seeds",
+        "2",
+        "--methods",
+        "pixel,epsilon",
+        "--parts",
+        "compare,eta",
     ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    path = tmp_path / "ten.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    monkeypatch.setattr(command, "NOTEBOOK", path)
-    questions = {"guidance": command.QUESTIONS["guidance"], "skip": command.QUESTIONS["skip"]}
-    monkeypatch.setattr(command, "QUESTIONS", questions)
-    return path
-
-
-def test_every_picture_is_compared_once_and_the_tables_come_last(notebook, tmp_path, capsys):
-    output = tmp_path / "out"
-    words = ["--output", str(output), "--pictures", "5", "--chunk", "2", "--fewer", "1", "--workers", "1"]
     assert command.main(words) == 0
-    table = pd.read_csv(output / "compare" / "table.csv")
-    assert table.picture.tolist() == [0, 1, 2, 3, 4, 5]  # whole chunks, each picture once
-    assert set(table.steps) == {0}  # the model's own
-    asked = pd.read_csv(output / "guidance" / "table.csv")
-    assert len(asked) == 16 and set(asked.methods) == {"attention"} and set(asked.guidance) == {3, 5, 20, 30}
-    assert (output / "drawn").read_text() == f"compare guidance skip {output / 'figures'}"
-    assert "0 points failed" in capsys.readouterr().out
+    figures = tmp_path / "out" / "figures"
+    assert str(figures) in capsys.readouterr().out
+    expected = {
+        f"10_{name}.{end}" for name in ("table", "overview", "differences") for end in ("csv", "md", "png")
+    }
+    assert expected | {"10_images.png", "10_questions.md"} <= {path.name for path in figures.iterdir()}
+    rows = compare.read_rows(figures / "10_rows")
+    assert set(rows) == {"compare", "eta"} and rows["compare"].seed.nunique() == 2
+    assert set(rows["compare"].steps) == {3}
+    for path in figures.glob("*.md"):
+        text = path.read_text()
+        assert "nan" not in text and "1 images" not in text
+    assert "1 image, 2 seeds" in (figures / "10_table.md").read_text()
 
 
-def test_only_the_whole_comparison_draws_into_figures(tmp_path, monkeypatch):
+@one_model
+def test_only_the_whole_comparison_draws_into_figures(small, tmp_path, monkeypatch):
+    """Fewer images, or other settings, never replace the tables of figures/."""
     monkeypatch.setenv("DSNB_FIGURES", str(tmp_path / "figures"))
-    place = lambda *given: command.tables_folder(tmp_path / "out", *given)
-    assert place(96, 12, None) == place(200, 12, {}) == tmp_path / "figures"
-    for part in ((8, 12, None), (96, 1, None), (96, 12, {"pairs_file": "mine.json"})):
-        assert place(*part) == tmp_path / "out" / "figures"
+    assert (
+        command.main([*small, "--images", "1", "--seeds", "1", "--methods", "pixel", "--parts", "compare"])
+        == 0
+    )
+    assert not (tmp_path / "figures").exists()
 
 
-def test_a_pairs_file_says_how_many_pictures_there_are(notebook, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "QUESTIONS", {})
-    file, output = tmp_path / "pairs.json", tmp_path / "out"
-    file.write_text("[{}, {}, {}]")
-    words = ["--output", str(output), "--chunk", "2", "--workers", "1", "-p", f"pairs_file={file}"]
-    assert command.main(words) == 0
-    table = pd.read_csv(output / "compare" / "table.csv")
-    assert sorted(set(table["first"])) == [0, 2] and set(table.pairs_file) == {str(file)}
-
-
-@pytest.mark.parametrize("text, said", [("{}", "no list of entries"), ("[", "cannot be read")])
-def test_a_pairs_file_that_is_none_is_a_sentence(notebook, tmp_path, capsys, text, said):
-    (tmp_path / "pairs.json").write_text(text)
-    words = ["--output", str(tmp_path / "out"), "-p", f"pairs_file={tmp_path / 'pairs.json'}"]
-    assert command.main(words) == 2
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--images", "0"], "--images must be a whole number of at least 1"),
+        (["--methods", "pixle"], "did you mean 'pixel'?"),
+        (["--parts", "everything"], "--parts must be one of compare, noise"),
+        (["-p", "stepz=3"], "did you mean 'steps'?"),
+        (["-p", "steps=many"], "-p steps cannot be 'many'"),
+        (["-p", "pairs=mosaic"], "pairs must be left/right"),
+        (["-p", "pairs_file=none.json"], "pairs file 'none.json' does not exist"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_a_model_is_opened(words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command.checkpoints, "load", lambda *given: pytest.fail("a model was opened"))
+    assert command.main(["--output", str(tmp_path), *words]) == 2
     assert said in capsys.readouterr().err
-
-
-def test_bad_numbers_are_a_sentence(notebook, tmp_path, capsys):
-    assert command.main(["--output", str(tmp_path / "out"), "--pictures", "0"]) == 2
-    assert "expected at least 1" in capsys.readouterr().err
-    assert command.main(["--output", str(tmp_path / "out"), "-p", "pictures=24"]) == 2
-    assert "pictures cannot be set" in capsys.readouterr().err
-
-
-def test_every_question_is_about_parameters_that_the_notebook_has():
-    from dsnb.lab.grid.parameters import make_grid
-
-    for held, varied in command.QUESTIONS.values():
-        grid = make_grid(command.NOTEBOOK, varied, {k: v for k, v in held.items() if k not in varied})
-        assert len(grid.points) > 1

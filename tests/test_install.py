@@ -16,7 +16,7 @@ from dsnb import plotting
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["figures", "compare"])
+@pytest.mark.parametrize("name", ["figures"])
 def test_notebook_commands_need_the_repository(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "NOTEBOOKS", tmp_path / "notebooks")
     assert command.main([name]) == 2

@@ -1,7 +1,6 @@
 """Every notebook runs headless from top to bottom: at toy size, and with its defaults where slow tests run."""
 
 import ast
-import json
 import os
 import re
 import shutil
@@ -13,8 +12,6 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-
-from dsnb.lab.compare.tables import MEASURES
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -114,10 +111,10 @@ TOY = {
         "left": "mosaic",
         "right": "warhol",
         "mask": "linear",
-        "pictures": 1,
+        "count": 1,
         "seed": 1,
     },
-    "10_compare_methods": {"pictures": 1, "first": 3, "masks": "linear", "steps": 3, "seed": 1},
+    "10_compare_methods": {"pair": "mosaic/warhol", "method": "pixel", "seeds": 1, "steps": 2},
     "11_measure_cost": {"repeats": 1, "steps": 2, "styles": [3], "fewer_steps": 5, "seed": 1},
     "12_train_the_model": {
         "autoencoder_steps": 5,
@@ -250,60 +247,6 @@ def test_links_lead_somewhere(name):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     missing = [link for link in links if not (FOUND[name].parent / link).exists()]
     assert not missing, f"{name} links to files that do not exist: {missing}"
-
-
-def test_the_comparison_reads_a_pairs_file(tmp_path, monkeypatch):
-    entry = {
-        "encode_text": "a bear on grass",
-        "decode_text": {"left_prompt": "a mosaic of a bear", "right_prompt": "pop art of a bear"},
-        "decode_text_total": "a bear, half mosaic, half pop art",
-        "img_path": str(ROOT / "data" / "images" / "bear_grass.png"),
-    }
-    (tmp_path / "pairs.json").write_text(json.dumps([entry]))
-    asked = {"pairs_file": str(tmp_path / "pairs.json"), "pairs": "mosaic/warhol"}
-    asked |= {"methods": "attention", "masks": "linear", "passes": "1, 0.02", "steps": 3}
-    run("10_compare_methods", "pairs", asked, monkeypatch)
-    # the tables of prompts whose styles nobody knows: neither style columns nor a true mix
-    rows = [
-        {"picture": k, "pair": "own prompts", "mask": "linear", "method": method, "status": "done"}
-        | {"layout": k / 9 + (method == "epsilon"), "lpips": 0.5, "eta": eta}
-        for k, method, eta in product(range(7), ("epsilon", "attention"), (0.1, 0.3))
-    ]
-    for grid in ("compare", "eta"):
-        (tmp_path / grid).mkdir()
-        pd.DataFrame(rows).to_parquet(tmp_path / grid / "table.parquet")
-    asked |= {"pairs": "mosaic/warhol,minecraft/vangogh", "tables": str(tmp_path)}
-    run("10_compare_methods", "own-tables", asked, monkeypatch)
-    drawn = {path.name for path in (KEPT / "figures" / "own-tables").iterdir()}
-    assert {"10_table.md", "10_table.png", "10_questions.md", "10_rows"} <= drawn
-
-
-def test_the_comparison_draws_its_tables(tmp_path, monkeypatch):
-    draws = np.random.default_rng(0)
-
-    def measured(folder, **settings):
-        rows = [
-            {"picture": k, "pair": pair, "mask": mask, "method": method, "status": "done", **values}
-            | {name: draws.random() for name in MEASURES}
-            for k, pair, mask, method in product(
-                range(7), ("a / b", "c / d"), ("linear", "logistic"), ("epsilon", "attention", "pixel")
-            )
-            for values in ([dict(zip(settings, row, strict=True)) for row in product(*settings.values())])
-        ]
-        (tmp_path / folder).mkdir()
-        pd.DataFrame(rows).to_parquet(tmp_path / folder / "table.parquet")
-
-    measured("compare")
-    measured("guidance", guidance=[5.0, 30.0], sharpness=[20.0, 70.0])
-    measured("steps", steps=[12, 50])
-    run("10_compare_methods", "tables", {"tables": str(tmp_path), "pictures": 1, "steps": 3}, monkeypatch)
-    drawn = {path.name for path in (KEPT / "figures" / "tables").iterdir()}
-    assert {"10_table.csv", "10_table.md", "10_differences.md", "10_questions.csv"} <= drawn
-    table = (KEPT / "figures" / "tables" / "10_table.md").read_text()
-    assert table.startswith("Mean ± standard error over 7 pictures") and "### c / d, linear mask" in table
-    assert {"10_differences.png", "10_guidance.png", "10_questions.png", "10_seams.png"} <= drawn
-    kept = pd.read_parquet(KEPT / "figures" / "tables" / "10_rows" / "compare.parquet")
-    assert len(kept) == 7 * 2 * 2 * 3 and set(MEASURES) <= set(kept)
 
 
 def test_the_trials_draw_their_tables(tmp_path, monkeypatch):

@@ -1,5 +1,20 @@
-"""The comparison of methods: every measure of every method on the same pictures, then tables with errors."""
+"""The comparison of methods: every measure of every method on the same images and noise, with intervals.
 
-from .comparing import TRUE_MIX, Eyes, Gauge, Task, compare, gram_references, noise_seed, read_pairs
+tasks        what is compared: images of the drawn world, or a file of the user's
+measuring    all measures of one image
+running      every method on every image and seed
+tables       means, intervals, paired differences
+plots        figures of the tables
+report       the files 10_*
+command      `python -m dsnb compare`
+"""
 
-__all__ = ["TRUE_MIX", "Eyes", "Gauge", "Task", "compare", "gram_references", "noise_seed", "read_pairs"]
+from .measuring import Networks, Target, gram_references, measure, open_networks, prepare
+from .report import read_rows
+from .running import GROUND_TRUTH, Part, Settings, compare_image, run_part
+from .tasks import Task, drawn_tasks, read_pairs
+
+__all__ = [
+    "GROUND_TRUTH", "Networks", "Part", "Settings", "Target", "Task", "compare_image", "drawn_tasks",
+    "gram_references", "measure", "open_networks", "prepare", "read_pairs", "read_rows", "run_part",
+]  # fmt: skip

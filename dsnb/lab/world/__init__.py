@@ -4,6 +4,7 @@
                                      the pictures
     captions                         what they are called, and the tokenizer
     layouts                          training images in one, two or three styles
+    splits                           the validation set and the test set
 
 The names below are loaded on first use. `world.captions` is the module.
 """
@@ -25,6 +26,7 @@ _EXPORTS = {
     "icons": ("CELL", "DRAWINGS", "OBJECTS", "SETS", "load_atlas"),
     "layouts": ("Batch", "batch_captions", "draw_batch", "layout_weights", "random_batch"),
     "scenery": ("SCENES", "draw_scenes"),
+    "splits": ("split",),
     "styles": ("STYLES", "draw", "draw_mix", "held_out", "random_styles"),
     "world": ("COLOURS", "PAINTABLE", "SIZE", "Pictures", "draw_plain", "random_pictures"),
 }

@@ -1,0 +1,176 @@
+"""What is compared: images, captions, and two styles for each. From the drawn world, or from a file of the user's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ... import prompts as styles
+from ...images import read_image
+from ...metrics.networks import resize
+from ..world import STYLES, Pictures, draw, phrase
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image and the two styles asked for, left first. Tasks with the same image have the same `name`.
+
+    Attributes:
+        name: of the image, unique among the images of a comparison.
+        image: the source image (1, 3, H, W) in [0, 1].
+        caption: what the image shows, without a style.
+        prompts: left and right prompt.
+        one_prompt: the prompt that names both styles, for the method "prompt".
+        styles: left and right style, names that the style classifiers know; () if they do not.
+        layers: the ground truth in either style (2, 3, H, W) in [0, 1]; None if there is none.
+        shows: what the image shows, one picture of the drawn world; None for other images.
+    """
+
+    name: str
+    image: Tensor
+    caption: str
+    prompts: tuple[str, str]
+    one_prompt: str
+    styles: tuple[str, ...] = ()
+    layers: Tensor | None = None
+    shows: Pictures | None = None
+
+    @property
+    def pair(self) -> str:
+        """The pair of styles, as the tables name it."""
+        return " / ".join(self.styles) if self.styles else "own prompts"
+
+
+def drawn_tasks(pictures: Pictures, pairs: Sequence[tuple[str, str]], size: int) -> list[Task]:
+    """Tasks from the drawn world, with their ground truth; every image with every pair of styles.
+
+    Args:
+        pictures: what the images show.
+        pairs: left and right style of each pair.
+        size: height and width of the images in pixels.
+
+    Returns:
+        The tasks, image by image.
+    """
+    drawn = {
+        style: resize(draw(pictures, style), size)
+        for style in ["plain", *dict.fromkeys(s for p in pairs for s in p)]
+    }
+    tasks = []
+    for k in range(len(pictures)):
+        for pair in pairs:
+            layers = torch.stack([drawn[style][k] for style in pair])
+            task = _styled(f"{k:03d} {phrase(pictures, k)}", drawn["plain"][[k]], phrase(pictures, k), pair)
+            tasks.append(Task(**vars(task) | {"layers": layers, "shows": pictures[k : k + 1]}))
+    return tasks
+
+
+def _styled(name: str, image: Tensor, caption: str, pair: tuple[str, str]) -> Task:
+    """A task with the workbook's own prompts for a pair of styles."""
+    left, right = (styles.prompt(style, caption) for style in pair)
+    return Task(name, image, caption, (left, right), styles.one_prompt(pair, caption), tuple(pair))
+
+
+def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=None) -> list[Task]:
+    """Tasks from a JSON file of images and prompts. Every format of the source project is read.
+
+    A list of entries {encode_text, decode_text, decode_text_total, img_path}. `decode_text` is an object with
+    left_prompt and right_prompt; or one text, which the left side takes, while the right side keeps encode_text.
+    `encode_img` may stand for img_path. `style_left` and `style_right` name the styles; so does a single pair in
+    `pairs`. Or an object of such entries, or of captions by the name of an image file, which get the workbook's
+    prompts for each of `pairs`. Images are searched from the file's folder upwards, then in the working folder.
+
+    Args:
+        path: the file, UTF-8.
+        pairs: left and right style of each pair.
+        model: the images are resized to its size.
+
+    Returns:
+        The tasks, in the file's order.
+
+    Raises:
+        FileNotFoundError: the file or one of its images does not exist.
+        ValueError: something in the file is wrong; the message names the entry.
+    """
+    path, tasks = Path(path), []
+    for number, (name, entry) in enumerate(_entries(path)):
+        where = f"pairs file {str(path)!r}, entry {name}"
+        if isinstance(entry, str):
+            caption = entry.removeprefix("A picture of ")
+            image, title = read_image(_find(path, name, where), model), f"{number:03d} {name}"
+            tasks += [_styled(title, image, caption, pair) for pair in pairs or styles.pairs()]
+        else:
+            tasks.append(_read_entry(path, number, entry, pairs, model, where))
+    return tasks
+
+
+def _entries(path: Path) -> Iterator[tuple[int | str, dict | str]]:
+    """(number or name, content) of every entry of a pairs file; captions only where entries have names."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"pairs file {str(path)!r} does not exist") from None
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise ValueError(f"pairs file {str(path)!r} cannot be read as UTF-8 JSON: {error}") from None
+    named = isinstance(content, dict)
+    if named:
+        content.pop("comment", None)
+    if not isinstance(content, list | dict) or not content:
+        raise ValueError(
+            f"pairs file {str(path)!r} must hold a list or an object of entries, and at least one"
+        )
+    for name, entry in content.items() if named else enumerate(content):
+        if not isinstance(entry, (dict, str) if named else dict):
+            expected = "an object or a caption" if named else "an object"
+            raise ValueError(
+                f"pairs file {str(path)!r}, entry {name} must be {expected}, got {json.dumps(entry)}"
+            )
+        yield name, entry
+
+
+def _read_entry(path: Path, number: int, entry: dict, pairs, model, where: str) -> Task:
+    def text(key: str, inside: dict = entry) -> str:
+        if key not in inside:
+            raise ValueError(f"{where}: {key!r} is missing")
+        if not isinstance(inside[key], str) or not inside[key].strip():
+            raise ValueError(f"{where}: {key!r} must be a text, got {json.dumps(inside[key])}")
+        return inside[key]
+
+    caption = text("encode_text")
+    if isinstance(entry.get("decode_text"), dict):
+        sides = tuple(text(key, entry["decode_text"]) for key in ("left_prompt", "right_prompt"))
+        one_prompt = text("decode_text_total")
+    else:
+        one_prompt = text("decode_text")
+        sides = (one_prompt, caption)
+    file = text("encode_img" if "encode_img" in entry and "img_path" not in entry else "img_path")
+    image = read_image(_find(path, file, where), model)
+    named = [_known_style(entry.get(key)) for key in ("style_left", "style_right")]
+    pair = tuple(named) if all(named) else tuple(pairs[0]) if len(pairs) == 1 else ()
+    return Task(f"{number:03d} {Path(file).stem}", image, caption, sides, one_prompt, pair)
+
+
+def _known_style(name: object) -> str | None:
+    """The style that a name such as "VAN GOGH" or "Andy Warhol pop" stands for; None if it is not known."""
+    letters = str(name).lower().replace(" ", "")
+    return next((style for style in STYLES if style in letters), None)
+
+
+def _find(path: Path, image: str, where: str) -> Path:
+    """The image file that an entry names: from the pairs file upwards, or one folder below; without a suffix, too."""
+    folder, name = path.resolve().parent, Path(image).name
+    pattern = name if Path(image).suffix.lower() in IMAGE_SUFFIXES else f"{name}.*"
+    below = [place for place in folder.glob(f"*/{pattern}") if place.suffix.lower() in IMAGE_SUFFIXES]
+    beside = [place for place in folder.glob(pattern) if place.suffix.lower() in IMAGE_SUFFIXES]
+    upwards = [place / image for place in (folder, *folder.parents, Path.cwd())]
+    for place in (*upwards, *sorted(beside), *sorted(below)):
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"{where}: there is no image {image!r} in {folder}, one folder below, or above")
