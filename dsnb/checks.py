@@ -58,16 +58,13 @@ def numbers(
     name: str, value: Any, n: int | None = None, low: float = -math.inf, high: float = math.inf
 ) -> list[float]:
     """n numbers from one number, or from a list, array or tensor of n; any count without n. Raises as `number`."""
-    if isinstance(
-        value, str | bytes | Mapping | Set
-    ):  # neither of the last two says which number is the first
-        values = [value]
-    else:
-        values = value.reshape(-1).tolist() if hasattr(value, "reshape") else value
-        values = list(values) if isinstance(values, Iterable) else [values]
-    if n is not None and len(values) not in (1, n):
-        raise ValueError(f"{name} must be one number or {n} numbers, got {len(values)} of them")
-    values = [number(name, each, low, high) for each in values]
+    given = value.reshape(-1).tolist() if hasattr(value, "reshape") else value
+    # A mapping or a set does not say which number is the first.
+    several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set)
+    given = list(given) if several else [given]
+    if n is not None and len(given) not in (1, n):
+        raise ValueError(f"{name} must be one number or {n} numbers, got {len(given)} of them")
+    values = [number(name, each, low, high) for each in given]
     return values * n if n is not None and len(values) == 1 else values
 
 
@@ -93,6 +90,8 @@ def one_or_each(name: str, value: Any, n: int) -> str | tuple[str, ...]:
     """One text for all n images, or a list with one text for each. Raises as `texts`, and ValueError."""
     if isinstance(value, str):
         return text(name, value)
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be one text, or a list of texts; got {_short(value)}")
     each = tuple(texts(name, value))
     if len(each) != n:
         raise ValueError(f"{name} must be one text, or one for each of the {n} images; got {len(each)} texts")

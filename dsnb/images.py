@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF
 
 def read_image(
     source: str | os.PathLike | Image.Image | np.ndarray,
-    model=None,
+    model: Any = None,
     size: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """An image as a tensor (1, 3, H, W) in [0, 1], resized and centre-cropped to fill the size.
@@ -52,7 +53,7 @@ def read_image(
     return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
 
 
-def read_grey(source) -> np.ndarray:
+def read_grey(source: str | os.PathLike | Image.Image | np.ndarray | IO[bytes]) -> np.ndarray:
     """Grey values (H, W) in [0, 1]; the alpha channel instead, where there is one that varies.
 
     Args:
@@ -93,7 +94,7 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _size(size) -> tuple[int, int]:
+def _size(size: Any) -> tuple[int, int]:
     """(height, width), checked."""
     both = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(both) != 2:
@@ -104,7 +105,7 @@ def _size(size) -> tuple[int, int]:
     return height, width
 
 
-def _open(source) -> Image.Image:
+def _open(source: Any) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     path = isinstance(source, str | os.PathLike)

@@ -4,9 +4,7 @@ Coordinates: x runs from 0 (left edge) to 1 (right edge), y from 0 (top edge) to
 (x, y, progress) to N non-negative numbers; `Mask.weights` averages it over each cell and makes the sum 1.
 """
 
-import ast
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import checks
+from . import checks, formulas
 from .images import LARGEST_SIDE, read_grey
 
 Field = Callable[[Tensor, Tensor, float], Tensor]
 SUPERSAMPLE = 8  # points per cell and axis when a cell is averaged
 MOST_POINTS = 2**22  # at which a field is read at a time
 MOST = 1000  # styles, or stripes
-LONGEST, DEEPEST = 10_000, 200  # of a formula: characters, and operations inside each other
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Mask:
     field: Field
     timed: bool = False  # whether the weights change over the denoising steps
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "n", checks.integer("n", self.n, 1, MOST))
         if not callable(self.field):
             raise TypeError(f"field must be a function of x, y and progress, got {self.field!r}")
@@ -122,7 +119,7 @@ class Mask:
             if not any(s <= edge < e for s, e in zip(starts, ends, strict=True)):
                 raise ValueError(f"starts={starts}, ends={ends}: no style is active at {edge:g}")
 
-        def field(x, y, progress):
+        def field(x: Tensor, y: Tensor, progress: float) -> Tensor:
             progress = min(progress, 1 - 1e-9)
             on = torch.tensor([float(s <= progress < e) for s, e in zip(starts, ends, strict=True)])
             on = on.to(x).reshape(-1, *[1] * x.dim())
@@ -143,7 +140,7 @@ def linear(n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5))
     n = checks.integer("n", n, 2, MOST)
     u = _axis(angle, center)
 
-    def field(x, y, progress):
+    def field(x: Tensor, y: Tensor, progress: float) -> Tensor:
         position = u(x, y).clamp(0, 1) * (n - 1)
         return torch.stack([(1 - (position - i).abs()).clamp(min=0) for i in range(n)])
 
@@ -193,7 +190,7 @@ def radial(
     radius = checks.number("radius", radius, above=0)
     left, top = checks.numbers("center", center, 2)
 
-    def field(x, y, progress):
+    def field(x: Tensor, y: Tensor, progress: float) -> Tensor:
         distance = torch.hypot(x - left, y - top) / (radius * n)
         return _bands(distance, n, sharpness * radius * n)
 
@@ -207,7 +204,7 @@ def stripes(count: int = 6, n: int = 2, sharpness: float = 100.0, angle: float =
     count = checks.integer("count", count, n, MOST)
     u = _axis(angle, (0.5, 0.5))
 
-    def field(x, y, progress):
+    def field(x: Tensor, y: Tensor, progress: float) -> Tensor:
         bands = _bands(u(x, y), count, sharpness)
         return torch.stack([bands[i::n].sum(0) for i in range(n)])
 
@@ -241,7 +238,7 @@ def from_weights(weights: np.ndarray | Tensor) -> Mask:
     if not torch.isfinite(array).all() or (array < 0).any():
         raise ValueError("weights must be finite and not negative; some are NaN, infinite or below 0")
 
-    def field(x, y, progress):
+    def field(x: Tensor, y: Tensor, progress: float) -> Tensor:
         where = torch.stack([2 * x - 1, 2 * y - 1], -1)[None]
         return torch.nn.functional.grid_sample(
             array[None], where, mode="bilinear", padding_mode="border", align_corners=False
@@ -278,11 +275,14 @@ def formula(expression: str | Sequence[str]) -> Mask:
         ValueError: for anything else.
     """
     single = isinstance(expression, str)
-    trees = [_parse(text) for text in ([expression] if single else checks.texts("expression", expression))]
+    trees = [
+        formulas.parse(text)
+        for text in ([expression] if isinstance(expression, str) else checks.texts("expression", expression))
+    ]
     if not single and len(trees) < 2:
         raise ValueError(f"expression must be one formula or at least two, got {len(trees)}")
 
-    def field(x, y, progress):
+    def field(x: Tensor, y: Tensor, progress: float) -> Tensor:
         dx, dy = x - 0.5, y - 0.5
         names = {
             "x": x,
@@ -292,91 +292,17 @@ def formula(expression: str | Sequence[str]) -> Mask:
             "t": progress,
             "pi": math.pi,
         }
-        values = [torch.as_tensor(_evaluate(tree, names)).to(x).expand(x.shape) for tree in trees]
+        values = [torch.as_tensor(formulas.evaluate(tree, names)).to(x).expand(x.shape) for tree in trees]
         if single:
             first = values[0].clamp(0, 1)
             return torch.stack([first, 1 - first])
         return torch.stack(values).clamp(min=0)
 
-    timed = any(isinstance(node, ast.Name) and node.id == "t" for tree in trees for node in ast.walk(tree))
+    timed = any(map(formulas.uses_time, trees))
     mask = Mask(max(2, len(trees)), field, timed)
     for tenth in range(10 if timed else 1):  # says now, not at the first denoising step, what is wrong
         mask.weights(4, 4, tenth / 10)
     return mask
-
-
-_FUNCTIONS = {
-    "sin": torch.sin, "cos": torch.cos, "tan": torch.tan, "exp": torch.exp, "log": torch.log,
-    "sqrt": torch.sqrt, "abs": torch.abs, "floor": torch.floor, "min": torch.minimum, "max": torch.maximum,
-}  # fmt: skip
-_OPERATORS = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.Pow: operator.pow, ast.Mod: operator.mod, ast.USub: operator.neg, ast.UAdd: operator.pos,
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-    ast.Eq: operator.eq, ast.NotEq: operator.ne,
-    ast.And: torch.logical_and, ast.Or: torch.logical_or, ast.Not: torch.logical_not,
-}  # fmt: skip
-
-
-def _parse(text: str) -> ast.expr:
-    if len(text) > LONGEST:
-        raise ValueError(f"a formula must have at most {LONGEST} characters, got {len(text)}")
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"formula {text!r} cannot be read: {getattr(error, 'msg', error)}") from None
-    except (RecursionError, MemoryError):
-        tree = None
-    if tree is None or _depth(tree) > DEEPEST:
-        raise ValueError(
-            f"a formula must be nested at most {DEEPEST} deep; a sum counts one for each + in it"
-        )
-    for node in ast.walk(tree):
-        name = getattr(node.func, "id", "?") if isinstance(node, ast.Call) else None
-        if name is not None and name not in _FUNCTIONS:
-            raise ValueError(f"formula {text!r} calls {name!r}; allowed are {', '.join(sorted(_FUNCTIONS))}")
-        if isinstance(node, ast.Name) and node.id not in {*"xyrat", "pi", *_FUNCTIONS}:
-            raise ValueError(f"formula {text!r} uses {node.id!r}; allowed are x, y, r, a, t and pi")
-    return tree
-
-
-def _depth(tree: ast.expr) -> int:
-    depth, level = 0, [tree]
-    while level:
-        depth, level = depth + 1, [child for node in level for child in ast.iter_child_nodes(node)]
-    return depth
-
-
-def _evaluate(node: ast.expr, names: dict):
-    value = lambda child: torch.as_tensor(_evaluate(child, names), dtype=torch.float64)
-    match node:
-        case ast.Constant(value=int() | float() as number):
-            return checks.number("a number in a formula", number + 0)
-        case ast.Name(id=name) if name in names:
-            return names[name]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](value(left), value(right))
-        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](value(operand))
-        case ast.BoolOp(op=op, values=values):
-            result = value(values[0])
-            for other in values[1:]:
-                result = _OPERATORS[type(op)](result, value(other))
-            return result
-        case ast.Compare(left=left, ops=ops, comparators=right) if all(type(op) in _OPERATORS for op in ops):
-            chain = [value(left), *map(value, right)]
-            result = torch.ones((), dtype=torch.bool)
-            for a, op, b in zip(chain, ops, chain[1:], strict=False):
-                result = torch.logical_and(result, _OPERATORS[type(op)](a, b))
-            return result
-        case ast.IfExp(test=test, body=body, orelse=orelse):
-            return torch.where(value(test) != 0, value(body), value(orelse))
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            try:
-                return _FUNCTIONS[name](*map(value, args))
-            except TypeError:
-                raise ValueError(f"formula: {ast.unparse(node)!r} has {len(args)} arguments") from None
-    raise ValueError(f"formula: {ast.unparse(node)!r} is not allowed")
 
 
 def _axis(angle: float, center: Sequence[float]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -393,4 +319,5 @@ def _centres(count: int) -> Tensor:
 
 
 def _grid(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.meshgrid(y.double(), x.double(), indexing="ij")
+    y, x = torch.meshgrid(y.double(), x.double(), indexing="ij")
+    return y, x

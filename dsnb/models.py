@@ -182,7 +182,7 @@ def encode_prompts(
     told = None
     if guidance is not None and not model.guided:
         told = model.family.tell_guidance(model.pipe, torch.as_tensor(guidance, device=model.device))
-    with torch.no_grad(), quietly():
+    with model.lock, torch.no_grad(), quietly():
         return replace(model.family.encode_prompts(model.pipe, prompts), guidance=told)
 
 
@@ -213,7 +213,7 @@ def predict(model: Model, x_t: Tensor, timestep: Tensor | float, prompts: Prompt
         What the network says, like x_t, float32: the noise, or another of `sampling.PREDICTIONS`.
     """
     timestep = torch.as_tensor(timestep, device=x_t.device)
-    with torch.no_grad():
+    with model.lock, torch.no_grad():
         return model.family.predict(model.pipe, x_t.to(model.dtype), timestep, prompts).float()
 
 

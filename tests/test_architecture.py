@@ -13,7 +13,7 @@ LAB = PACKAGE / "lab"
 # From the bottom up. Only the command line stands above the laboratory.
 TIERS = [
     ["checks", "files"],
-    ["epsilon", "images", "kernels", "plotting", "prompts"],
+    ["epsilon", "formulas", "images", "kernels", "plotting", "prompts"],
     ["families", "masks", "sampling", "widgets"],
     ["models"],
     ["joint", "weights"],

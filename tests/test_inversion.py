@@ -261,7 +261,7 @@ def test_bad_settings_are_refused(tiny, options, words):
     ("options", "words"),
     [
         ({"image": None}, "image must be a file"),
-        ({"caption": None}, "caption must be a list of texts, got None"),
+        ({"caption": None}, "caption must be one text, or a list of texts; got None"),
         ({"caption": 7}, "caption must be"),
         ({"caption": [None]}, r"caption\[0\] must be a text"),
         ({"generator": 42}, "generator must be a .*got 42; torch.Generator"),

@@ -203,7 +203,7 @@ def test_bad_calls_are_refused(tiny, trajectory, change, words):
 def test_wrong_types_are_refused_by_name(tiny, trajectory, change, words):
     with pytest.raises(TypeError, match=words):
         run(tiny, trajectory, **change)
-    with pytest.raises(TypeError, match="prompt must be a list of texts, got 3"):
+    with pytest.raises(TypeError, match="prompt must be one text, or a list of texts; got 3"):
         dsnb.decode(tiny, trajectory, 3)
     with pytest.raises(ValueError, match="prompt must be one text, or one for each of the 1 images"):
         dsnb.decode(tiny, trajectory, ["x", "y"])
@@ -251,6 +251,17 @@ def test_one_thread_draws_at_a_time(tiny, trajectory):
         thread.join()
     for method, images in drawn.items():
         assert len(images) == 2 and all(torch.equal(image, expected[method]) for image in images)
+
+
+def test_a_single_call_of_the_network_waits_for_whoever_draws(tiny, trajectory):
+    prompts, seen = models.encode_prompts(tiny, [LEFT]), []
+    thread = Thread(target=lambda: seen.append(models.predict(tiny, trajectory.x_T, 500, prompts)))
+    with tiny.lock:
+        thread.start()
+        thread.join(1)
+        assert not seen
+    thread.join()
+    assert len(seen) == 1
 
 
 def test_a_callback_may_change_what_it_sees_but_not_the_trajectory(tiny, trajectory):
