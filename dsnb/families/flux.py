@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from .base import Family, Prompts, Settings, check_flow
@@ -54,9 +53,10 @@ class Flux(Family):
 
     def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
         """The pipeline's own: even sigmas, shifted the more, the larger the image."""
-        config, tokens = pipe.scheduler.config, (size[0] // 2) * (size[1] // 2)
-        keys = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-        shift = calculate_shift(tokens, *(config.get(key, default) for key, default in keys.items()))
+        get, tokens = pipe.scheduler.config.get, (size[0] // 2) * (size[1] // 2)
+        few, many = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
+        least, most = get("base_shift", 0.5), get("max_shift", 1.15)
+        shift = least + (most - least) * (tokens - few) / (many - few)
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
