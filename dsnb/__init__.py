@@ -42,7 +42,7 @@ def data_path(*parts: str) -> Path:
     return (installed if installed.is_dir() else package.parent / "data").joinpath(*parts)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     if name in _EXPORTS:
         return getattr(import_module(f"dsnb.{_EXPORTS[name]}"), name)
     if name in _MODULES:
@@ -50,5 +50,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'dsnb' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*__all__, *_MODULES, "__version__"])

@@ -56,12 +56,12 @@ def figures(argv: list[str]) -> int:
     return 0
 
 
-def execute(notebook: Path, folder: Path):
-    """Runs a notebook with its defaults, keeps the executed copy in `folder`, and returns it."""
+def execute(notebook: Path, folder: Path) -> None:
+    """Runs a notebook with its defaults and keeps the executed copy in `folder`."""
     import papermill
 
     folder.mkdir(parents=True, exist_ok=True)
-    return papermill.execute_notebook(notebook, folder / notebook.name, cwd=notebook.parent)
+    papermill.execute_notebook(notebook, folder / notebook.name, cwd=notebook.parent)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

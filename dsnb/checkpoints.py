@@ -114,7 +114,7 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A dtype or its name -> the dtype. Raises ValueError for anything else."""
     found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    if found is None or found not in DTYPES.values():
         raise ValueError(f"dtype must be a torch.dtype or one of {', '.join(DTYPES)}, got {dtype!r}")
     return found
 

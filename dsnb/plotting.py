@@ -8,15 +8,18 @@ refused, not guessed. Figures are built without pyplot, so that threads may draw
 import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
+from torch import Tensor
 
 from .files import write_all_whole
 
@@ -24,18 +27,21 @@ STYLE_COLORS = ("#1b6ca8", "#e8743b", "#2e9e5b", "#8e5ea2", "#c2a000", "#d1495b"
 LARGEST_FILE = 500_000  # bytes; what a page of a workbook should carry at most
 DPI = 150
 
+Picture = Tensor | np.ndarray | Image.Image | Figure
+Pictures = Tensor | Sequence[Picture]
+
 
 class Sheet(Figure):
     """A figure that shows itself as a PNG at the end of a notebook cell."""
 
-    def __init__(self, width, height):
+    def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self)
 
-    def _repr_png_(self):
+    def _repr_png_(self) -> bytes:
         return png_bytes(self)
 
-    def panel(self, left, top, width, height):
+    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes without ticks at (left, top), in inches from the upper left corner."""
         full_width, full_height = self.get_size_inches()
         box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
@@ -45,7 +51,7 @@ class Sheet(Figure):
         return axes
 
 
-def to_array(picture, name="picture"):
+def to_array(picture: Picture, name: str = "picture") -> np.ndarray:
     """One picture as uint8 (H, W, 3); ValueError on a batch, a wrong shape, NaN or values outside [0, 1]."""
     if isinstance(picture, Figure):
         buffer = io.BytesIO()
@@ -75,7 +81,7 @@ def to_array(picture, name="picture"):
     return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
 
 
-def png_bytes(picture, parameters=None, largest=None):
+def png_bytes(picture: Picture, parameters: dict | None = None, largest: int | None = None) -> bytes:
     """PNG file of a picture; `parameters` go into the text chunk of that name, as JSON.
 
     With `largest` (bytes) the picture is first reduced to 256 colours, then shrunk, until it fits.
@@ -94,13 +100,20 @@ def png_bytes(picture, parameters=None, largest=None):
     return data
 
 
-def _encode(picture, note):
+def _encode(picture: Image.Image, note: PngImagePlugin.PngInfo) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True, pnginfo=note)
     return buffer.getvalue()
 
 
-def show_grid(images, titles=None, columns=None, path=None, row_titles=None, width=1.7):
+def show_grid(
+    images: Pictures,
+    titles: Sequence[str] | None = None,
+    columns: int | None = None,
+    path: str | Path | None = None,
+    row_titles: Sequence[str] | None = None,
+    width: float = 1.7,
+) -> Sheet:
     """Pictures in a grid → figure. `images`: a batch (B, 3, H, W) or a list of pictures.
 
     `titles`: one per picture, or one per column (then only the first row carries them).
@@ -138,14 +151,16 @@ def show_grid(images, titles=None, columns=None, path=None, row_titles=None, wid
         if index < len(titles) and titled[row]:
             axes.set_title(titles[index], fontsize=8, pad=3)
         if column == 0 and row_titles:
-            where = {"va": "center", "ha": "right", "transform": axes.transAxes}
-            axes.text(-0.03, 0.5, row_titles[row], fontsize=8, rotation=90, **where)
+            side = axes.text(-0.03, 0.5, row_titles[row], fontsize=8, rotation=90, transform=axes.transAxes)
+            side.set(va="center", ha="right")
     if path is not None:
         save_figure(figure, path)
     return figure
 
 
-def film_strip(rows, labels=None, frames=8, width=1.2):
+def film_strip(
+    rows: Mapping[str, Pictures], labels: Sequence[str] | None = None, frames: int = 8, width: float = 1.2
+) -> Sheet:
     """Steps from left to right, one row per kind of picture → figure.
 
     `rows`: {"$x_t$": pictures, "predicted $x_0$": pictures, …}, equally many in each; `frames` of them are
@@ -168,7 +183,14 @@ def film_strip(rows, labels=None, frames=8, width=1.2):
     return show_grid(pictures, titles, columns=len(shown), row_titles=list(rows), width=width)
 
 
-def overlay(image, heat, opacity=0.6, colormap="inferno", low=None, high=None):
+def overlay(
+    image: Picture,
+    heat: Tensor | np.ndarray,
+    opacity: float = 0.6,
+    colormap: str = "inferno",
+    low: float | None = None,
+    high: float | None = None,
+) -> Tensor:
     """A heat map (h, w) over a picture → (1, 3, H, W) in [0, 1].
 
     The map is resized to the picture and scaled from [low, high] (its own minimum and maximum by default) to
@@ -187,7 +209,7 @@ def overlay(image, heat, opacity=0.6, colormap="inferno", low=None, high=None):
     return (1 - opacity) * picture + opacity * colors
 
 
-def color_weights(weights, image=None, opacity=0.6):
+def color_weights(weights: Tensor | np.ndarray, image: Picture | None = None, opacity: float = 0.6) -> Tensor:
     """Mask weights (N, H, W) as colours, one per style → (1, 3, H, W); over a picture where one is given."""
     weights = _weights(weights)
     palette = torch.tensor([matplotlib.colors.to_rgb(color) for color in STYLE_COLORS])
@@ -200,7 +222,13 @@ def color_weights(weights, image=None, opacity=0.6):
     return (1 - opacity) * picture + opacity * colors
 
 
-def show_mask(weights, image=None, labels=None, contours=(0.25, 0.5, 0.75), width=1.7):
+def show_mask(
+    weights: Tensor | np.ndarray,
+    image: Picture | None = None,
+    labels: Sequence[str] | None = None,
+    contours: Sequence[float] = (0.25, 0.5, 0.75),
+    width: float = 1.7,
+) -> Sheet:
     """Mask weights (N, H, W) → figure: the styles as colours with contours, then each weight in grey."""
     weights = _weights(weights)
     labels = [f"style {i}" for i in range(len(weights))] if labels is None else list(labels)
@@ -220,7 +248,7 @@ def show_mask(weights, image=None, labels=None, contours=(0.25, 0.5, 0.75), widt
     return figure
 
 
-def figures_folder():
+def figures_folder() -> Path:
     """Folder that figures are saved in: DSNB_FIGURES, or `runs/figures/` of the repository, or `./figures/`.
 
     The committed `figures/` are redrawn only by the commands `dsnb figures`, `compare` and `bench`, so that a run
@@ -236,7 +264,9 @@ def figures_folder():
     return here / "figures"
 
 
-def save_figure(picture, name, parameters=None, sidecar=False):
+def save_figure(
+    picture: Picture, name: str | Path, parameters: dict | None = None, sidecar: bool = False
+) -> Path:
     """Save an image as NAME.png in `figures_folder()`, under 500 kB → path; a `name` with a folder is kept.
 
     `parameters` go into the PNG's text chunk; with `sidecar` into NAME.json too. Files appear whole or not
@@ -255,7 +285,7 @@ def save_figure(picture, name, parameters=None, sidecar=False):
     return path
 
 
-def read_parameters(path):
+def read_parameters(path: str | Path) -> dict:
     """The parameters that `save_figure` put into a PNG → dictionary; ValueError where there are none."""
     with Image.open(path) as picture:
         note = getattr(picture, "text", {}).get("parameters")
@@ -264,7 +294,7 @@ def read_parameters(path):
     return json.loads(note)
 
 
-def _write(files):
+def _write(files: dict[Path, bytes]) -> None:
     folder = next(iter(files)).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -276,11 +306,11 @@ def _write(files):
         ) from error
 
 
-def _tensor(image):
+def _tensor(image: Picture) -> Tensor:
     return torch.from_numpy(to_array(image, "image").copy()).permute(2, 0, 1)[None].float() / 255
 
 
-def _weights(weights):
+def _weights(weights: Tensor | np.ndarray) -> Tensor:
     weights = torch.as_tensor(np.asarray(weights), dtype=torch.float32)
     if weights.ndim != 3 or not torch.isfinite(weights).all():
         shape = tuple(weights.shape)

@@ -86,7 +86,7 @@ def _open_network(folder: Path, kind: type, name: str, dtype: torch.dtype, allow
             "opened. Convert them, or pass allow_pickle=True if you trust whoever made them"
         )
     half = all(".fp16." in file for file in safe or [file.name for file in files])
-    options = {
+    options: dict[str, Any] = {
         "variant": "fp16" if half else None,
         "use_safetensors": bool(safe),
         "output_loading_info": True,
@@ -138,7 +138,7 @@ def open_file(
     if config is not None and Path(config).is_dir():
         kind = _index(Path(config), str(config))["_class_name"]
     family_named(kind, str(path))
-    options = {"torch_dtype": dtype} | ({} if config is None else {"config": str(config)})
+    options: dict[str, Any] = {"torch_dtype": dtype} | ({} if config is None else {"config": str(config)})
     if kind == "StableDiffusionPipeline":
         options |= {"safety_checker": None, "requires_safety_checker": False}
     try:

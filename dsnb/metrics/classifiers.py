@@ -153,7 +153,7 @@ def fit_probe(
     bias = torch.zeros(len(styles), requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
 
-    def loss():
+    def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.cross_entropy(F.linear(pooled, weight, bias), target) + decay * weight.square().sum()
         value.backward()

@@ -183,8 +183,8 @@ def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | 
     else:
         singles = singles if singles.ndim == 5 else singles[None].expand(len(images), *singles.shape)
         if singles.shape[:2] != (len(images), len(weights)) or singles.shape[2:] != images.shape[1:]:
-            expected = (len(images), len(weights), *images.shape[1:])
-            raise ValueError(f"singles is {tuple(singles.shape)}, expected {expected}")
+            right = (len(images), len(weights), *images.shape[1:])
+            raise ValueError(f"singles is {tuple(singles.shape)}, expected {right}")
         each = gradient_energy(singles.flatten(0, 1)).unflatten(0, singles.shape[:2])
         expected = (each * weights).sum(1)[:, strip].mean(1)
     return energy[:, strip].mean(1) / expected.clamp_min(1e-12)

@@ -43,7 +43,8 @@ def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tens
     if features.shape != source.shape:
         raise ValueError(f"source is {tuple(source.shape)}, expected {tuple(features.shape)} like features")
     tokens = [
-        F.adaptive_avg_pool2d(x.float(), [min(grid, s) for s in x.shape[2:]]) for x in (features, source)
+        F.adaptive_avg_pool2d(x.float(), (min(grid, x.shape[2]), min(grid, x.shape[3])))
+        for x in (features, source)
     ]
     unit = [F.normalize(x.flatten(2), dim=1) for x in tokens]
     return (unit[0].mT @ unit[0] - unit[1].mT @ unit[1]).abs().mean((1, 2)).cpu()
