@@ -1,4 +1,4 @@
-"""Pixel measures of a two-style picture: how near, how sharp, how smooth, how balanced.
+"""Pixel measures of a two-style image: how near, how sharp, how smooth, how balanced.
 
 Images are float32 in [0, 1], shape (B, 3, H, W); mask weights are (N, H, W) with sum 1 over N, index 0 the
 first (left) style. Every measure returns one number per image, shape (B,), and every docstring says what
@@ -51,13 +51,13 @@ def check_weights(weights: Tensor, size: Sequence[int] | None = None) -> Tensor:
     return weights
 
 
-# --- how near to another picture -----------------------------------------------------------------------
+# --- how near to another image -----------------------------------------------------------------------
 
 
 def l2(images: Tensor, targets: Tensor) -> Tensor:
     """Euclidean norm of the difference over pixels and channels. Range [0, sqrt(3HW)]; lower is nearer.
 
-    The source project's. It grows with the picture's size: compare only pictures of one size.
+    The source project's. It grows with the image's size: compare only images of one size.
     """
     images, targets = _pair(images, targets)
     return (images - targets).flatten(1).norm(dim=1)
@@ -73,10 +73,10 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
-    """Structural similarity, mean over channels. Range [-1, 1], 1 for equal pictures; higher is nearer.
+    """Structural similarity, mean over channels. Range [-1, 1], 1 for equal images; higher is nearer.
 
     Wang et al. 2004 as in their code: 11×11 Gaussian window of sigma 1.5, population covariance, 0–255 scale,
-    window wholly inside the picture. Sides below 11 pixels are refused (ValueError).
+    window wholly inside the image. Sides below 11 pixels are refused (ValueError).
     """
     images, targets = _pair(images, targets)
     if min(images.shape[2:]) < 11:
@@ -100,9 +100,9 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
     """Correlation of the luminance of grid × grid blocks with the source's. Range [-1, 1]; higher: kept.
 
-    This project's: Pearson's correlation, so that a style may change contrast and brightness but not which places
-    are light and which dark; what is smaller than a block (brushwork, tiles, grout) hardly counts. A flat picture
-    gives 0. Styles that recolour by areas lower it by themselves: compare with the single-style pictures, not with
+    This project's: Pearson's correlation, so that a style may change contrast and brightness but not which positions
+    are light and which dark; what is smaller than a block (brushwork, tiles, grout) hardly counts. A flat image
+    gives 0. Styles that recolour by areas lower it by themselves: compare with the single-style images, not with
     1.
     """
     images, sources = _pair(images, sources)
@@ -119,15 +119,15 @@ def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
 
 
 def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> Tensor:
-    """Total variation of the central strip, `width` of the picture wide. Range ≥ 0; lower is smoother.
+    """Total variation of the central strip, `width` of the image wide. Range ≥ 0; lower is smoother.
 
     The source project's: the sum of sqrt(d² + 1e-6) over the horizontal and vertical neighbour differences of the
     columns int(W/2 − width·W/2) … int(W/2 + width·W/2). `per_pixel` divides by the strip's pixels and channels, so
-    that pictures of different sizes compare. Smooth is not good by itself: a blurred strip is the smoothest.
+    that images of different sizes compare. Smooth is not good by itself: a blurred strip is the smoothest.
     """
     images = check_images(images)
     if not 0 < width <= 1:
-        raise ValueError(f"width is {width}, expected a share of the picture in (0, 1]")
+        raise ValueError(f"width is {width}, expected a fraction of the image in (0, 1]")
     columns = images.shape[3]
     strip = images[..., int(columns / 2 - width / 2 * columns) : int(columns / 2 + width / 2 * columns)]
     across = (strip.diff(dim=3).square() + 1e-6).sqrt().flatten(1).sum(1)
@@ -160,7 +160,7 @@ def border_distance(weights: Tensor) -> Tensor:
 
 
 def transition_strip(weights: Tensor, width: float = 0.2) -> Tensor:
-    """Pixels within width/2 of the picture's longer side from the border of two styles: bool (H, W); this project's."""
+    """Pixels within width/2 of the image's longer side from the border of two styles: bool (H, W); this project's."""
     distance = border_distance(weights)
     return distance <= max(width / 2 * max(distance.shape), 0.5)
 
@@ -168,17 +168,17 @@ def transition_strip(weights: Tensor, width: float = 0.2) -> Tensor:
 def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | None = None) -> Tensor:
     """Gradient energy in the transition strip against what it should be. Range [0, inf), 1 is best.
 
-    This project's. Without `singles` the strip is compared with the rest of the same picture. With `singles`, the N
-    single-style pictures of the same scene as (N, 3, H, W) or (B, N, 3, H, W), it is compared with their
+    This project's. Without `singles` the strip is compared with the rest of the same image. With `singles`, the N
+    single-style images of the same scene as (N, 3, H, W) or (B, N, 3, H, W), it is compared with their
     energies in the same strip, mixed by the mask's weights. Above 1: an edge that neither style has. Below 1:
-    a strip washed out, as when two pictures are averaged. Narrow the `width` to look at the border alone.
+    a strip washed out, as when two images are averaged. Narrow the `width` to look at the border alone.
     """
     energy = gradient_energy(images)
     weights = check_weights(weights, energy.shape[1:])
     strip = transition_strip(weights, width)
     if singles is None:
         if strip.all():
-            raise ValueError(f"width is {width}: the strip is the whole picture and leaves no rest")
+            raise ValueError(f"width is {width}: the strip is the whole image and leaves no rest")
         expected = energy[:, ~strip].mean(1)
     else:
         singles = singles if singles.ndim == 5 else singles[None].expand(len(images), *singles.shape)
@@ -209,7 +209,7 @@ def side_weights(weights: Tensor) -> Tensor:
 
 
 def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Tensor:
-    """Cut the picture into `count` strips of equal area from deep in style `first` to deep in style `last`.
+    """Cut the image into `count` strips of equal area from deep in style `first` to deep in style `last`.
 
     This project's. Returns (count, H, W) of 0 and 1 with sum 1 over the strips, ordered by signed distance to the
     border; pixels led by a third style belong to no strip. ValueError if one of the two leads nowhere.
@@ -261,7 +261,7 @@ def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
     """Weighted second moment of features (B, C, h, w) → (B, C, C), Σ w f fᵀ / Σ w (Gatys et al. 2016, eq. 3).
 
     Range: that of the features squared; no direction by itself, see `gram_distance`.
-    `weights` (H, W), or (B, H, W), is averaged down to the features' size; None weighs all places alike.
+    `weights` (H, W), or (B, H, W), is averaged down to the features' size; None weighs all positions alike.
     """
     batch, _, height, width = features.shape
     flat = features.float().flatten(2)
@@ -272,12 +272,12 @@ def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
     weights = torch.nn.functional.interpolate(weights, (height, width), mode="area").flatten(2)
     total = weights.sum(2, keepdim=True)
     if not (total > 0).all():
-        raise ValueError("weights is 0 everywhere, expected some place to measure")
+        raise ValueError("weights is 0 everywhere, expected a positive weight somewhere")
     return (flat * weights) @ flat.mT / total
 
 
 def gram_reference(features: Sequence[Tensor], least: int = 32) -> list[Tensor]:
-    """Mean Gram matrix per layer of R ≥ `least` reference pictures, from a list of features (R, C, h, w)."""
+    """Mean Gram matrix per layer of R ≥ `least` reference images, from a list of features (R, C, h, w)."""
     if len(features[0]) < least:
         raise ValueError(f"features holds {len(features[0])} references, expected at least {least}")
     return [gram(layer).mean(0) for layer in features]
@@ -288,7 +288,7 @@ def gram_distance(
 ) -> Tensor:
     """‖G − G_ref‖ / ‖G_ref‖ (Frobenius), mean over layers. Range [0, inf), 0 is best; lower is nearer.
 
-    The source project's style distance, made relative to the reference. Features of the picture and of the references
+    The source project's style distance, made relative to the reference. Features of the image and of the references
     must come from the same network at the same size, with the same normalisation, or the number says nothing about
     style. `weights` (H, W) measures one side only.
     """

@@ -35,7 +35,7 @@ class BlurPool(nn.Module):
 
 
 def _slices(trunk: str, tolerant: bool) -> list[nn.Sequential]:
-    """The five slices of AlexNet or VGG16 that LPIPS hears; `tolerant`: strides become blurred pooling."""
+    """The five slices of AlexNet or VGG16 that LPIPS uses; `tolerant`: strides become blurred pooling."""
     blur = [BlurPool] if tolerant else []
     if trunk == "alex":
         pool = lambda: [nn.MaxPool2d(3, 1 if tolerant else 2), *(b() for b in blur)]

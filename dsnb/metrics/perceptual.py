@@ -20,10 +20,10 @@ from .networks import Lpips
 
 @torch.no_grad()
 def lpips(network: Lpips, images: Tensor, targets: Tensor) -> Tensor:
-    """Learned perceptual distance, (B,). Range [0, about 1]; 0 for equal pictures, lower is nearer.
+    """Learned perceptual distance, (B,). Range [0, about 1]; 0 for equal images, lower is nearer.
 
     Zhang et al. 2018, eq. 1: squared differences of channel-normalised features, weighted per channel,
-    averaged over places, summed over layers. The picture should have at least 64 pixels a side.
+    averaged over positions, summed over layers. The image should have at least 64 pixels a side.
     """
     return network(images, targets)
 
@@ -34,8 +34,8 @@ def lpips(network: Lpips, images: Tensor, targets: Tensor) -> Tensor:
 def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tensor:
     """Mean |S(a) − S(b)| of cosine self-similarities of deep features (B, C, h, w). Lower: structure kept.
 
-    Range [0, 2], [0, 1] for features that are never negative; 0 for equal pictures. After Tumanyan et al.
-    2022 (Splicing ViT Features, eq. 3), here with any features: which places look alike is layout, what
+    Range [0, 2], [0, 1] for features that are never negative; 0 for equal images. After Tumanyan et al.
+    2022 (Splicing ViT Features, eq. 3), here with any features: which positions look alike is layout, what
     they look like is style. How much of the style gets in all the same depends on the features: with the
     LPIPS trunks at 128 pixels nearly all, see notebook 09. Maps above `grid` × `grid` are averaged down
     to it.
@@ -73,10 +73,10 @@ def similarity(features: Tensor, text_features: Tensor) -> Tensor:
 
 
 def direction(features: Tensor, source: Tensor, text: Tensor, source_text: Tensor) -> Tensor:
-    """Cosine of the change in the picture with the change in the text. Range [-1, 1]; higher is better.
+    """Cosine of the change in the image with the change in the text. Range [-1, 1]; higher is better.
 
-    Directional CLIP similarity (Gal et al. 2022, StyleGAN-NADA, eq. 2): features of result and source picture
-    (B, D), of target and source text (D,) or (B, D). An unchanged picture gives 0.
+    Directional CLIP similarity (Gal et al. 2022, StyleGAN-NADA, eq. 2): features of result and source image
+    (B, D), of target and source text (D,) or (B, D). An unchanged image gives 0.
     """
     return F.cosine_similarity(features - source, (text - source_text).expand_as(features), dim=-1)
 
@@ -85,7 +85,7 @@ def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) ->
     """Show one side alone: (B, 3, H, W) with `side` (H, W) in [0, 1].
 
     The box around where the style leads by half or more, mirrored until it fills the frame, so that a network sees
-    a picture without an empty part; inside the box, what is not of that side fades into a neutral colour. Unlike
+    an image without an empty part; inside the box, what is not of that side fades into a neutral colour. Unlike
     pooled patch tokens, nothing of the other side leaks in through attention, and it works with any image tower.
     """
     side = torch.as_tensor(side).to(images)

@@ -216,5 +216,5 @@ def draw_examples(part: Part, folder: Path):
                     shown += [sheet.crop((x, y, x + tasks[0].image.shape[3], y + size)) for x, y in boxes]
                     rows.append(f"{task.pair}\nseed {seed}")
     columns = len(shown) // len(rows)
-    titles = ["source", *part.methods, GROUND_TRUTH][:columns]
+    titles = [*([] if part.from_noise else ["source"]), *part.methods, GROUND_TRUTH][:columns]
     return show_grid(shown, titles, columns=columns, row_titles=rows, width=1.2)

@@ -151,6 +151,10 @@ def _write_part(table: pd.DataFrame, folder: Path, stem: str) -> None:
     texts = [f"Mean (95 % interval over images; worst to best seed). {head(table)}.\n"]
     for pair, part in short.groupby("pair", sort=False):
         texts += [f"### {pair}\n", markdown(wide(part, "method", "interval"))]
+    seams = short[short.measure == "seam_single"]
+    if len(seams):
+        far = (seams.set_index(["pair", "method"])["mean"] - 1).abs().unstack(sort=False).reset_index()
+        texts += [f"### {MEASURES['seam_single'].title}, distance of the mean from 1\n", markdown(far)]
     if "second_both" in present(table):
         against = against_ground_truth(table, "second_both")
         if len(against):

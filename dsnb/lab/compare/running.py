@@ -240,15 +240,12 @@ def run_part(
 
 
 def _sheet(tasks: Sequence[Task], images: Mapping, part: Part, index: int) -> Image.Image:
-    """One row per pair of styles: the source image, then every method under the last mask."""
-    shown = [
-        [
-            task.image,
-            *(image[[index]] for key, image in images.items() if key[:2] == (task.pair, part.masks[-1])),
-        ]
-        for task in tasks
-    ]
-    return to_pil(torch.cat([torch.cat(row, dim=3) for row in shown], dim=2))
+    """One row per pair of styles: the source image if there is one, then every method under the last mask."""
+    shown = []
+    for task in tasks:
+        under = [image[[index]] for key, image in images.items() if key[:2] == (task.pair, part.masks[-1])]
+        shown.append(torch.cat(under if part.from_noise else [task.image, *under], dim=3))
+    return to_pil(torch.cat(shown, dim=2))
 
 
 def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
