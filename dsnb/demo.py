@@ -13,7 +13,12 @@ from .methods import blend
 
 IMAGE, LEFT, RIGHT = "bear_grass", "minecraft", "vangogh"
 STEPS = 12  # for speed; on 12 images no measure told 12 steps from 50 (figures/10_questions.md)
-OTHERS = {"prompt": "one prompt", "pixel": "pixel blend", "attention": "cross-attention"}
+OTHERS = {
+    "prompt": "one prompt",
+    "pixel": "pixel blend",
+    "epsilon": "epsilon mask",
+    "attention": "cross-attention",
+}
 
 
 def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
@@ -24,7 +29,7 @@ def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
         steps: Denoising steps, at least 2.
 
     Yields:
-        The path of each PNG file as soon as it is complete: first the image blended with the epsilon mask, then
+        The path of each PNG file as soon as it is complete: first the image blended by method combined, then
         the comparison of the source image, the baselines and the methods.
 
     Raises:
@@ -38,9 +43,9 @@ def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
     styled = [prompts.prompt(style, picture.caption) for style in (LEFT, RIGHT)]
     mask = masks.logistic(sharpness=20)
 
-    epsilon = blend(model, trajectory, styled, mask, method="epsilon")
+    combined = blend(model, trajectory, styled, mask, method="combined")
     first = folder / "dsnb_demo.png"
-    to_pil(epsilon).save(first)
+    to_pil(combined).save(first)
     yield first
 
     together = prompts.one_prompt([LEFT, RIGHT], picture.caption)
@@ -48,6 +53,6 @@ def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
     for method, title in OTHERS.items():
         text = together if method == "prompt" else None
         columns[title] = blend(model, trajectory, styled, mask, method=method, one_prompt=text)
-    columns["epsilon mask"] = epsilon
+    columns["combined"] = combined
     strip = plotting.show_grid(list(columns.values()), list(columns))
     yield plotting.save_figure(strip, str(folder / "dsnb_demo_methods.png"))

@@ -89,6 +89,8 @@ TOY = {
         "seed": 1,
     },
     "07_interpolate_attention": {
+        "seeds": 2,
+        "seed_steps": 3,
         "image": "dog_beach",
         "word": "",
         "style_left": "mosaic",

@@ -28,9 +28,7 @@ from ..metrics.networks import resize
 from ..models import Model, decode_latents, encode_prompts, predict
 from ..plotting import figures_folder
 from ..regional import regional_context
-from .world import draw, phrase, random_pictures
-
-SEED = 960_000  # of the validation images; training and the comparison use others
+from .world import draw, phrase, split
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def run_trials(
         probability of the right style on its side), `layout` and `seam`, see `metrics`.
     """
     classifier, mask = classifier or load_probe(), masks.logistic(sharpness)
-    shows = random_pictures(images, torch.Generator().manual_seed(SEED))
+    shows = split("validation", images)
     sources = resize(draw(shows, "plain"), model.image_size)
     weights = mask.weights(*sources.shape[-2:])
     captions = [phrase(shows, k) for k in range(images)]
