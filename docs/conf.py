@@ -1,5 +1,6 @@
 """The documentation site: `make docs` reads the repository's own README, notebooks and tables from where they are."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -77,19 +78,12 @@ def table(frame: pd.DataFrame) -> str:
 myst_substitutions = {"costs": costs(), "findings": findings()}
 
 
-def check_modules() -> None:
-    """Raises ValueError for a module of the core that the API reference leaves out."""
-    paths = [
-        path for path in (ROOT / "dsnb").glob("*") if path.suffix == ".py" or (path / "__init__.py").is_file()
-    ]
-    modules = {f"dsnb.{path.stem}" for path in paths if path.stem[0] != "_" and path.name != "lab"}
-    listed = set(re.findall(r"automodule:: (\S+)", (ROOT / "docs" / "api.md").read_text()))
-    if missing := modules - listed:
-        raise ValueError(f"docs/api.md does not list {', '.join(sorted(missing))}")
-
-
-def begin_with_readme(app, docname, source) -> None:
-    """Puts the README at the top of the first page."""
+def fill_in(app, docname, source) -> None:
+    """Puts the README at the top of the first page, and every module of the core into the API reference."""
+    if docname == "docs/api":
+        names = [module.name for module in pkgutil.walk_packages(dsnb.__path__, "dsnb.")]
+        for name in (name for name in names if not re.search(r"\._|\.lab|kernels\.", name)):
+            source[0] += f"\n## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
     if docname == root_doc:
         source[0] = re.sub(r"\]\((?!https?:)", "](../", (ROOT / "README.md").read_text()) + source[0]
 
@@ -109,7 +103,6 @@ def visit_math(self, node) -> None:
 
 
 def setup(app) -> None:
-    check_modules()
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
-    app.connect("source-read", begin_with_readme)
+    app.connect("source-read", fill_in)
     app.connect("source-read", check_tests)
