@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import traitlets
-from ipycanvas import Canvas, hold_canvas
+from ipycanvas import MultiCanvas, hold_canvas
 from PIL import Image, ImageDraw, ImageFilter
 
 from .. import checks, plotting
@@ -164,7 +164,8 @@ class Painter(traitlets.HasTraits):
     def build(self, labels, brush, softness, width):
         """Make the canvas and its buttons; they are in `box`."""
         height, across = self._picture.shape[:2]
-        self._canvas = Canvas(width=width, height=max(1, round(width * height / across)))
+        # Two layers: the image with its mask, and the outline of the brush.
+        self._canvas = MultiCanvas(2, width=width, height=max(1, round(width * height / across)))
         self._canvas.layout.width = f"{width}px"
         self._canvas.add_class("dsnb-canvas")
         narrow = {"style": {"description_width": "70px"}, "layout": {"width": "270px"}}
@@ -190,7 +191,7 @@ class Painter(traitlets.HasTraits):
         self.box.add_class("dsnb-painter")
         for event, does in (("mouse_down", self.begin), ("mouse_move", self.move), ("mouse_up", self.end)):
             getattr(self._canvas, f"on_{event}")(does)
-        self._canvas.on_mouse_out(self.end)
+        self._canvas.on_mouse_out(self.leave)
         self._canvas.on_touch_start(lambda touches: self.begin(*touches[0]))
         self._canvas.on_touch_move(lambda touches: self.move(*touches[0]))
         self._canvas.on_touch_end(lambda _: self.end())
@@ -202,21 +203,32 @@ class Painter(traitlets.HasTraits):
         self._open = Stroke(self._style.value, (self._place(x, y),), self._brush.value, self._soft.value)
 
     def move(self, x, y):
-        """The mouse moves; paints while a stroke is open."""
+        """The mouse moves: the outline of the brush follows, and paints while a stroke is open."""
+        outline, style = self._canvas[1], self._style.value if self._open is None else self._open.style
+        color = plotting.STYLE_COLORS[style % len(plotting.STYLE_COLORS)]
+        with hold_canvas():
+            outline.clear()
+            outline.stroke_style, outline.line_width = color, 2
+            outline.stroke_circle(x, y, self._brush.value * outline.width)
         if self._open is None:
             return
         here, last = self._place(x, y), self._open.points[-1]
         self._open = replace(self._open, points=(*self._open.points, here))
-        canvas = self._canvas
+        canvas = self._canvas[0]
         with hold_canvas():
             canvas.global_alpha, canvas.line_cap = 0.35, "round"
-            canvas.stroke_style = plotting.STYLE_COLORS[self._open.style % len(plotting.STYLE_COLORS)]
+            canvas.stroke_style = color
             canvas.line_width = 2 * self._open.radius * canvas.width
             canvas.stroke_line(*(last[0] * canvas.width, last[1] * canvas.height, x, y))
             canvas.global_alpha = 1
 
+    def leave(self, x=0, y=0):
+        """The mouse leaves the canvas."""
+        self._canvas[1].clear()
+        self.end(x, y)
+
     def end(self, x=0, y=0):
-        """The mouse goes up or leaves: the open stroke becomes part of the mask."""
+        """The mouse goes up: the open stroke becomes part of the mask."""
         stroke, self._open = self._open, None
         if stroke is not None:
             self.add(stroke)
@@ -231,4 +243,4 @@ class Painter(traitlets.HasTraits):
         seen = plotting.color_weights(
             self.weights(*size), picture.clamp(0, 1), 0.45 if self._strokes else 0.2
         )
-        self._canvas.put_image_data(plotting.to_array(seen), 0, 0)
+        self._canvas[0].put_image_data(plotting.to_array(seen), 0, 0)

@@ -67,6 +67,12 @@ def draw(mask, report):
 def test_a_painted_stroke_changes_mask_and_picture(notebook):
     book = notebook([BLEND, "mask = paint(source, width=300)", "explore(draw, mask=mask)"])
     picture, canvas = book.picture(), book.canvas()
+    book.page.locator(".dsnb-canvas").scroll_into_view_if_needed()
+    box = book.page.locator(".dsnb-canvas").bounding_box()
+    book.page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
+    book.wait_for_change(book.canvas, canvas)  # the outline of the brush
+    book.page.mouse.move(box["x"] - 20, box["y"] - 20)
+    book.wait_for(book.canvas, canvas)
     book.paint_stroke((0.3, 0.3), (0.7, 0.5))
     book.wait_for_change(book.picture, picture)
     assert book.canvas() != canvas
