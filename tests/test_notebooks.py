@@ -126,6 +126,7 @@ TOY = {
         "seed": 1,
     },
     "13_what_teaches_objects": {"change": "patches", "steps": 3, "pictures": 8, "seed": 1},
+    "14_with_your_own_model": {"image": "sailboat_beach", "steps": 4, "size": 64, "seed": 1},
     "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
     "solutions/01_sample_an_image": {"prompt": "a red guitar in a room", "steps": 3, "seed": 2},
     "solutions/02_invert_an_image": {"image": "photo_rocket", "style": "vangogh", "steps": 4, "seed": 2},
@@ -273,6 +274,13 @@ def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
         assert kept["ahead low"][change] < 0 < kept["ahead high"][change]
     assert kept["ahead less control"]["patches"] == pytest.approx(0.1, abs=0.03)
     assert kept["ahead less control"]["control"] == 0
+
+
+def test_notebook_14_takes_a_tiny_random_transformer(tmp_path, monkeypatch):
+    from test_families import save
+
+    asked = {"model": str(save("sd3", tmp_path)), "steps": 3, "size": 32}
+    run("14_with_your_own_model", "transformer", asked, monkeypatch)
 
 
 def test_make_trials_tries_every_change():
