@@ -63,7 +63,7 @@ lint: $(VENV)/.dev  ## formats the code and mends what ruff can mend
 # .venv/.base stands for the package without extras, .venv/.EXTRA for the package with that extra.
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[$(filter-out base,$*)]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.$(patsubst %,[%],$(filter-out base,$*))'
 	touch $@
 
 EXTRAS := dev docs browser lpips
