@@ -94,7 +94,7 @@ def calls(tiny, trajectory):
 
     def blend(prompts, mask, options):
         mask = mask()
-        if isinstance(mask, masks.Mask) and prompts == "fitting":
+        if isinstance(mask, masks.Mask) and isinstance(prompts, str) and prompts == "fitting":
             prompts = ["a bear", "a cat", "a dog", "a car", "a bus", "a cup"][: mask.n]
         return dsnb.blend(tiny, trajectory, prompts, mask, progress=False, **options)
 
