@@ -20,9 +20,9 @@ _EXPORTS = {
     "decode": "methods",
 }
 _MODULES = (
-    "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "images", "inversion", "joint",
-    "kernels", "lab", "masks", "methods", "metrics", "models", "plotting", "prompts", "regional", "sampling",
-    "weights", "widgets",
+    "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "guider", "images",
+    "inversion", "joint", "kernels", "lab", "masks", "methods", "metrics", "models", "plotting", "prompts",
+    "regional", "sampling", "weights", "widgets",
 )  # fmt: skip
 
 __all__ = [*_EXPORTS, "data_path"]

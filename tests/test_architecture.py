@@ -16,7 +16,7 @@ TIERS = [
     ["epsilon", "formulas", "images", "kernels", "plotting", "prompts"],
     ["families", "masks", "sampling", "widgets"],
     ["models"],
-    ["joint", "weights"],
+    ["guider", "joint", "weights"],
     ["checkpoints", "inversion", "attention", "metrics"],
     ["attention_maps", "regional"],
     ["methods"],

@@ -19,6 +19,7 @@ from transformers import (
 
 import dsnb
 from dsnb import masks, methods, models
+from dsnb.guider import MaskGuider
 from dsnb.joint import joint_bias
 
 LEFT, RIGHT, MIDDLE = "a mosaic", "a sketch", "in oil"
@@ -302,3 +303,31 @@ def test_the_bias_is_the_softmax_of_all_texts_by_their_weights(generator):
     expected = scores[:T].exp() * factor
     close(got[:T], expected / expected.sum(-1, keepdim=True))
     assert (got[T : T + L, T + L :] == 0).all() and (got[T : T + L, : T + L] > 0).all()
+
+
+def test_the_mask_guider_blends_in_a_modular_pipeline(model, noise):
+    if not model.guided:
+        pytest.skip("FLUX.1's modular pipeline takes no guider")
+    kind = diffusers.modular_pipelines
+    blocks = (
+        kind.StableDiffusionXLAutoBlocks
+        if model.family.network == "unet"
+        else kind.StableDiffusion3AutoBlocks
+    )
+    pipe = blocks().init_pipeline()
+    pipe.update_components(**model.pipe.components)
+    pipe.set_progress_bar_config(disable=True)
+    styles = models.encode_prompts(model, [LEFT, RIGHT])
+
+    def draw(guider, prompt):
+        pipe.update_components(guider=guider)
+        return pipe(
+            prompt=[prompt] * 2, negative_prompt=[""] * 2, latents=noise.x_T.clone(), num_inference_steps=STEPS,
+            height=16, width=24, output_type="pt", output="images",
+        )  # fmt: skip
+
+    expected = draw(diffusers.ClassifierFreeGuidance(guidance_scale=3.0), LEFT)
+    close(draw(MaskGuider(only(0), styles, 3.0), RIGHT), expected, 1e-4)
+    assert (draw(MaskGuider(masks.linear(), styles, 3.0), RIGHT) - expected).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="the mask has 3 styles, so styles needs 3 rows; got 2"):
+        MaskGuider(masks.linear(3), styles)

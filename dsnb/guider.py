@@ -1,0 +1,65 @@
+"""The epsilon mask as a guider of diffusers' modular pipelines: any of them that takes guiders blends styles."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
+from torch import Tensor
+
+from .epsilon import blend_eps, guidance_per_style
+from .families import Prompts
+from .masks import Mask
+
+TEXT = ("encoder_hidden_states", "prompt_embeds")  # what modular pipelines call the text
+POOLED = ("text_embeds", "pooled_projections")  # and the pooled vectors
+
+
+class MaskGuider(BaseGuidance):
+    """Guidance per style, merged by the mask: o = o_0 + sum_i M_i s_i (o_i - o_0), on the network's raw outputs.
+
+    The pipeline's own prompt is not used; its negative prompt is o_0. Guiders are experimental in diffusers.
+
+    Args:
+        mask: where each of N styles goes.
+        styles: N rows, e.g. of `models.encode_prompts`.
+        guidance: one number, or one per style.
+    """
+
+    _input_predictions = ["pred_styles", "pred_uncond"]
+
+    def __init__(self, mask: Mask, styles: Prompts, guidance: float | Sequence[float] = 5.0):
+        super().__init__()
+        if len(styles) != mask.n:
+            raise ValueError(
+                f"the mask has {mask.n} styles, so styles needs {mask.n} rows; got {len(styles)}"
+            )
+        self.mask, self.styles = mask, styles
+        self.guidance = guidance_per_style(guidance, mask.n, styles.text.device)
+        self.register_to_config(guidance=self.guidance.tolist())
+
+    @property
+    def num_conditions(self) -> int:
+        return self.mask.n + 1
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._count_prepared <= self.mask.n
+
+    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+        """One batch of inputs per style, and the unconditional one."""
+        batches = []
+        for i in range(self.mask.n):
+            batch = self._prepare_batch(data, 0, f"style_{i}")
+            for names, part in ((TEXT, self.styles.text), (POOLED, self.styles.pooled)):
+                for name in set(names) & set(data):
+                    given = getattr(batch, name)
+                    setattr(batch, name, part[i : i + 1].expand(len(given), *part.shape[1:]).to(given))
+            batches.append(batch)
+        return [*batches, self._prepare_batch(data, 1, "pred_uncond")]
+
+    def forward(self, pred_uncond: Tensor, **styles: Tensor) -> GuiderOutput:
+        weights = self.mask.weights(*pred_uncond.shape[-2:], self._step / self._num_inference_steps)
+        cond = torch.stack([styles[f"style_{i}"] for i in range(self.mask.n)])
+        pred = blend_eps(pred_uncond, cond, weights.to(pred_uncond), self.guidance.to(pred_uncond))
+        return GuiderOutput(pred=pred, pred_cond=None, pred_uncond=pred_uncond)
