@@ -5,6 +5,7 @@ Each method is a noise prediction eps(x_t, t, progress) for the one denoising lo
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,7 +27,7 @@ from .models import (
     refuse_ip_adapter,
     schedule_of,
 )
-from .regional import Regions, regional_context
+from .regional import regional_context
 from .sampling import Network, Step, denoise
 
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
@@ -36,6 +37,7 @@ UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alo
 OPTIONS = {
     "one_prompt": ("prompt",),
     "switch": ("combined",),
+    "regional": ("combined",),
     "passes": ("attention", "regional", "combined"),
 }
 
@@ -51,6 +53,7 @@ def blend(
     negative_prompt: str = "",
     one_prompt: str | None = None,
     switch: float | None = None,
+    regional: bool | None = None,
     passes: Sequence[float] | None = None,
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
@@ -71,6 +74,7 @@ def blend(
         negative_prompt: the text in place of the empty prompt, which guidance moves away from.
         one_prompt: the text of method "prompt"; default the prompts from left to right.
         switch: of method "combined", from 0 to 1; default 0.5.
+        regional: of method "combined", whether "regional" follows after the switch instead of "attention".
         passes: of the methods with cross-attention, weights of repeated passes through each layer, see
             `attention.blend_cross_attention`; default one plain pass.
         callback: called with a `sampling.Step` after each step.
@@ -92,7 +96,7 @@ def blend(
     checks.instance("mask", mask, Mask, "dsnb.masks.from_weights(array) makes one")
     if len(prompts) != mask.n:
         raise ValueError(f"the mask has {mask.n} styles, so {mask.n} prompts are needed; got {len(prompts)}")
-    for name, value in (("one_prompt", one_prompt), ("switch", switch), ("passes", passes)):
+    for name, value in zip(OPTIONS, (one_prompt, switch, regional, passes), strict=True):
         if value is not None and method not in OPTIONS[name]:
             takes = " and ".join(repr(other) for other in OPTIONS[name])
             raise ValueError(f"{name} is for method {takes}, not for {method!r}; leave it out")
@@ -106,6 +110,7 @@ def blend(
         _check_negative(model, negative_prompt),
         None if one_prompt is None else checks.text("one_prompt", one_prompt),
         0.5 if switch is None else checks.number("switch", switch, 0, 1),
+        bool(regional),
         (1.0,) if passes is None else tuple(checks.numbers("passes", passes, None, 0, 1)),
         callback,
         progress,
@@ -249,6 +254,7 @@ class Job:
     negative_prompt: str
     one_prompt: str | None
     switch: float
+    regional: bool
     passes: tuple[float, ...]
     callback: Callable[[Step], None] | None
     progress: bool
@@ -321,26 +327,27 @@ def _attention(job: Job) -> Tensor:
 
 def _regional(job: Job) -> Tensor:
     """As `_attention`, and each style keeps its own statistics and attends mostly to its own region."""
-    with regional_context(job.model.unet, job.mask, job.size()) as regions:
-        return _hooked(job, switch=0.0, regions=regions)
+    return _hooked(job, switch=0.0, regional=True)
 
 
 def _combined(job: Job) -> Tensor:
     """The epsilon mask while progress < switch, then attention interpolation, under the same hooks."""
-    return _hooked(job, job.switch)
+    return _hooked(job, job.switch, job.regional)
 
 
-def _hooked(job: Job, switch: float, regions: Regions | None = None) -> Tensor:
+def _hooked(job: Job, switch: float, regional: bool = False) -> Tensor:
+    """Styles apart while progress < switch, then mixed; the context is regional only from there on."""
     contexts, weights = job.contexts(), job.latent_weights()
     styles = [ALONE + i for i in range(job.mask.n)]
-    unet, passes = job.model.unet, job.passes
-    with blend_cross_attention(unet, contexts.text, job.mask, job.size(), passes=passes) as hook:
+    unet, mask, size, passes = job.model.unet, job.mask, job.size(), job.passes
+    context = regional_context(unet, mask, size) if regional else nullcontext()
+    with blend_cross_attention(unet, contexts.text, mask, size, passes=passes) as hook, context as regions:
 
         def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
             roles = [UNCONDITIONAL, *(styles if progress < switch else [MIXED])]
             hook.at(progress, [role for role in roles for _ in range(len(x_t))])
             if regions is not None:
-                regions.at(progress)
+                regions.at(progress, on=progress >= switch)
             rows = contexts if progress < switch else job.mixed(contexts, weights(progress))
             return job.predict(x_t, t, rows, weights(progress))
 

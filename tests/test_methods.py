@@ -119,8 +119,12 @@ def test_a_guidance_for_each_style(tiny, trajectory):
 
 
 def test_combined_is_epsilon_at_one_end_and_attention_at_the_other(tiny, trajectory):
-    for switch, method in ((1.0, "epsilon"), (0.0, "attention")):
-        combined = run(tiny, trajectory, method="combined", switch=switch)
+    for switch, method, regional in (
+        (1.0, "epsilon", True),
+        (0.0, "attention", False),
+        (0.0, "regional", True),
+    ):
+        combined = run(tiny, trajectory, method="combined", switch=switch, regional=regional)
         torch.testing.assert_close(combined, run(tiny, trajectory, method=method), atol=1e-5, rtol=0)
 
 

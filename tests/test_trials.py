@@ -12,17 +12,22 @@ TEXTS = ["a mosaic of a bear", "a sketch of a bear"]
 
 
 @pytest.mark.parametrize(
-    ("method", "trial"),
+    ("method", "own", "trial"),
     [
-        ("epsilon", Trial("", "", switch=1.0)),
-        ("attention", Trial("", "")),
-        ("regional", Trial("", "", norm=True, strength=1.0)),
-        ("combined", Trial("", "", switch=0.5)),
+        ("epsilon", {}, Trial("", "", switch=1.0)),
+        ("attention", {}, Trial("", "")),
+        ("regional", {}, Trial("", "", norm=True, strength=1.0)),
+        ("combined", {}, Trial("", "", switch=0.5)),
+        (
+            "combined",
+            {"regional": True, "switch": 0.25},
+            Trial("", "", switch=0.25, norm=True, strength=1.0, span=(0.25, 1.0)),
+        ),
     ],
 )
-def test_a_trial_with_a_methods_settings_draws_its_image(tiny, method, trial):
+def test_a_trial_with_a_methods_settings_draws_its_image(tiny, method, own, trial):
     trajectory, mask = dsnb.from_noise(tiny, (32, 48), batch=2, steps=4), masks.logistic()
-    options = {"method": method, "guidance": trial.guidance, "progress": False}
+    options = {"method": method, "guidance": trial.guidance, "progress": False, **own}
     expected = dsnb.blend(tiny, trajectory, TEXTS, mask, **options)
     torch.testing.assert_close(draw_trial(tiny, trajectory, TEXTS, mask, trial), expected, atol=1e-5, rtol=0)
 
