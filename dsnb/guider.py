@@ -52,14 +52,15 @@ class MaskGuider(BaseGuidance):
         for i in range(self.mask.n):
             batch = self._prepare_batch(data, 0, f"style_{i}")
             for names, part in ((TEXT, self.styles.text), (POOLED, self.styles.pooled)):
-                for name in set(names) & set(data):
+                for name in set(names) & set(data) if part is not None else ():
                     given = getattr(batch, name)
                     setattr(batch, name, part[i : i + 1].expand(len(given), *part.shape[1:]).to(given))
             batches.append(batch)
         return [*batches, self._prepare_batch(data, 1, "pred_uncond")]
 
     def forward(self, pred_uncond: Tensor, **styles: Tensor) -> GuiderOutput:
-        weights = self.mask.weights(*pred_uncond.shape[-2:], self._step / self._num_inference_steps)
+        height, width = pred_uncond.shape[-2:]
+        weights = self.mask.weights(height, width, self._step / self._num_inference_steps)
         cond = torch.stack([styles[f"style_{i}"] for i in range(self.mask.n)])
         pred = blend_eps(pred_uncond, cond, weights.to(pred_uncond), self.guidance.to(pred_uncond))
         return GuiderOutput(pred=pred, pred_cond=None, pred_uncond=pred_uncond)
