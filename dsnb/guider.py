@@ -52,7 +52,9 @@ class MaskGuider(BaseGuidance):
         for i in range(self.mask.n):
             batch = self._prepare_batch(data, 0, f"style_{i}")
             for names, part in ((TEXT, self.styles.text), (POOLED, self.styles.pooled)):
-                for name in set(names) & set(data) if part is not None else ():
+                if part is None:
+                    continue
+                for name in set(names) & set(data):
                     given = getattr(batch, name)
                     setattr(batch, name, part[i : i + 1].expand(len(given), *part.shape[1:]).to(given))
             batches.append(batch)
