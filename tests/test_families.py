@@ -7,6 +7,9 @@ import diffusers
 import pytest
 import torch
 from conftest import make_pipeline, make_scheduler
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import (
@@ -133,7 +136,7 @@ def guidance_of(model):
 
 
 def blending(model):
-    return [name for name in methods.methods_of(model) if name not in ("prompt", "combined")]
+    return [name for name in methods.methods_of(model) if name != "prompt"]
 
 
 def run(model, trajectory, prompts, mask, method="epsilon", **options):
@@ -217,6 +220,7 @@ def test_samples_per_step(model, noise):
         "attention": 2,
         "regional": 2,
         "joint": 1 + extra,
+        "combined": 3,  # of its 2 steps, one as epsilon and one as attention
     }
     for method in blending(model):
         with models.count_unet_samples(model.network) as count:
@@ -265,6 +269,23 @@ def test_a_negative_prompt_and_a_guidance_per_style(model, noise):
         for method in blending(model):
             image = run(model, noise, [LEFT, RIGHT], only(0), method, guidance=[2, 9])
             close(image, single(model, noise, LEFT, guidance=2))
+
+
+def test_lora_weights_are_drawn_with_and_leave_without_a_trace(model, noise, tmp_path):
+    plain, network = single(model, noise, LEFT), model.network
+    network.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
+    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+    network.delete_adapters("default")
+    model.pipe.save_lora_weights(tmp_path, **{f"{model.family.network}_lora_layers": weights})
+    model.pipe.load_lora_weights(tmp_path)
+    try:
+        tuned = single(model, noise, LEFT)
+        assert (tuned - plain).abs().max() > 1e-3
+        for method in ("epsilon", blending(model)[-1]):  # the last has hooks
+            close(run(model, noise, [LEFT, RIGHT], only(0), method), tuned)
+    finally:
+        model.pipe.unload_lora_weights()
+    close(single(model, noise, LEFT), plain)
 
 
 def test_images_must_fit_the_patches(model):
