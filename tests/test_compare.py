@@ -123,44 +123,41 @@ def test_a_misread_pairs_file_names_the_entry(project, content, words):
 
 
 @one_model
-def test_methods_share_one_trajectory_and_seeds_do_not_depend_on_each_other(tiny, nets):
+@pytest.mark.parametrize("from_noise", [False, True])
+def test_methods_share_one_trajectory_and_seeds_do_not_depend_on_each_other(tiny, nets, from_noise):
     (task,) = compare.drawn_tasks(split("test", 1), [PAIR], tiny.image_size)
     methods, masks = list(dsnb.methods.METHODS), ["linear", "logistic"]
-    settings = compare.Settings(steps=4, skip=0, eta=0.5, guidance=2.0)
-    rows, images = compare.compare_image(tiny, [task], methods, masks, nets, seeds=[0, 1], settings=settings)
+    settings = compare.Settings(steps=4, skip=0, eta=0.5, guidance=2.0, from_noise=from_noise)
+    rows, images = compare.compare_image(tiny, task, methods, masks, nets, [0, 1], settings)
     table = pd.DataFrame(rows)
     counts = table.groupby(["mask", "method"], sort=False).seed.agg(list)
     assert list(counts.index) == [(m, n) for m in masks for n in [*methods, compare.GROUND_TRUTH]]
     assert all(seeds == [0, 1] for seeds in counts)
-    assert table[table.method == compare.GROUND_TRUTH].truth.max() < 1e-6
-    assert torch.equal(images[task.pair, "linear", "prompt"], images[task.pair, "logistic", "prompt"])
+    assert ("layout" in table) is ("truth" in table) is not from_noise
+    assert torch.equal(images["linear", "prompt"], images["logistic", "prompt"])
 
     trajectory = running.record(tiny, task, [1], settings)
     mask = dsnb.masks.logistic(20)
     expected = dsnb.blend(tiny, trajectory, task.prompts, mask, method="pixel", guidance=2.0, progress=False)
-    assert torch.allclose(images[task.pair, "logistic", "pixel"][1:], expected, atol=1e-4)
+    assert torch.allclose(images["logistic", "pixel"][1:], expected, atol=1e-4)
     samples = table[table["mask"] == "linear"].groupby("method").samples.first()
     expected = {"prompt": 2, "pixel": 4, "epsilon": 3, "attention": 2, "regional": 2, "combined": 2.5}
     assert samples.dropna().to_dict() == expected
 
 
 @one_model
-def test_a_part_goes_on_where_it_stopped(tiny, nets, tmp_path):
+def test_a_run_goes_on_where_it_stopped(tiny, nets, tmp_path):
     tasks = compare.drawn_tasks(split("test", 2), [PAIR], tiny.image_size)
-    settings = {f"eta {eta}": compare.Settings(steps=3, skip=1, eta=eta) for eta in (0.1, 0.5)}
-    part = compare.Part("eta", tasks, ["epsilon"], ["linear"], settings, "eta 0.1")
-    first = compare.run_part(part, tiny, nets, [0], tmp_path, progress=False)
+    run = compare.Run("eta", tasks, ["epsilon"], ["linear"], compare.Settings(steps=3, skip=1), "eta 0.1")
+    first = compare.compute(run, tiny, nets, [0], tmp_path)
     files = sorted(tmp_path.glob("*.json"))
-    assert len(files) == 2 * 2 and first.groupby("setting").usual.first().to_dict() == {
-        "eta 0.1": True,
-        "eta 0.5": False,
-    }
+    assert len(files) == 2 and first.usual.all() and set(first.setting) == {"eta 0.1"}
     before = {file: file.stat().st_mtime_ns for file in files}
-    lost, kept = files[0], files[1:]
+    lost, kept = files
     lost.unlink()
-    again = compare.run_part(part, tiny, nets, [0, 1], tmp_path, progress=False)
-    assert len(list(tmp_path.glob("*.json"))) == 2 * 2 * 2
-    assert all(file.stat().st_mtime_ns == before[file] for file in kept)
+    again = compare.compute(run, tiny, nets, [0, 1], tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 2 * 2
+    assert kept.stat().st_mtime_ns == before[kept]
     same = again[again.seed == 0].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, first, check_exact=False, rtol=1e-3)
 
@@ -185,31 +182,23 @@ def small(tiny_folder, tmp_path, nets, monkeypatch):
 
 @one_model
 def test_the_command_writes_rows_tables_and_figures(small, tmp_path, capsys):
-    words = [
-        *small,
-        "--images",
-        "1",
-        "--seeds",
-        "2",
-        "--methods",
-        "pixel,epsilon",
-        "--parts",
-        "compare,eta",
-    ]
+    words = [*small, "--images", "1", "--seeds", "2"]
+    words += ["--methods", "pixel,epsilon", "--parts", "compare,noise,eta"]
     assert command.main(words) == 0
     figures = tmp_path / "out" / "figures"
     assert str(figures) in capsys.readouterr().out
     expected = {
         f"10_{name}.{end}" for name in ("table", "overview", "differences") for end in ("csv", "md", "png")
     }
-    assert expected | {"10_images.png", "10_questions.md"} <= {path.name for path in figures.iterdir()}
+    assert expected | {"10_images.png", "10_noise_images.png", "10_questions.md"} <= {
+        path.name for path in figures.iterdir()
+    }
     rows = compare.read_rows(figures / "10_rows")
-    assert set(rows) == {"compare", "eta"} and rows["compare"].seed.nunique() == 2
+    assert set(rows) == {"compare", "noise", "eta"} and rows["compare"].seed.nunique() == 2
     assert set(rows["compare"].steps) == {3}
     for path in figures.glob("*.md"):
-        text = path.read_text()
-        assert "nan" not in text and "1 images" not in text
-    assert "1 image, 2 seeds" in (figures / "10_table.md").read_text()
+        assert "nan" not in path.read_text()
+    assert "images: 1, seeds: 2" in (figures / "10_table.md").read_text()
 
 
 @one_model

@@ -76,7 +76,6 @@ def test_a_summary_as_a_table_to_read():
     one = tables.summary(measured()[:2], ["method"])
     assert tables.wide(one, "method").iloc[0].tolist() == ["PSNR, dB ↑", "12.00"]  # no error of one image
     assert tables.wide(one, "method", "interval").iloc[0].tolist() == ["PSNR, dB ↑", "12.00"]
-    assert tables.counted(1, "image") == "1 image" and tables.counted(2, "image") == "2 images"
 
 
 def test_paired_differences_count_images_not_settings():
@@ -100,7 +99,7 @@ def test_better_goes_by_the_measure_s_direction():
     assert gaps.set_index("measure").better.to_dict() == {"psnr": "two", "lpips": "one", "seam": "one"}
     said = [tables.sentence(row) for row in gaps.to_dict("records")]
     assert said[0].startswith("two better than one (-1.") and said[1].startswith("one better than two (-1.")
-    wide = tables.paired(table, "method", "one", "two", ["psnr"], comparisons=1000).iloc[0]
+    wide = tables.paired(table, "method", "one", "two", ["psnr"], 1000).iloc[0]
     assert wide.high - wide.low > 1.5 * (gaps.high - gaps.low)[0]
 
 
@@ -140,18 +139,14 @@ def test_a_fraction_of_the_ground_truth():
     assert tables.against_ground_truth(without, "second_both").empty
 
 
-def test_markdown_and_refusals():
+def test_a_table_as_markdown():
     text = tables.markdown(pd.DataFrame({"name": ["x", "y"], "n": [0.12345, math.nan]}))
     assert text.splitlines()[2:] == ["| x      | 0.123 |", "| y      | –     |"]
-    with pytest.raises(ValueError, match="no column 'speed'"):
-        tables.summary(measured(), ["method"], ["speed"])
-    with pytest.raises(ValueError, match="never 'three', expected one of"):
-        tables.paired(measured(), "method", "three", "one")
 
 
 def test_every_measure_says_its_direction():
     assert {m.better for m in tables.MEASURES.values()} <= {"higher", "lower", "one"}
-    assert tables.title("psnr") == "PSNR, dB ↑" and tables.title("unknown") == "unknown"
+    assert tables.title("psnr") == "PSNR, dB ↑"
     assert tables.present(measured()) == ["psnr", "seam"]
 
 
@@ -172,6 +167,5 @@ def test_a_report_of_both_parts_and_of_questions(tmp_path):
 
 def test_the_kept_tables_are_those_of_the_kept_rows():
     table = compare.read_rows(KEPT / "10_rows")["compare"]
-    expected = report.overview(table).drop(columns=["low", "high"])
-    kept = pd.read_csv(KEPT / "10_overview.csv")[list(expected)]
-    pd.testing.assert_frame_equal(kept, expected, check_dtype=False, rtol=1e-5)
+    kept = pd.read_csv(KEPT / "10_overview.csv")
+    pd.testing.assert_frame_equal(kept, report.overview(table), check_dtype=False, rtol=1e-5)

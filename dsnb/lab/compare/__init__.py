@@ -11,10 +11,10 @@ command      `python -m dsnb compare`
 
 from .measuring import Networks, Target, gram_references, measure, open_networks, prepare
 from .report import read_rows
-from .running import GROUND_TRUTH, Part, Settings, compare_image, run_part
-from .tasks import Task, drawn_tasks, read_pairs
+from .running import Run, Settings, compare_image, compute
+from .tasks import GROUND_TRUTH, Task, drawn_tasks, read_pairs
 
 __all__ = [
-    "GROUND_TRUTH", "Networks", "Part", "Settings", "Target", "Task", "compare_image", "drawn_tasks",
-    "gram_references", "measure", "open_networks", "prepare", "read_pairs", "read_rows", "run_part",
+    "GROUND_TRUTH", "Networks", "Run", "Settings", "Target", "Task", "compare_image", "compute", "drawn_tasks",
+    "gram_references", "measure", "open_networks", "prepare", "read_pairs", "read_rows",
 ]  # fmt: skip

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import product
+from dataclasses import fields, replace
 from pathlib import Path
 
+import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ... import checkpoints, checks, prompts
@@ -18,30 +19,27 @@ from ...plotting import figures_folder, save_figure, show_grid
 from ..world import split
 from .measuring import open_networks
 from .report import COMPARED, read_rows, write_report
-from .running import EXAMPLES, GROUND_TRUTH, Part, Settings, claim, run_part
-from .tasks import Task, drawn_tasks, read_pairs
+from .running import EXAMPLES, Run, Settings, claim, compute
+from .tasks import GROUND_TRUTH, Task, drawn_tasks, read_pairs
 
 IMAGES, FEWER, SEEDS = 96, 12, 4  # what the tables in figures/ are made of
 MASKS = ("linear", "logistic")
-HOOKED = ("epsilon", "attention", "combined", "regional")
-# What the paper leaves open: question -> methods, and the settings that vary. Asked on the validation set.
-QUESTIONS: dict[str, tuple[tuple[str, ...], dict[str, list]]] = {
-    "guidance": (("attention", "combined", "regional"), {"guidance": [3, 5, 20, 30], "sharpness": [20, 70]}),
-    "eta": (HOOKED, {"eta": [0.05, 0.1, 0.3, 1.0]}),
-    "steps": (HOOKED, {"steps": [12, 25, 50, 99]}),
-    "skip": (HOOKED, {"steps": [50], "skip": [0, 5, 10, 20, 30]}),
-    "passes": (("attention",), {"passes": [(1,), (1, 0.02), (1, 0.02, 0.02, 0.02), (1, 1)]}),
-    "switch": (("combined",), {"switch": [0.12, 0.25, 0.5, 0.75]}),
+# What the paper leaves open: a setting, and values to try. Asked on the validation set, one setting at a time.
+QUESTIONS: dict[str, list[float]] = {
+    "guidance": [3, 5, 20, 30],
+    "eta": [0.05, 0.1, 0.3, 1.0],
+    "steps": [12, 25, 50, 99],
+    "skip": [0, 5, 10, 20, 30],
+    "switch": [0.12, 0.25, 0.5, 0.75],
 }
 PARTS = (*COMPARED, *QUESTIONS)
 WORDS = lambda text: tuple(word.strip() for word in text.split(","))
 PARAMETERS: dict[str, Callable] = {
     "steps": int, "skip": int, "eta": float, "guidance": float, "sharpness": float, "switch": float,
-    "passes": lambda text: tuple(float(word) for word in text.split(",")),
     "pairs": lambda text: [WORDS(pair.replace("/", ",")) for pair in text.split(",")],
     "masks": WORDS, "pairs_file": Path, "model": str, "lpips_network": str, "clip_model": str,
 }  # fmt: skip
-HELP = """parameters for -p: steps, skip, eta, guidance, sharpness (of the logistic mask), switch, passes (1,0.02);
+HELP = """parameters for -p: steps, skip, eta, guidance, sharpness (of the logistic mask), switch;
 pairs=left/right,left/right; masks=linear,logistic; pairs_file (your own images and prompts); model (a folder, a
 hub id or a .safetensors file); lpips_network, clip_model (the networks that measure)"""
 
@@ -110,87 +108,39 @@ def compare_all(given: argparse.Namespace) -> Path:
         for word in getattr(given, name):
             checks.one_of(f"--{name}", word, known)
     chosen = parse_parameters(given.parameters)
-    masks = [checks.one_of("masks", name, MASKS) for name in chosen.pop("masks", MASKS)]
-    pairs = [tuple(pair) for pair in chosen.pop("pairs", prompts.pairs())]
-    for pair in pairs:
-        if len(pair) != 2:
-            raise ValueError(f"pairs must be left/right,left/right, got {'/'.join(pair)!r}")
-    file, source = chosen.pop("pairs_file", None), chosen.pop("model", None)
-    networks = {name: chosen.pop(name) for name in ("lpips_network", "clip_model") if name in chosen}
-    if file:
-        read_pairs(file, pairs)  # before anything is loaded: a misread file stops here
-    model = checkpoints.load(source)
-    settings = Settings(**chosen)
-    parts = plan(given, model, settings, masks, pairs, file)
-    read = file and file.read_text(encoding="utf-8-sig")
-    fixed = {"methods": given.methods, "masks": masks, "pairs": pairs, "pairs_file": read}
-    claim(given.output, model, chosen | networks | fixed)
-    styles = {style for part in parts for task in part.tasks for style in task.styles}
+    if "pairs_file" in chosen:
+        read_pairs(chosen["pairs_file"], chosen["pairs"])  # a misread file stops before anything is loaded
+
+    model = checkpoints.load(chosen.get("model"))
+    runs = [run for name in given.parts for run in plan(name, given, chosen, model)]
+    read = "pairs_file" in chosen and chosen["pairs_file"].read_text(encoding="utf-8-sig")
+    claim(given.output, model, chosen | {"methods": given.methods, "pairs_file": read})
+    networks = {name: chosen[name] for name in ("lpips_network", "clip_model") if name in chosen}
+    styles = {style for run in runs for task in run.tasks for style in task.styles}
     nets = open_networks(styles, device=model.device, **networks)
-    rows = {part.name: run_part(part, model, nets, range(given.seeds), given.output) for part in parts}
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for run in runs:
+        table = compute(run, model, nets, range(given.seeds), given.output)
+        tables.setdefault(run.part, []).append(table)
+
     whole = given.images >= IMAGES and given.fewer >= FEWER and given.seeds >= SEEDS and not given.parameters
     whole = whole and set(given.parts) == set(PARTS) and set(given.methods) == set(METHODS)
     folder = figures_folder() if whole else given.output / "figures"
-    write_report(rows, folder)
-    for part in parts:
-        if part.name in COMPARED:
-            stem = "10_images" if part.name == "compare" else f"10_{part.name}_images"
-            save_figure(draw_examples(part, given.output), folder / stem)
+    write_report({name: pd.concat(found, ignore_index=True) for name, found in tables.items()}, folder)
+    for run in runs:
+        if run.part in COMPARED:
+            stem = "10_images" if run.part == "compare" else f"10_{run.part}_images"
+            save_figure(draw_examples(run, given.output), folder / stem)
     return folder
 
 
-def plan(
-    given: argparse.Namespace,
-    model: Model,
-    settings: Settings,
-    masks: Sequence[str],
-    pairs,
-    file: Path | None,
-) -> list[Part]:
-    """The parts that a command line asks for. Methods are compared on the test set, questions asked on validation.
-
-    A pairs file takes the place of both sets.
-    """
-    own = read_pairs(file, pairs, model) if file else []
-    names = list(dict.fromkeys(task.name for task in own))
-
-    def tasks(which: str, count: int) -> list[Task]:
-        if file:
-            return [task for task in own if task.name in names[:count]]
-        return drawn_tasks(split(which, count), pairs, model.image_size)
-
-    parts = []
-    for name in given.parts:
-        if name in COMPARED:
-            drawn = tasks("test", given.images)
-            parts.append(Part(name, drawn, given.methods, masks, {"": settings}, from_noise=name == "noise"))
-            continue
-        methods, varied = QUESTIONS[name]
-        methods = [method for method in methods if method in given.methods]
-        if methods:
-            by_label, usual = vary(varied, settings, model)
-            drawn = tasks("validation", given.fewer * (2 if name == "guidance" else 1))
-            parts.append(Part(name, drawn, methods, ("logistic",), by_label, usual))
-    return parts
-
-
-def vary(varied: dict[str, list], settings: Settings, model: Model) -> tuple[dict[str, Settings], str]:
-    """Settings by label, for every combination of the values; and the label of the model's own settings."""
-    names = [name for name, values in varied.items() if len(values) > 1]
-    label = lambda used: ", ".join(f"{name} {_text(getattr(used, name))}" for name in names)
-    alone = {name: values[0] for name, values in varied.items() if name not in names}
-    chosen = [dict(zip(varied, values, strict=True)) for values in product(*varied.values())]
-    used = [replace(settings, **values).for_model(model) for values in chosen]
-    return {label(each): each for each in used}, label(replace(settings, **alone).for_model(model))
-
-
-def _text(value: float | tuple) -> str:
-    return "+".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}"
-
-
 def parse_parameters(words: Sequence[str]) -> dict[str, object]:
-    """ "steps=12" -> {"steps": 12}. ValueError for an unknown name or a value of another kind."""
-    found = {}
+    """["steps=12"] -> {"steps": 12, "masks": …, "pairs": …}, the last two in any case.
+
+    Raises:
+        ValueError: a name is unknown, or a value is of another kind.
+    """
+    found: dict[str, object] = {"masks": MASKS, "pairs": prompts.pairs()}
     for word in words:
         name, _, text = word.partition("=")
         checks.one_of("-p", name, PARAMETERS)
@@ -198,23 +148,65 @@ def parse_parameters(words: Sequence[str]) -> dict[str, object]:
             found[name] = PARAMETERS[name](text)
         except ValueError:
             raise ValueError(f"-p {name} cannot be {text!r}") from None
+    for name in found["masks"]:
+        checks.one_of("masks", name, MASKS)
+    for pair in found["pairs"]:
+        if len(pair) != 2:
+            raise ValueError(f"pairs must be left/right,left/right, got {'/'.join(pair)!r}")
     return found
 
 
-def draw_examples(part: Part, folder: Path):
-    """The first images of a part, two seeds each: one row per pair of styles and seed, one column per method."""
-    names = list(dict.fromkeys(task.name for task in part.tasks))[:EXAMPLES]
-    shown, rows = [], []
-    for k, name in enumerate(names):
-        tasks = [task for task in part.tasks if task.name == name]
+def plan(part: str, given: argparse.Namespace, chosen: dict, model: Model) -> list[Run]:
+    """The runs of one part. Methods are compared on the test set, questions are asked on validation.
+
+    Args:
+        part: one of `PARTS`.
+        given: the arguments of the command.
+        chosen: from `parse_parameters`. A pairs file takes the place of both sets of images.
+        model: the model, whose own settings are the usual ones.
+
+    Returns:
+        One run for a part that compares methods; one per setting for a question.
+    """
+    names = {field.name for field in fields(Settings)}
+    settings = Settings(**{name: value for name, value in chosen.items() if name in names})
+    if part in COMPARED:
+        tasks = _tasks("test", given.images, chosen, model)
+        settings = replace(settings, from_noise=part == "noise")
+        return [Run(part, tasks, given.methods, chosen["masks"], settings)]
+    tasks = _tasks("validation", given.fewer, chosen, model)
+    able = ("combined",) if part == "switch" else ("epsilon", "attention", "combined", "regional")
+    methods = [method for method in able if method in given.methods]
+    usual = getattr(settings.for_model(model), part)
+    limit = settings.for_model(model).steps if part == "skip" else float("inf")
+    values = sorted({usual, *(value for value in QUESTIONS[part] if value < limit)}) if methods else []
+    return [
+        Run(
+            part, tasks, methods, ("logistic",), replace(settings, **{part: value}),
+            f"{part} {value:g}", value == usual,
+        )
+        for value in values
+    ]  # fmt: skip
+
+
+def _tasks(which: str, images: int, chosen: dict, model: Model) -> list[Task]:
+    if "pairs_file" not in chosen:
+        return drawn_tasks(split(which, images), chosen["pairs"], model.image_size)
+    own = read_pairs(chosen["pairs_file"], chosen["pairs"], model)
+    names = list(dict.fromkeys(task.name for task in own))[:images]
+    return [task for task in own if task.name in names]
+
+
+def draw_examples(run: Run, folder: Path) -> Figure:
+    """The first tasks, two seeds each: one row per task and seed, one column per method."""
+    shown, titles = [], []
+    for k, task in enumerate(run.tasks[:EXAMPLES]):
         for seed in range(2):
-            file = folder / f"{part.name}-0-{k:03d}-{seed}.png"
+            file = run.file(folder, k, seed).with_suffix(".png")
             if file.is_file():
-                sheet, size = Image.open(file), tasks[0].image.shape[2]
-                for row, task in enumerate(tasks):
-                    boxes = [(x, row * size) for x in range(0, sheet.width, tasks[0].image.shape[3])]
-                    shown += [sheet.crop((x, y, x + tasks[0].image.shape[3], y + size)) for x, y in boxes]
-                    rows.append(f"{task.pair}\nseed {seed}")
-    columns = len(shown) // len(rows)
-    titles = [*([] if part.from_noise else ["source"]), *part.methods, GROUND_TRUTH][:columns]
-    return show_grid(shown, titles, columns=columns, row_titles=rows, width=1.2)
+                strip, width = Image.open(file), task.image.shape[3]
+                shown += [strip.crop((x, 0, x + width, strip.height)) for x in range(0, strip.width, width)]
+                titles.append(f"{task.pair}\nseed {seed}")
+    columns = len(shown) // len(titles)
+    names = [*([] if run.settings.from_noise else ["source"]), *run.methods, GROUND_TRUTH]
+    return show_grid(shown, names[:columns], columns=columns, row_titles=titles, width=1.2)

@@ -17,6 +17,17 @@ from .tasks import Task
 SIDES = ("left", "right")
 REFERENCES = 32  # images of each style that the Gram matrices are compared with
 REFERENCE_SEED = 930_000
+GRAM = {"size": 128, "layers": 3}  # what Gram matrices are taken of; texture has a scale
+OF_SOURCE = (
+    "l2",
+    "psnr",
+    "ssim",
+    "lpips",
+    "layout",
+    "structure",
+    "truth",
+    "direction",
+)  # compare with the source
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,6 @@ class Networks:
         clip: the evaluator CLIP, which shares no weights with the model.
         second: a second style classifier, from the evaluator CLIP.
         grams: mean Gram matrix per layer of each style, see `gram_references`.
-        gram_size: images are resized to this many pixels before their Gram matrices are taken.
     """
 
     lpips: networks.Lpips
@@ -37,7 +47,6 @@ class Networks:
     clip: perceptual.Clip | None = None
     second: classifiers.StyleClassifier | None = None
     grams: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
-    gram_size: int = 128
 
 
 def open_networks(
@@ -69,17 +78,9 @@ def open_networks(
     return Networks(lpips, classifier, clip, second, gram_references(lpips, drawn))
 
 
-def gram_references(lpips: networks.Lpips, images: Mapping[str, Tensor], layers: int = 3, size: int = 128):
+def gram_references(lpips: networks.Lpips, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     """Mean Gram matrix per layer of each style, from images (R, 3, H, W) in [0, 1] of it, R >= 32."""
-    return {
-        style: metrics.gram_reference(
-            [
-                torch.cat(maps)
-                for maps in zip(*(lpips.features(x, size, layers) for x in batch.split(16)), strict=True)
-            ]
-        )
-        for style, batch in images.items()
-    }
+    return {style: metrics.gram_reference(lpips.features(batch, **GRAM)) for style, batch in images.items()}
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,10 @@ def prepare(nets: Networks, task: Task, weights: Tensor, from_noise: bool = Fals
         found["texts"] = nets.clip.text_features([*task.prompts, task.one_prompt, task.caption])
         found["views"] = _views(nets.clip, task.image, metrics.side_weights(weights))
         if task.shows is not None:
-            found["objects"] = nets.clip.text_features(_object_texts(task)).unflatten(0, (-1, len(OBJECTS)))
+            scenes = [describe(name, int(task.shows.scene[0])) for name in OBJECTS]
+            texts = [PARAPHRASES[style][0].format(scene) for style in task.styles for scene in scenes]
+            found["objects"] = nets.clip.text_features(texts).unflatten(0, (-1, len(OBJECTS)))
     return Target(task, weights, from_noise, **found)
-
-
-def _object_texts(task: Task) -> list[str]:
-    """Captions of every object in the task's scene, in the left style, then in the right one."""
-    scenes = [describe(name, int(task.shows.scene[0])) for name in OBJECTS]
-    return [PARAPHRASES[style][0].format(scene) for style in task.styles for scene in scenes]
 
 
 def _views(clip: perceptual.Clip, image: Tensor, sides: Tensor) -> Tensor:
@@ -152,64 +149,52 @@ def measure(nets: Networks, image: Tensor, target: Target, singles: Tensor | Non
         "smoothness": metrics.smoothness(image),
         "smoothness_per_pixel": metrics.smoothness(image, per_pixel=True),
         "seam": metrics.seam(image, target.weights),
+        "l2": metrics.l2(image, task.image),
+        "psnr": metrics.psnr(image, task.image),
+        "ssim": metrics.ssim(image, task.image),
+        "lpips": nets.lpips.distance(maps, target.source),
+        "layout": metrics.layout(image, task.image),
+        "structure": perceptual.structure_distance(maps[3], target.source[3]),
     }
     if singles is not None:
         values["seam_single"] = metrics.seam(image, target.weights, singles=singles)
-    if not target.from_noise:
-        values |= {
-            "l2": metrics.l2(image, task.image),
-            "psnr": metrics.psnr(image, task.image),
-            "ssim": metrics.ssim(image, task.image),
-            "lpips": nets.lpips.distance(maps, target.source),
-            "layout": metrics.layout(image, task.image),
-            "structure": perceptual.structure_distance(maps[3], target.source[3]),
-        }
-        if target.ground_truth is not None:
-            values["truth"] = nets.lpips.distance(maps, target.ground_truth_features)
+    if target.ground_truth is not None:
+        values["truth"] = nets.lpips.distance(maps, target.ground_truth_features)
     if task.styles:
-        values |= _style_measures(nets, image, maps, target)
+        values |= _style_measures(nets, image, target)
     if nets.clip is not None:
         values |= _clip_measures(nets.clip, image, target)
-    return {name: float(value) for name, value in values.items()}
+    kept = {name for name in values if not (target.from_noise and name.startswith(OF_SOURCE))}
+    return {name: float(value) for name, value in values.items() if name in kept}
 
 
-def _style_measures(nets: Networks, image: Tensor, maps: list[Tensor], target: Target) -> dict:
-    values, styles, sides = {}, target.task.styles, metrics.side_weights(target.weights)
+def _style_measures(nets: Networks, image: Tensor, target: Target) -> dict[str, Tensor]:
+    """Whether each side shows its style: by Gram matrices, the style classifier, and the evaluator CLIP."""
+    values, styles = {}, target.task.styles
     if all(style in nets.grams for style in styles):
-        count = len(nets.grams[styles[0]])
-        fits = tuple(image.shape[2:]) == (nets.gram_size, nets.gram_size)
-        maps = maps[:count] if fits else nets.lpips.features(image, nets.gram_size, count)
-        for side, style, weights in zip(SIDES, styles, sides, strict=True):
+        maps = nets.lpips.features(image, **GRAM)
+        for side, style, weights in zip(SIDES, styles, metrics.side_weights(target.weights), strict=True):
             values[f"gram_{side}"] = metrics.gram_distance(maps, nets.grams[style], weights)
-            values[f"gram_whole_{side}"] = metrics.gram_distance(maps, nets.grams[style])
     if nets.classifier is not None:
         shown = classifiers.style_shown(nets.classifier, image, target.weights, styles)
-        values |= {f"style_{side}": value for side, value in zip(SIDES, shown.pop("side")[0], strict=True)}
-        values |= shown
+        values |= {"style_left": shown["side"][0, 0], "style_right": shown["side"][0, 1]}
+        values |= {name: shown[name] for name in ("both", "balance", "monotonicity")}
     if nets.second is not None:
-        probabilities = nets.second(image, sides)[0]
-        asked = torch.tensor([nets.second.styles.index(style) for style in styles])
-        own = probabilities[torch.arange(len(asked)), asked]
-        values |= {f"second_{side}": value for side, value in zip(SIDES, own, strict=True)}
-        values["second_both"] = (probabilities.argmax(-1) == asked).all()
-        values["second_balance"] = metrics.balance(own)
+        shown = classifiers.style_shown(nets.second, image, target.weights, styles)
+        values |= {"second_left": shown["side"][0, 0], "second_right": shown["side"][0, 1]}
+        values |= {f"second_{name}": shown[name] for name in ("both", "balance")}
     return values
 
 
-def _clip_measures(clip: perceptual.Clip, image: Tensor, target: Target) -> dict:
+def _clip_measures(clip: perceptual.Clip, image: Tensor, target: Target) -> dict[str, Tensor]:
+    """Whether the image and each side of it agree with their prompts, and whether its object is read."""
     left, right, one_prompt, caption = target.texts
     after = _views(clip, image, metrics.side_weights(target.weights))
-    whole, source = after[:1], target.views[:1]
-    values = {"clip": perceptual.similarity(whole, one_prompt)}
-    if not target.from_noise:
-        values["direction"] = perceptual.direction(whole, source, one_prompt, caption)
-    for k, (side, text) in enumerate(zip(SIDES, (left, right), strict=True), start=1):
-        values[f"clip_{side}"] = perceptual.similarity(after[[k]], text)
-        values[f"clip_whole_{side}"] = perceptual.similarity(whole, text)
-        if not target.from_noise:
-            values[f"direction_{side}"] = perceptual.direction(after[[k]], target.views[[k]], text, caption)
-            values[f"direction_whole_{side}"] = perceptual.direction(whole, source, text, caption)
+    values = {}
+    for k, (name, text) in enumerate({"": one_prompt, "_left": left, "_right": right}.items()):
+        values[f"clip{name}"] = perceptual.similarity(after[[k]], text)
+        values[f"direction{name}"] = perceptual.direction(after[[k]], target.views[[k]], text, caption)
     if target.objects is not None:
-        likeliest = (target.objects @ whole[0]).mean(0).argmax()
+        likeliest = (target.objects @ after[0]).mean(0).argmax()
         values["object"] = likeliest == target.task.shows.object[0]
     return values

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,16 +18,15 @@ import dsnb
 
 from ...files import write_whole
 from ...images import to_pil
-from ...inversion import invert
+from ...inversion import Trajectory, from_noise, invert
 from ...masks import Mask, linear, logistic
 from ...methods import blend, blend_pixels, decode
 from ...models import Model, count_unet_samples
 from ...plotting import png_bytes
 from .measuring import Networks, measure, prepare
-from .tasks import Task
+from .tasks import GROUND_TRUTH, Task
 
-GROUND_TRUTH = "ground-truth blend"  # stands among the methods: the layers, blended by the mask
-EXAMPLES = 2  # images of each part whose results are kept as a PNG file
+EXAMPLES = 4  # tasks of each run whose images are kept
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,8 @@ class Settings:
         steps, skip, eta: of the inversion, see `dsnb.invert`.
         guidance: of every method.
         sharpness: of the logistic mask.
-        passes: weights of the passes of attention interpolation, see `dsnb.blend`.
         switch: when "combined" changes from epsilon to attention, in [0, 1].
+        from_noise: start from random noise in the place of the source image's inversion.
     """
 
     steps: int | None = None
@@ -49,210 +46,179 @@ class Settings:
     eta: float | None = None
     guidance: float | None = None
     sharpness: float = 20.0
-    passes: tuple[float, ...] = (1.0,)
     switch: float = 0.5
+    from_noise: bool = False
 
-    def for_model(self, model: Model, from_noise: bool = False) -> Settings:
+    def for_model(self, model: Model) -> Settings:
         """The same with the model's own values in the place of None; nothing is skipped from noise."""
-        own = model.settings
-        steps = own.steps if self.steps is None else self.steps
-        skip = round(own.skip * steps / own.steps) if self.skip is None else self.skip
-        guidance = own.sampling_guidance if from_noise else own.guidance
-        guidance = guidance if self.guidance is None else self.guidance
-        eta = own.eta if self.eta is None else self.eta
-        return replace(self, steps=steps, skip=0 if from_noise else skip, eta=eta, guidance=guidance)
+        own, steps = model.settings, self.steps or model.settings.steps
+        usual = {"steps": steps, "skip": round(own.skip * steps / own.steps), "eta": own.eta}
+        usual["guidance"] = own.sampling_guidance if self.from_noise else own.guidance
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return Settings(**usual | given | ({"skip": 0} if self.from_noise else {}))
 
-    def masks(self, names: Sequence[str]) -> dict[str, Mask]:
-        """The masks of these names, "linear" and "logistic"."""
-        known = {"linear": linear(), "logistic": logistic(self.sharpness)}
-        return {name: known[name] for name in names}
+    def mask(self, name: str) -> Mask:
+        """The mask of a name, "linear" or "logistic"."""
+        return linear() if name == "linear" else logistic(self.sharpness)
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of a comparison: the same tasks, methods and masks under one or more settings.
+class Run:
+    """Tasks, methods and masks under one setting.
 
     Attributes:
-        name: names its rows.
-        tasks: what is drawn; the tasks of one image stand together.
+        part: of the comparison; its runs differ in their settings alone.
+        tasks: what is drawn.
         methods: some of `dsnb.methods.METHODS`.
         masks: some of "linear" and "logistic".
-        settings: label -> settings; a part that asks no question has the one label "".
-        usual: the label that the others are compared with.
-        from_noise: images start from random noise in the place of the source image's inversion.
+        settings: how.
+        label: names the settings among those of the part, such as "eta 0.1"; "" in a part with one run.
+        usual: whether the other settings of the part are compared with these.
     """
 
-    name: str
+    part: str
     tasks: Sequence[Task]
     methods: Sequence[str]
     masks: Sequence[str] = ("linear", "logistic")
-    settings: Mapping[str, Settings] = field(default_factory=lambda: {"": Settings()})
-    usual: str = ""
-    from_noise: bool = False
+    settings: Settings = Settings()
+    label: str = ""
+    usual: bool = True
+
+    def file(self, folder: Path, k: int, seed: int) -> Path:
+        """The file of the rows of task k with one seed."""
+        words = [self.part, *self.label.split(), f"{k:03d}", str(seed)]
+        return folder / ("-".join(words) + ".json")
 
 
-def noise_seed(name: str, seed: int) -> int:
-    """The seed of an image's noise. It does not depend on the other images of the comparison."""
-    return seed * 1_000_003 + crc32(name.encode())
-
-
-def record(model: Model, task: Task, seeds: Sequence[int], settings: Settings, from_noise: bool = False):
+def record(model: Model, task: Task, seeds: Sequence[int], settings: Settings) -> Trajectory:
     """One trajectory for all methods and seeds, seed by seed in its batch.
+
+    The noise depends on the image's name and the seed, not on the other images of the comparison.
 
     Args:
         model: the model.
         task: the task.
         seeds: of the noise.
         settings: complete ones, see `Settings.for_model`.
-        from_noise: start from random noise in the place of the source image's inversion.
 
     Returns:
         A `Trajectory` with a batch of len(seeds).
     """
-    found, seeds = [], [noise_seed(task.name, seed) for seed in seeds]
-    keep = {"steps": settings.steps, "eta": settings.eta}
+    found, usual = [], {"steps": settings.steps, "eta": settings.eta}
     for seed in seeds:
-        if from_noise:
+        noise = torch.Generator().manual_seed(seed * 1_000_003 + crc32(task.name.encode()))
+        if settings.from_noise:
             size = tuple(task.image.shape[2:])
-            found.append(dsnb.from_noise(model, size, caption=task.caption, seed=seed, **keep))
+            found.append(from_noise(model, size, caption=task.caption, seed=noise, **usual))
         else:
-            noise = {"generator": torch.Generator().manual_seed(seed), "progress": False}
-            found.append(invert(model, task.image, task.caption, skip=settings.skip, **keep, **noise))
+            usual |= {"skip": settings.skip, "progress": False}
+            found.append(invert(model, task.image, task.caption, generator=noise, **usual))
     x_T, noises = torch.cat([t.x_T for t in found]), torch.cat([t.noises for t in found], dim=1)
     return replace(found[0], x_T=x_T, noises=noises)
 
 
 def compare_image(
     model: Model,
-    tasks: Sequence[Task],
+    task: Task,
     methods: Sequence[str],
     masks: Sequence[str],
     nets: Networks,
-    *,
     seeds: Sequence[int] = (0,),
-    settings: Settings | None = None,
-    from_noise: bool = False,
-) -> tuple[list[dict], dict[tuple[str, str, str], Tensor]]:
-    """Draw one image by every method, with every pair of styles, mask and seed, and measure the results.
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+) -> tuple[list[dict], dict[tuple[str, str], Tensor]]:
+    """Draw one task by every method, with every mask and seed, and measure the results.
 
     All methods decode the same trajectory, with the same guidance.
 
     Args:
         model: the model.
-        tasks: those of one image.
+        task: the image and its two styles.
         methods: some of `dsnb.methods.METHODS`.
         masks: some of "linear" and "logistic".
         nets: the networks that measure.
         seeds: of the noise; all of them are drawn in one batch.
         settings: see `Settings`.
-        from_noise: start from random noise in the place of the source image's inversion.
 
     Returns:
-        Rows (one per pair, mask, method and seed), and the images (seeds, 3, H, W) by (pair, mask, method). The
-        ground-truth blend is among the methods where the ground truth is known.
+        Rows (one per mask, method and seed), and the images (seeds, 3, H, W) by (mask, method). The ground-truth
+        blend is among the methods where the ground truth is known.
 
     Raises:
         ValueError: for whatever `dsnb.invert` or `dsnb.blend` refuse.
     """
-    settings = (settings or Settings()).for_model(model, from_noise)
-    trajectory = record(model, tasks[0], seeds, settings, from_noise)
+    settings = settings.for_model(model)
+    trajectory = record(model, task, seeds, settings)
     options = {"guidance": settings.guidance, "progress": False}
-    evaluations = len(trajectory.noises) * len(seeds)
-    rows, images = [], {}
-    for task in tasks:
-        own = {"prompt": {"one_prompt": task.one_prompt}, "attention": {"passes": settings.passes}}
-        own["combined"] = {"switch": settings.switch}
-        with count_unet_samples(model.unet) as single_count:
-            singles = torch.stack([decode(model, trajectory, prompt, **options) for prompt in task.prompts])
-        for mask_name, mask in settings.masks(masks).items():
-            target = prepare(nets, task, mask.weights(*task.image.shape[2:]), from_noise)
-            for method in methods:
-                with count_unet_samples(model.unet) as count:
-                    if method == "pixel":
-                        image = blend_pixels(singles, mask)
-                    elif method == "prompt" and (task.pair, masks[0], method) in images:
-                        image = images[task.pair, masks[0], method]  # it knows no mask
-                    else:
-                        chosen = own.get(method, {})
-                        image = blend(
-                            model, trajectory, task.prompts, mask, method=method, **chosen, **options
-                        )
-                images[task.pair, mask_name, method] = image
-                samples = (single_count if method == "pixel" else count).samples / evaluations
-                for k, seed in enumerate(seeds):
-                    row = {"image": task.name, "pair": task.pair, "mask": mask_name, "method": method}
-                    values = measure(nets, image[[k]], target, singles[:, k])
-                    rows.append(row | {"seed": seed, "samples": samples or None} | values)
-            if target.ground_truth is not None:
-                images[task.pair, mask_name, GROUND_TRUTH] = target.ground_truth.expand_as(singles[0])
-                values = measure(nets, target.ground_truth, target, task.layers)
-                row = {"image": task.name, "pair": task.pair, "mask": mask_name, "method": GROUND_TRUTH}
-                rows += [row | {"seed": seed} | values for seed in seeds]
+    own = {"prompt": {"one_prompt": task.one_prompt}, "combined": {"switch": settings.switch}}
+    with count_unet_samples(model.unet) as single_count:
+        singles = torch.stack([decode(model, trajectory, prompt, **options) for prompt in task.prompts])
+    images, samples, rows = {}, {}, []
+    for name in masks:
+        mask = settings.mask(name)
+        target = prepare(nets, task, mask.weights(*task.image.shape[2:]), settings.from_noise)
+        for method in methods:
+            with count_unet_samples(model.unet) as count:
+                if method == "pixel":
+                    image, count = blend_pixels(singles, mask), single_count
+                elif method == "prompt" and name != masks[0]:  # it knows no mask
+                    image, count = images[masks[0], method], None
+                else:
+                    chosen = options | own.get(method, {})
+                    image = blend(model, trajectory, task.prompts, mask, method=method, **chosen)
+            images[name, method] = image
+            samples[name, method] = count and count.samples / len(trajectory.noises) / len(seeds)
+        if target.ground_truth is not None:
+            images[name, GROUND_TRUTH] = target.ground_truth.expand_as(singles[0])
+        for method in (key[1] for key in images if key[0] == name):
+            for k, seed in enumerate(seeds):
+                sides = task.layers if method == GROUND_TRUTH else singles[:, k]
+                row = {"image": task.name, "pair": task.pair, "mask": name, "method": method, "seed": seed}
+                row["samples"] = samples.get((name, method))
+                rows.append(row | measure(nets, images[name, method][[k]], target, sides))
     return rows, images
 
 
-def run_part(
-    part: Part, model: Model, nets: Networks, seeds: Sequence[int], folder: Path, progress: bool = True
-) -> pd.DataFrame:
-    """Compute what is missing of a part, one file of rows per setting, image and seed, and read all of it.
+def compute(run: Run, model: Model, nets: Networks, seeds: Sequence[int], folder: Path) -> pd.DataFrame:
+    """Compute what is missing of a run, one file of rows per task and seed, and read all of it.
+
+    Beside the rows of the first tasks is a PNG file: the source image if there is one, then every method under the
+    last mask.
 
     Args:
-        part: what to compute.
+        run: what to compute.
         model: the model.
         nets: the networks that measure.
         seeds: of the noise.
         folder: of the files. It belongs to one model and one set of settings, see `claim`.
-        progress: show a progress bar.
 
     Returns:
-        The rows, with the columns `setting`, `usual` (whether it is the usual setting), `version_dsnb` and those of
-        the settings.
+        The rows, with the columns `setting`, `usual`, `version_dsnb` and those of the settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        (number, label, k, list(tasks))
-        for number, label in enumerate(part.settings)
-        for k, (_, tasks) in enumerate(groupby(part.tasks, key=lambda task: task.name))
-    ]
-    frames = []
-    for number, label, k, tasks in tqdm(jobs, desc=part.name, unit="image", disable=not progress):
-        files = {seed: folder / f"{part.name}-{number}-{k:03d}-{seed}.json" for seed in seeds}
-        missing = [seed for seed, file in files.items() if not file.is_file()]
-        if missing:
-            settings = part.settings[label].for_model(model, part.from_noise)
-            rows, images = compare_image(
-                model, tasks, part.methods, part.masks, nets,
-                seeds=missing, settings=settings, from_noise=part.from_noise,
-            )  # fmt: skip
-            table = pd.DataFrame(rows)
-            used = vars(settings) | {"passes": ", ".join(f"{weight:g}" for weight in settings.passes)}
-            table = table.assign(
-                setting=label, usual=label == part.usual, version_dsnb=dsnb.__version__, **used
-            )
-            for index, seed in enumerate(missing):
-                if k < EXAMPLES and number == 0:
-                    sheet = _sheet(tasks, images, part, index)
-                    write_whole(files[seed].with_suffix(".png"), png_bytes(sheet))
-                text = table[table.seed == seed].to_json(orient="records", double_precision=15)
-                write_whole(files[seed], text.encode())
-        frames += [pd.DataFrame(json.loads(file.read_text(encoding="utf-8"))) for file in files.values()]
-    return pd.concat(frames, ignore_index=True)
-
-
-def _sheet(tasks: Sequence[Task], images: Mapping, part: Part, index: int) -> Image.Image:
-    """One row per pair of styles: the source image if there is one, then every method under the last mask."""
-    shown = []
-    for task in tasks:
-        under = [image[[index]] for key, image in images.items() if key[:2] == (task.pair, part.masks[-1])]
-        shown.append(torch.cat(under if part.from_noise else [task.image, *under], dim=3))
-    return to_pil(torch.cat(shown, dim=2))
+    files = {(k, seed): run.file(folder, k, seed) for k in range(len(run.tasks)) for seed in seeds}
+    settings = run.settings.for_model(model)
+    about = {"setting": run.label, "usual": run.usual, "version_dsnb": dsnb.__version__} | vars(settings)
+    for k, task in enumerate(tqdm(run.tasks, desc=f"{run.part} {run.label}", unit="task")):
+        missing = [seed for seed in seeds if not files[k, seed].is_file()]
+        if not missing:
+            continue
+        rows, images = compare_image(model, task, run.methods, run.masks, nets, missing, settings)
+        table = pd.DataFrame(rows).assign(**about)
+        for index, seed in enumerate(missing):
+            if k < EXAMPLES:
+                shown = [] if settings.from_noise else [task.image]
+                shown += [batch[[index]] for (mask, _), batch in images.items() if mask == run.masks[-1]]
+                write_whole(files[k, seed].with_suffix(".png"), png_bytes(to_pil(torch.cat(shown, dim=3))))
+            text = table[table.seed == seed].to_json(orient="records", double_precision=15)
+            write_whole(files[k, seed], text.encode())
+    kept = [pd.DataFrame(json.loads(file.read_text(encoding="utf-8"))) for file in files.values()]
+    return pd.concat(kept, ignore_index=True)
 
 
 def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
     """Make sure that a folder's rows come from one model and one set of settings.
 
     Args:
-        folder: of the rows.
+        folder: of the rows; it is made if it does not exist.
         model: the model; its UNet's weights are part of what must be equal.
         settings: everything else that changes the rows.
 
@@ -265,10 +231,9 @@ def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
     given = {"model": model.name, "unet": digest.hexdigest()[:16], "version_dsnb": dsnb.__version__}
     given = json.loads(json.dumps(given | dict(settings), default=str))
     file = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(given, indent=1).encode())
-        return
     kept = json.loads(file.read_text(encoding="utf-8"))
     for name in given.keys() | kept.keys():
         if given.get(name) != kept.get(name):

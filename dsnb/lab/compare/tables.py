@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 from scipy.stats import t as student
 
-from .running import GROUND_TRUTH
+from .tasks import GROUND_TRUTH
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,9 @@ class Measure:
     by_mask: bool = False
     rate: bool = False
 
-    @property
-    def arrow(self) -> str:
-        """Which direction is better, as one sign."""
-        return {"higher": "↑", "lower": "↓", "one": "→1"}[self.better]
+    def worth(self, values: pd.Series) -> pd.Series:
+        """The values turned so that the largest is the best."""
+        return {"higher": values, "lower": -values, "one": -abs(values - 1)}[self.better]
 
 
 LEAST = 6  # with fewer images no difference is called one
@@ -61,8 +59,6 @@ MEASURES = {
     "seam_single": Measure("seam: strip / single styles", "one", 2, by_mask=True),
     "gram_left": Measure("Gram, left side", "lower", by_mask=True),
     "gram_right": Measure("Gram, right side", "lower", by_mask=True),
-    "gram_whole_left": Measure("Gram, whole, left style", "lower"),
-    "gram_whole_right": Measure("Gram, whole, right style", "lower"),
     "style_left": Measure("left shows left style", "higher", by_mask=True),
     "style_right": Measure("right shows right style", "higher", by_mask=True),
     "both": Measure("both sides right", "higher", by_mask=True, rate=True),
@@ -75,30 +71,25 @@ MEASURES = {
     "clip": Measure("CLIP, one prompt", "higher"),
     "clip_left": Measure("CLIP, left side", "higher", by_mask=True),
     "clip_right": Measure("CLIP, right side", "higher", by_mask=True),
-    "clip_whole_left": Measure("CLIP, whole, left prompt", "higher"),
-    "clip_whole_right": Measure("CLIP, whole, right prompt", "higher"),
     "direction": Measure("directional, one prompt", "higher"),
     "direction_left": Measure("directional, left side", "higher", by_mask=True),
     "direction_right": Measure("directional, right side", "higher", by_mask=True),
-    "direction_whole_left": Measure("directional, whole, left prompt", "higher"),
-    "direction_whole_right": Measure("directional, whole, right prompt", "higher"),
     "samples": Measure("UNet samples per step", "lower", 2),
 }
 
 
+SHOWN = ("mean", "error", "low", "high", "worst", "best")  # the numbers of a summary
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→1"}
+
+
 def title(name: str) -> str:
-    """A measure's title with its arrow; the name itself if it is not a known measure."""
-    return f"{MEASURES[name].title} {MEASURES[name].arrow}" if name in MEASURES else name
+    """A measure's title with an arrow that says which direction is better."""
+    return f"{MEASURES[name].title} {ARROWS[MEASURES[name].better]}"
 
 
 def present(table: pd.DataFrame) -> list[str]:
-    """The known measures that a table has any finite value of, in the order of `MEASURES`."""
+    """The measures that a table has any finite value of, in the order of `MEASURES`."""
     return [name for name in MEASURES if name in table and np.isfinite(table[name].astype(float)).any()]
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 image", "2 images"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def interval(
@@ -134,36 +125,25 @@ def summary(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str] | No
     Returns:
         One row per group and measure: `by`, measure, mean, error (standard error of the mean over images), low, high
         (95 % interval over images), worst, best (mean of the worst and the best seed), images, seeds.
-
-    Raises:
-        ValueError: a column is missing.
     """
-    by, measures = list(by), list(present(table) if measures is None else measures)
-    _need(table, [*by, "image", "seed", *measures])
-    values = table.melt([*by, "image", "seed"], measures, "measure").dropna(subset="value")
+    keys = [*by, "measure"]
+    values = table.melt([*by, "image", "seed"], measures or present(table), "measure").dropna(subset="value")
     rows = []
-    for key, group in values.groupby([*by, "measure"], sort=False):
+    for key, group in values.groupby(keys, sort=False):
+        known = MEASURES[key[-1]]
         by_image = group.groupby("image").value.mean()
-        by_seed = group.groupby("seed").value.mean()
-        known = MEASURES.get(key[-1], Measure("", "higher"))
+        by_seed = group.groupby("seed").value.mean().sort_values(key=known.worth)
         low, high = interval(by_image, extra=RATE if known.rate else ())
-        low, high = (max(low, 0.0), min(high, 1.0)) if known.rate else (low, high)
-        order = by_seed.sort_values(key=lambda mean: -_worth(mean, known.better))
-        rows.append(
-            dict(zip([*by, "measure"], key, strict=True))
-            | {"mean": by_image.mean(), "error": by_image.sem(), "low": low, "high": high}
-            | {"worst": order.iloc[-1], "best": order.iloc[0], "images": len(by_image), "seeds": len(by_seed)}
-        )
-    columns = ["mean", "error", "low", "high", "worst", "best", "images", "seeds"]
-    return pd.DataFrame(rows, columns=[*by, "measure", *columns])
+        if known.rate:
+            low, high = max(low, 0.0), min(high, 1.0)
+        row = {"mean": by_image.mean(), "error": by_image.sem(), "low": low, "high": high}
+        row |= {"worst": by_seed.iloc[0], "best": by_seed.iloc[-1]}
+        row |= {"images": len(by_image), "seeds": len(by_seed)}
+        rows.append(dict(zip(keys, key, strict=True)) | row)
+    return pd.DataFrame(rows)
 
 
-def _worth(values: pd.Series, better: str) -> pd.Series:
-    """The larger, the better."""
-    return {"higher": values, "lower": -values, "one": -(values - 1).abs()}[better]
-
-
-def wide(summed: pd.DataFrame, columns: str, cell: str = "error") -> pd.DataFrame:
+def wide(summed: pd.DataFrame, columns: str = "method", cell: str = "error") -> pd.DataFrame:
     """A summary as a table to read: one row per measure, one column per group.
 
     Args:
@@ -174,64 +154,43 @@ def wide(summed: pd.DataFrame, columns: str, cell: str = "error") -> pd.DataFram
     Returns:
         A table of text with the column "measure" first.
     """
-    text = summed.assign(measure=summed.measure.map(title), text=[_cell(row, cell) for row in _rows(summed)])
-    order = list(dict.fromkeys(summed[columns]))
-    found = text.pivot(index="measure", columns=columns, values="text")
-    return (
-        found.loc[list(dict.fromkeys(text.measure)), order]
-        .fillna("–")
-        .rename_axis(columns=None)
-        .reset_index()
-    )
+    cells = [_cell(row, cell) for row in summed.to_dict("records")]
+    text = summed.assign(measure=summed.measure.map(title), cell=cells)
+    found = text.pivot_table(index="measure", columns=columns, values="cell", aggfunc="first", sort=False)
+    return found.fillna("–").rename_axis(columns=None).reset_index()
 
 
 def _cell(row: dict, cell: str) -> str:
-    digits = MEASURES[row["measure"]].digits if row["measure"] in MEASURES else 3
-    number = lambda name: f"{row[name]:.{digits}f}"
+    text = {name: f"{row[name]:.{MEASURES[row['measure']].digits}f}" for name in SHOWN}
     if cell == "error":
-        return number("mean") + ("" if math.isnan(row["error"]) else f" ± {number('error')}")
-    notes = [f"{number('low')} to {number('high')}"] if row["high"] > row["low"] else []
-    notes += [f"seeds {number('worst')} to {number('best')}"] if row["worst"] != row["best"] else []
-    return number("mean") + (f" ({'; '.join(notes)})" if notes else "")
-
-
-def _rows(table: pd.DataFrame) -> list[dict]:
-    return table.to_dict("records")
+        return text["mean"] if math.isnan(row["error"]) else "{mean} ± {error}".format(**text)
+    notes = ["{low} to {high}"] if row["high"] > row["low"] else []
+    notes += ["seeds {worst} to {best}"] if row["worst"] != row["best"] else []
+    return "{mean}".format(**text) + (f" ({'; '.join(notes)})".format(**text) if notes else "")
 
 
 def against_ground_truth(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     """A measure's mean as a fraction of the ground-truth blend's on the same images.
 
     Args:
-        table: rows that hold `GROUND_TRUTH` among the methods.
+        table: rows of methods and of `GROUND_TRUTH`.
         measure: which.
 
     Returns:
-        One row per method: method, measure, fraction, low, high (95 %, bootstrap over images), worst (the worst
-        seed's fraction), images. Empty without ground truth.
+        One row per method: method, fraction, low, high (95 %, bootstrap over images), worst (the worst seed's
+        fraction), images. Empty without ground truth.
     """
-    means = table.groupby(["image", "method"], sort=False)[measure].mean().unstack(sort=False)
-    if GROUND_TRUTH not in means or not means[GROUND_TRUTH].mean() > 0:
-        return pd.DataFrame(columns=["method", "measure", "fraction", "low", "high", "worst", "images"])
-    truth, rows = means[GROUND_TRUTH].to_numpy(), []
-    ratio = lambda a, b, axis=-1: a.mean(axis=axis) / b.mean(axis=axis)
-    for method in means.columns.drop(GROUND_TRUTH):
-        values, low, high = means[method].to_numpy(), math.nan, math.nan
-        if len(means) >= LEAST:
-            found = bootstrap(
-                (values, truth), ratio, paired=True, n_resamples=2000, method="percentile", rng=0
-            )
-            low, high = found.confidence_interval
-        by_seed = table[table.method == method].groupby("seed")[measure].mean()
-        row = {
-            "method": method,
-            "measure": measure,
-            "fraction": ratio(values, truth),
-            "low": low,
-            "high": high,
-        }
-        rows.append(row | {"worst": by_seed.min() / truth.mean(), "images": len(means)})
-    return pd.DataFrame(rows)
+    means = table.pivot_table(index="image", columns="method", values=measure, sort=False)
+    if GROUND_TRUTH not in means:
+        return pd.DataFrame()
+    draws = np.random.default_rng(0).integers(0, len(means), (2000, len(means)))
+    resampled = pd.DataFrame(means.to_numpy()[draws].mean(axis=1), columns=means.columns)
+    ends = resampled.div(resampled[GROUND_TRUTH], axis=0).quantile([0.025, 0.975])
+    worst = table.groupby(["method", "seed"])[measure].mean().groupby("method").min()
+    truth = means[GROUND_TRUTH].mean()
+    found = {"fraction": means.mean() / truth, "low": ends.loc[0.025], "high": ends.loc[0.975]}
+    found = pd.DataFrame(found | {"worst": worst / truth, "images": len(means)})
+    return found.loc[means.columns.drop(GROUND_TRUTH)].rename_axis("method").reset_index()
 
 
 def paired(
@@ -240,8 +199,6 @@ def paired(
     first: str,
     second: str,
     measures: Sequence[str] | None = None,
-    *,
-    level: float = 0.95,
     comparisons: int = 1,
 ) -> pd.DataFrame:
     """Mean difference of two values of a column on the same images, first − second, with its interval.
@@ -254,30 +211,23 @@ def paired(
         column: such as "method".
         first, second: two of its values.
         measures: which; default: all that are present.
-        level: of confidence, for all of `comparisons` together.
-        comparisons: how many are made (Bonferroni).
+        comparisons: how many are made; all their intervals together hold at 95 % (Bonferroni).
 
     Returns:
         One row per measure: measure, first, second, difference, low, high, n, better. `better` is the value whose
         advantage the interval shows, or ""; fewer than `LEAST` images show none.
-
-    Raises:
-        ValueError: a column or a value is missing.
     """
-    measures = list(present(table) if measures is None else measures)
-    _need(table, [column, "image", *measures])
-    for value in (first, second):
-        if value not in set(table[column]):
-            raise ValueError(f"{column} is never {value!r}, expected one of {sorted(set(table[column]))}")
+    measures = list(measures or present(table))
+    values = pd.DataFrame({name: comparable(table, name) for name in measures})
+    means = values.groupby([table[column], table.image]).mean()
+    gaps = means.loc[first] - means.loc[second]
     rows = []
     for name in measures:
-        known = MEASURES.get(name, Measure(name, ""))
-        means = comparable(table, name).groupby([table["image"], table[column]]).mean().unstack()
-        gap = (means[first] - means[second]).dropna()
-        low, high = interval(gap, 1 - (1 - level) / comparisons, DIFFERENCE if known.rate else ())
+        gap = gaps[name].dropna()
+        low, high = interval(gap, 1 - 0.05 / comparisons, DIFFERENCE if MEASURES[name].rate else ())
         better = ""
-        if known.better and len(gap) >= LEAST and (low > 0 or high < 0):
-            better = first if (low > 0) == (known.better == "higher") else second
+        if len(gap) >= LEAST and (low > 0 or high < 0):
+            better = first if (low > 0) == (MEASURES[name].better == "higher") else second
         row = {"measure": name, "first": first, "second": second, "difference": gap.mean()}
         rows.append(row | {"low": low, "high": high, "n": len(gap), "better": better})
     return pd.DataFrame(rows)
@@ -285,15 +235,15 @@ def paired(
 
 def comparable(table: pd.DataFrame, name: str) -> pd.Series:
     """A measure's values; for one that is best at 1 the distance |ln value|, of which less is better."""
-    if name in MEASURES and MEASURES[name].better == "one":
-        return table[name].clip(lower=1e-9).map(math.log).abs()
+    if MEASURES[name].better == "one":
+        return np.log(table[name].clip(lower=1e-9)).abs()
     return table[name]
 
 
 def sentence(row: dict) -> str:
     """A paired difference in words, which claim a difference only if the interval shows it."""
-    numbers = f"({row['difference']:+.3f}"
-    numbers += ")" if math.isnan(row["low"]) else f", {row['low']:+.3f} to {row['high']:+.3f})"
+    ends = "" if math.isnan(row["low"]) else f", {row['low']:+.3f} to {row['high']:+.3f}"
+    numbers = f"({row['difference']:+.3f}{ends})"
     if not row["better"]:
         return f"{row['first']} and {row['second']} not told apart {numbers}"
     other = row["second"] if row["better"] == row["first"] else row["first"]
@@ -304,11 +254,3 @@ def markdown(table: pd.DataFrame) -> str:
     """A table as GitHub Markdown; numbers with three decimals, a dash where there is none."""
     known = table.astype(object).where(table.notna(), None)
     return known.to_markdown(index=False, floatfmt=".3f", missingval="–") + "\n"
-
-
-def _need(table: pd.DataFrame, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise ValueError(
-            f"the table has no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}"
-        )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ... import prompts as styles
+from ... import prompts as written
 from ...images import read_image
 from ...metrics.networks import resize
 from ..world import STYLES, Pictures, draw, phrase
 
+GROUND_TRUTH = "ground-truth blend"  # stands among the methods: the layers, blended by the mask
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -59,23 +60,22 @@ def drawn_tasks(pictures: Pictures, pairs: Sequence[tuple[str, str]], size: int)
     Returns:
         The tasks, image by image.
     """
-    drawn = {
-        style: resize(draw(pictures, style), size)
-        for style in ["plain", *dict.fromkeys(s for p in pairs for s in p)]
-    }
+    styles = {"plain", *(style for pair in pairs for style in pair)}
+    drawn = {style: resize(draw(pictures, style), size) for style in styles}
     tasks = []
     for k in range(len(pictures)):
+        caption = phrase(pictures, k)
         for pair in pairs:
+            task = _styled(f"{k:03d} {caption}", drawn["plain"][[k]], caption, pair)
             layers = torch.stack([drawn[style][k] for style in pair])
-            task = _styled(f"{k:03d} {phrase(pictures, k)}", drawn["plain"][[k]], phrase(pictures, k), pair)
-            tasks.append(Task(**vars(task) | {"layers": layers, "shows": pictures[k : k + 1]}))
+            tasks.append(replace(task, layers=layers, shows=pictures[k : k + 1]))
     return tasks
 
 
 def _styled(name: str, image: Tensor, caption: str, pair: tuple[str, str]) -> Task:
     """A task with the workbook's own prompts for a pair of styles."""
-    left, right = (styles.prompt(style, caption) for style in pair)
-    return Task(name, image, caption, (left, right), styles.one_prompt(pair, caption), tuple(pair))
+    left, right = (written.prompt(style, caption) for style in pair)
+    return Task(name, image, caption, (left, right), written.one_prompt(pair, caption), tuple(pair))
 
 
 def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=None) -> list[Task]:
@@ -100,42 +100,42 @@ def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=No
         ValueError: something in the file is wrong; the message names the entry.
     """
     path, tasks = Path(path), []
-    for number, (name, entry) in enumerate(_entries(path)):
+    for number, (name, entry) in enumerate(_entries(path).items()):
         where = f"pairs file {str(path)!r}, entry {name}"
-        if isinstance(entry, str):
-            caption = entry.removeprefix("A picture of ")
-            image, title = read_image(_find(path, name, where), model), f"{number:03d} {name}"
-            tasks += [_styled(title, image, caption, pair) for pair in pairs or styles.pairs()]
-        else:
+        if isinstance(entry, dict):
             tasks.append(_read_entry(path, number, entry, pairs, model, where))
+            continue
+        image, caption = read_image(_find(path, name, where), model), entry.removeprefix("A picture of ")
+        tasks += [_styled(f"{number:03d} {name}", image, caption, pair) for pair in pairs or written.pairs()]
     return tasks
 
 
-def _entries(path: Path) -> Iterator[tuple[int | str, dict | str]]:
-    """(number or name, content) of every entry of a pairs file; captions only where entries have names."""
+def _entries(path: Path) -> dict[int | str, dict | str]:
+    """Every entry of a pairs file by its number or name; captions only where entries have names."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(f"pairs file {str(path)!r} does not exist") from None
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(f"pairs file {str(path)!r} cannot be read as UTF-8 JSON: {error}") from None
-    named = isinstance(content, dict)
-    if named:
+    kinds, expected = dict, "an object"
+    if isinstance(content, dict):
         content.pop("comment", None)
+        kinds, expected = dict | str, "an object or a caption"
     if not isinstance(content, list | dict) or not content:
-        raise ValueError(
-            f"pairs file {str(path)!r} must hold a list or an object of entries, and at least one"
-        )
-    for name, entry in content.items() if named else enumerate(content):
-        if not isinstance(entry, (dict, str) if named else dict):
-            expected = "an object or a caption" if named else "an object"
-            raise ValueError(
-                f"pairs file {str(path)!r}, entry {name} must be {expected}, got {json.dumps(entry)}"
-            )
-        yield name, entry
+        wanted = "must hold a list or an object of entries, and at least one"
+        raise ValueError(f"pairs file {str(path)!r} {wanted}")
+    entries = content if isinstance(content, dict) else dict(enumerate(content))
+    for name, entry in entries.items():
+        if not isinstance(entry, kinds):
+            got = json.dumps(entry)
+            raise ValueError(f"pairs file {str(path)!r}, entry {name} must be {expected}, got {got}")
+    return entries
 
 
 def _read_entry(path: Path, number: int, entry: dict, pairs, model, where: str) -> Task:
+    """The task of one entry with its own prompts."""
+
     def text(key: str, inside: dict = entry) -> str:
         if key not in inside:
             raise ValueError(f"{where}: {key!r} is missing")
@@ -145,7 +145,7 @@ def _read_entry(path: Path, number: int, entry: dict, pairs, model, where: str) 
 
     caption = text("encode_text")
     if isinstance(entry.get("decode_text"), dict):
-        sides = tuple(text(key, entry["decode_text"]) for key in ("left_prompt", "right_prompt"))
+        sides = (text("left_prompt", entry["decode_text"]), text("right_prompt", entry["decode_text"]))
         one_prompt = text("decode_text_total")
     else:
         one_prompt = text("decode_text")
@@ -167,10 +167,9 @@ def _find(path: Path, image: str, where: str) -> Path:
     """The image file that an entry names: from the pairs file upwards, or one folder below; without a suffix, too."""
     folder, name = path.resolve().parent, Path(image).name
     pattern = name if Path(image).suffix.lower() in IMAGE_SUFFIXES else f"{name}.*"
-    below = [place for place in folder.glob(f"*/{pattern}") if place.suffix.lower() in IMAGE_SUFFIXES]
-    beside = [place for place in folder.glob(pattern) if place.suffix.lower() in IMAGE_SUFFIXES]
-    upwards = [place / image for place in (folder, *folder.parents, Path.cwd())]
-    for place in (*upwards, *sorted(beside), *sorted(below)):
-        if place.is_file():
-            return place
+    upwards = [above / image for above in (folder, *folder.parents, Path.cwd())]
+    near = [*sorted(folder.glob(pattern)), *sorted(folder.glob(f"*/{pattern}"))]
+    for file in [*upwards, *near]:
+        if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES:
+            return file
     raise FileNotFoundError(f"{where}: there is no image {image!r} in {folder}, one folder below, or above")
