@@ -86,8 +86,8 @@ class Run:
 
     def file(self, folder: Path, k: int, seed: int) -> Path:
         """The file of the rows of task k with one seed."""
-        words = [self.part, *self.label.split(), f"{k:03d}", str(seed)]
-        return folder / ("-".join(words) + ".json")
+        name = (self.label or self.part).replace(" ", "-")
+        return folder / f"{name}-{k:03d}-{seed}.json"
 
 
 def record(model: Model, task: Task, seeds: Sequence[int], settings: Settings) -> Trajectory:
@@ -197,7 +197,7 @@ def compute(run: Run, model: Model, nets: Networks, seeds: Sequence[int], folder
     files = {(k, seed): run.file(folder, k, seed) for k in range(len(run.tasks)) for seed in seeds}
     settings = run.settings.for_model(model)
     about = {"setting": run.label, "usual": run.usual, "version_dsnb": dsnb.__version__} | vars(settings)
-    for k, task in enumerate(tqdm(run.tasks, desc=f"{run.part} {run.label}", unit="task")):
+    for k, task in enumerate(tqdm(run.tasks, desc=run.label or run.part, unit="task")):
         missing = [seed for seed in seeds if not files[k, seed].is_file()]
         if not missing:
             continue
