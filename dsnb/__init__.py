@@ -21,7 +21,7 @@ _EXPORTS = {
 }
 _MODULES = (
     "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "guider", "images",
-    "inversion", "joint", "kernels", "lab", "masks", "methods", "metrics", "models", "plotting", "prompts",
+    "inversion", "joint", "kernels", "lab", "masks", "memory", "methods", "metrics", "models", "plotting", "prompts",
     "regional", "sampling", "weights", "widgets",
 )  # fmt: skip
 

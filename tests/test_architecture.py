@@ -20,7 +20,7 @@ TIERS = [
     ["checkpoints", "inversion", "attention", "metrics"],
     ["attention_maps", "regional"],
     ["methods"],
-    ["demo", "lab"],
+    ["demo", "lab", "memory"],
     ["__main__"],
 ]
 LAB_TIERS = [["grid", "world"], ["compare", "bench"], ["training", "trials"]]

@@ -271,6 +271,10 @@ def test_a_negative_prompt_and_a_guidance_per_style(model, noise):
             close(image, single(model, noise, LEFT, guidance=2))
 
 
+def test_the_length_of_an_encoded_prompt_is_known_before_it_is_encoded(model):
+    assert models.encode_prompts(model, [LEFT]).text.shape[1] == model.family.text_length(model.pipe)
+
+
 def test_lora_weights_are_drawn_with_and_leave_without_a_trace(model, noise, tmp_path):
     plain, network = single(model, noise, LEFT), model.network
     network.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))

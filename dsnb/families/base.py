@@ -91,6 +91,10 @@ class Family:
         """The tokenizer that reads the most of a prompt, and how many tokens it may have."""
         return pipe.tokenizer, pipe.tokenizer.model_max_length - 2
 
+    def text_length(self, pipe: Any) -> int:
+        """Tokens of one encoded prompt."""
+        return pipe.tokenizer.model_max_length
+
     def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
         """Prompts -> one row each, by the pipeline's own `encode_prompt`."""
         raise NotImplementedError

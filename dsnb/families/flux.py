@@ -62,6 +62,9 @@ class Flux(Family):
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         return pipe.tokenizer_2, TEXT_LENGTH - 1
 
+    def text_length(self, pipe: Any) -> int:
+        return TEXT_LENGTH
+
     def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
         text, pooled, _ = pipe.encode_prompt(
             list(prompts), None, pipe._execution_device, 1, max_sequence_length=TEXT_LENGTH

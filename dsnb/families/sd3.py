@@ -30,6 +30,9 @@ class StableDiffusion3(Family):
             return pipe.tokenizer, pipe.tokenizer.model_max_length - 2
         return pipe.tokenizer_3, TEXT_LENGTH - 1
 
+    def text_length(self, pipe: Any) -> int:
+        return pipe.tokenizer_max_length + TEXT_LENGTH
+
     def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
         text, _, pooled, _ = pipe.encode_prompt(
             list(prompts), None, None, pipe._execution_device, 1, False, max_sequence_length=TEXT_LENGTH

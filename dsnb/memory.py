@@ -1,0 +1,56 @@
+"""What a blend needs in memory, from the sizes of a model's parts alone; the model may be on the meta device."""
+
+from typing import Any
+
+from torch import nn
+
+from . import checks
+from .attention import cross_attention_layers, layer_level, token_sizes
+from .methods import methods_of
+from .models import Model
+
+
+def memory_estimate(
+    model: Model, size: tuple[int, int], n: int = 2, method: str = "epsilon", batch: int = 1
+) -> dict[str, int]:
+    """Bytes that a blend holds besides activations, whose size depends on how attention is computed.
+
+    Args:
+        model: the model; its weights need no values, so it may be on the meta device.
+        size: height and width of the images in pixels.
+        n: the number of styles.
+        method: of `methods.blend`.
+        batch: the number of images.
+
+    Returns:
+        Bytes of each part's weights, under the part's name. Then "latents", one network call's input in the network's
+        dtype. "keys and values" are the prompts' projections, which `attention` keeps in every layer. "bias" is
+        what `regional` and `joint` add to the scores; `joint` holds it in float32 and in the network's dtype.
+
+    Raises:
+        ValueError: for a parameter out of range, and a method that the family does not have.
+    """
+    checks.one_of("method", method, methods_of(model))
+    n, batch = checks.integer("n", n, 2), checks.integer("batch", batch, 1)
+    factor, patch = model.latent_factor, model.family.patch
+    height, width = (checks.integer("size", side, factor * patch) // factor for side in size)
+    item, extra = model.dtype.itemsize, int(model.guided)
+    rows = {"epsilon": n + extra, "combined": n + extra, "attention": 2, "regional": 2}.get(method, 1 + extra)
+    parts = {name: part for name, part in model.pipe.components.items() if isinstance(part, nn.Module)}
+    needed = {
+        name: sum(p.nbytes for p in [*part.parameters(), *part.buffers()]) for name, part in parts.items()
+    }
+    needed["latents"] = rows * batch * model.channels * height * width * item
+    length = model.family.text_length(model.pipe)
+    if method in ("attention", "regional", "combined"):
+        unet: Any = model.unet
+        wide = sum(unet.get_submodule(name).to_k.out_features for name in cross_attention_layers(unet))
+        needed["keys and values"] = 2 * (n + 1) * length * wide * item
+        if method == "regional":
+            blocks, tokens = len(unet.config.down_block_types), list(token_sizes(height, width))
+            levels = {layer_level(name, blocks) for name in unet.attn_processors}
+            needed["bias"] = sum(tokens[level] ** 2 for level in levels if level < len(tokens)) * item
+    if method == "joint":
+        sequence = (height // patch) * (width // patch) + n * length
+        needed["bias"] = sequence**2 * (4 + item)
+    return needed

@@ -1,0 +1,185 @@
+"""The real architectures on the meta device: all shapes, no weights. The sizes are the public configurations'."""
+
+import diffusers
+import pytest
+import torch
+from conftest import make_pipeline, make_scheduler
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+import dsnb
+from dsnb import masks, models
+from dsnb.attention import blend_cross_attention, cross_attention_layers, layer_level
+from dsnb.families import Prompts
+from dsnb.joint import joint_bias, joint_rows
+from dsnb.memory import memory_estimate
+from dsnb.regional import regional_context
+
+GIB, N, SIDE = 2**30, 2, 128  # latents of 1024 x 1024 pixels
+
+
+def clip(width, layers, heads, kind=CLIPTextModelWithProjection):
+    config = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+    return kind(CLIPTextConfig(num_hidden_layers=layers, num_attention_heads=heads, **config))
+
+
+def large_clip():
+    return clip(1280, 32, 20)
+
+
+def t5():
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=32128,
+            d_model=4096,
+            d_ff=10240,
+            num_layers=24,
+            num_heads=64,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def vae(channels, **config):
+    return diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=channels,
+        **config,
+    )
+
+
+def sdxl(tokenizer):
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=128, block_out_channels=(320, 640, 1280), layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=2048, attention_head_dim=(5, 10, 20), transformer_layers_per_block=(1, 2, 10),
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae(4), text_encoder=clip(768, 12, 12, CLIPTextModel), text_encoder_2=large_clip(),
+        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet, scheduler=make_scheduler(), add_watermarker=False,
+    )  # fmt: skip
+
+
+def sd35_medium(tokenizer):
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24, attention_head_dim=64,
+        num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536,
+        pooled_projection_dim=2048, pos_embed_max_size=384, dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
+    )  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        vae=vae(16, use_quant_conv=False, use_post_quant_conv=False), text_encoder=clip(768, 12, 12),
+        text_encoder_2=large_clip(), text_encoder_3=t5(), tokenizer=tokenizer, tokenizer_2=tokenizer,
+        tokenizer_3=tokenizer, transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+
+
+def flux_dev(tokenizer):
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128,
+        num_attention_heads=24, joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
+    )  # fmt: skip
+    return diffusers.FluxPipeline(
+        vae=vae(16, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(768, 12, 12, CLIPTextModel), text_encoder_2=t5(), tokenizer=tokenizer,
+        tokenizer_2=tokenizer, transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = make_pipeline(tmp_path_factory.mktemp("tokenizer"))
+    return diffusers.StableDiffusionPipeline.from_pretrained(folder).tokenizer
+
+
+def on_meta(make, tokenizer):
+    with torch.device("meta"):
+        return dsnb.load(make(tokenizer).to(torch.bfloat16))
+
+
+@pytest.fixture(scope="module")
+def xl(tokenizer):
+    return on_meta(sdxl, tokenizer)
+
+
+@pytest.fixture(scope="module", params=[sd35_medium, flux_dev])
+def joint(request, tokenizer):
+    return on_meta(request.param, tokenizer)
+
+
+def prompts(model, rows, width, pooled, **more):
+    length = model.family.text_length(model.pipe)
+    meta = {"device": "meta", "dtype": model.dtype}
+    return Prompts(torch.empty(rows, length, width, **meta), torch.empty(rows, pooled, **meta), **more)
+
+
+def latents(model, rows):
+    return torch.empty(rows, model.channels, SIDE, SIDE, device="meta", dtype=model.dtype)
+
+
+def test_the_layers_of_sdxl_and_their_pyramid(xl):
+    names = cross_attention_layers(xl.unet)
+    assert len(names) == 70
+    assert names[0] == "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    assert names[-1] == "up_blocks.1.attentions.2.transformer_blocks.1.attn2"
+    levels = [layer_level(name, 3) for name in names]
+    assert [levels.count(level) for level in (0, 1, 2)] == [0, 10, 60]
+    styles = prompts(xl, 1 + N, 2048, 1280)
+    with (
+        blend_cross_attention(xl.unet, styles.text, masks.linear(), (SIDE, SIDE)) as hook,
+        regional_context(xl.unet, masks.linear(), (SIDE, SIDE)) as regions,
+    ):
+        hook.at(0.0, [0, 1])
+        sizes = {tokens: hook.plan(2, tokens).weights.shape for tokens in (64 * 64, 32 * 32)}
+        assert sizes == {tokens: (2 + N, 1 + N, tokens) for tokens in sizes}
+        processors = [xl.unet.get_submodule(name).processor for name in names]
+        kept = sum(p.keys.nbytes + p.values.nbytes for p in processors)
+        bias = sum(regions.bias(tokens).nbytes for tokens in sizes)
+        out = models.predict(xl, latents(xl, 2), 1.0, styles[:2])
+    assert out.shape == (2, 4, SIDE, SIDE)
+    needed = memory_estimate(xl, (1024, 1024), N, "regional")
+    assert (needed["keys and values"], needed["bias"]) == (kept, bias)
+    assert needed["latents"] == latents(xl, 2).nbytes
+
+
+def test_one_call_of_a_joint_transformer(joint):
+    styles = prompts(joint, N + int(joint.guided), 4096, joint.network.config.pooled_projection_dim)
+    weights = masks.linear().weights(SIDE // 2, SIDE // 2).flatten(1).to("meta")
+    if not joint.guided:
+        styles = Prompts(styles.text, styles.pooled, torch.ones(N, device="meta"))
+    rows = joint_rows(styles, N, weights, weights.mean(1))
+    with joint.family.biased(joint.pipe):
+        out = models.predict(joint, latents(joint, len(rows)), 1.0, rows)
+    assert out.shape == (len(rows), 16, SIDE, SIDE)
+    needed = memory_estimate(joint, (1024, 1024), N, "joint")
+    bias = joint_bias(weights, styles.text.shape[1])
+    assert needed["bias"] == bias.nbytes + bias.to(joint.dtype).nbytes
+    assert needed["latents"] == latents(joint, len(rows)).nbytes
+
+
+@pytest.mark.parametrize(
+    ("make", "network", "everything"), [(sdxl, 4.8, 6.5), (sd35_medium, 4.6, 15.15), (flux_dev, 22.2, 31.4)]
+)
+def test_the_memory_of_the_weights(tokenizer, make, network, everything):
+    """In bfloat16; 2 bytes for each of 2.6, 2.5 and 11.9 billion numbers of the network."""
+    model = on_meta(make, tokenizer)
+    needed = memory_estimate(model, (1024, 1024), N)
+    assert needed[model.family.network] / GIB == pytest.approx(network, abs=0.05)
+    assert sum(needed.values()) / GIB == pytest.approx(everything, abs=0.05)
+
+
+def test_the_memory_grows_with_styles_and_images(xl):
+    more = memory_estimate(xl, (1024, 512), 3, batch=5)
+    assert more["latents"] == (3 + 1) * 5 * 4 * 128 * 64 * 2
+    assert set(more) == {"vae", "text_encoder", "text_encoder_2", "unet", "latents"}
+    with pytest.raises(ValueError, match="method must be one of"):
+        memory_estimate(xl, (1024, 1024), 2, "joint")
+    with pytest.raises(ValueError, match="n must be"):
+        memory_estimate(xl, (1024, 1024), 1)
