@@ -147,12 +147,11 @@ def start_from(recipe: Recipe) -> Recipe:
         save_checkpoint(state / f"{stage}.pt", {"step": 0, "network": network.state_dict()})
     for name in ("tokenizer", "text_encoder"):
         shutil.copytree(source / name, state / name, dirs_exist_ok=True)
-    for name, kept in ((HISTORY, state), ("", state / "evaluator")):
-        found = source / name if name else source.with_name(f"{source.name}-judge")
-        if found.is_file():
-            shutil.copy(found, kept)
-        elif found.is_dir():
-            shutil.copytree(found, kept, dirs_exist_ok=True)
+    if (source / HISTORY).is_file():
+        shutil.copy(source / HISTORY, state)
+    evaluator = source.with_name(f"{source.name}-judge")
+    if evaluator.is_dir():
+        shutil.copytree(evaluator, state / "evaluator", dirs_exist_ok=True)
     config = vae.config
     return replace(
         recipe, size=size, latent_channels=config.latent_channels, latent_scale=config.scaling_factor
