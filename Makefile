@@ -19,7 +19,7 @@ lab: $(VENV)/.lab  ## opens JupyterLab on the first notebook
 figures: $(VENV)/.lab  ## runs all notebooks, which redraws figures/
 	$(BIN)/dsnb figures
 
-compare: $(VENV)/.lab  ## computes the tables of notebook 10 in full (many hours on two CPU cores)
+compare: $(VENV)/.lab  ## computes the tables of notebook 14 in full (many hours on two CPU cores)
 	$(BIN)/dsnb compare
 
 bench: $(VENV)/.lab $(VENV)/.triton  ## measures what each method costs on this machine
@@ -51,10 +51,10 @@ train: $(VENV)/.lab  ## trains the bundled model, from its last checkpoint, or F
 
 # the changes of the notebook's CHANGES
 CHANGES := control,random,unnamed,patches,fours,plain,longer,sixteen,small
-trials: $(VENV)/.lab  ## notebook 13 in full: what teaches objects (an hour on two CPU cores)
-	$(BIN)/dsnb run notebooks/13_what_teaches_objects.ipynb --output runs/trials \
+trials: $(VENV)/.lab  ## notebook 18 in full: what teaches objects (an hour on two CPU cores)
+	$(BIN)/dsnb run notebooks/18_what_teaches_objects.ipynb --output runs/trials \
 		-p steps=400 -p pictures=360 --grid seed=0,1,2 --grid change=$(CHANGES)
-	DSNB_FIGURES=$(CURDIR)/figures $(BIN)/papermill notebooks/13_what_teaches_objects.ipynb runs/trials/13_what_teaches_objects.ipynb \
+	DSNB_FIGURES=$(CURDIR)/figures $(BIN)/papermill notebooks/18_what_teaches_objects.ipynb runs/trials/18_what_teaches_objects.ipynb \
 		--cwd notebooks -p tables "$(CURDIR)/runs/trials"
 
 lint: $(VENV)/.dev  ## formats the code and mends what ruff can mend

@@ -30,8 +30,8 @@ html_math_renderer = "mathml"
 
 
 def costs() -> str:
-    """Both methods of the bundled model beside the source project's way, from figures/11_cost_cpu.csv."""
-    measured = pd.read_csv(ROOT / "figures" / "11_cost_cpu.csv", comment="#")
+    """Both methods of the bundled model beside the source project's way, from figures/15_cost_cpu.csv."""
+    measured = pd.read_csv(ROOT / "figures" / "15_cost_cpu.csv", comment="#")
     measured = measured[measured.case.str.startswith("bundled, N = ")]
     found = measured.set_index(["case", "variant", "metric"])
     value = lambda *key: f"{found.loc[key, 'value']:g}"
@@ -54,7 +54,7 @@ def costs() -> str:
 
 
 def findings() -> str:
-    """The main measures of each method, over all pairs and masks, from figures/10_table.csv."""
+    """The main measures of each method, over all pairs and masks, from figures/14_table.csv."""
     measures = {
         "both": "both styles on their own sides ↑",
         "second_both": "the same, by the evaluator CLIP ↑",
@@ -63,7 +63,7 @@ def findings() -> str:
         "layout": "layout kept ↑",
         "lpips": "LPIPS to the source image ↓",
     }
-    means = pd.read_csv(ROOT / "figures" / "10_table.csv")
+    means = pd.read_csv(ROOT / "figures" / "14_table.csv")
     means = means.pivot_table(index="measure", columns="method", values="mean", sort=False)
     means = means.loc[[name for name in measures if name in means.index]].map("{:.2f}".format)
     return table(means.rename(index=measures).reset_index())

@@ -27,7 +27,7 @@ def bench(argv: list[str]) -> int:
 
 
 def compare(argv: list[str]) -> int:
-    """every method on 96 images and 4 seeds: the rows, tables and figures of notebook 10"""
+    """every method on 96 images and 4 seeds: the rows, tables and figures of notebook 14"""
     from .lab.compare.command import main
 
     return main(argv)

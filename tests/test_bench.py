@@ -139,14 +139,14 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
 def test_the_command_measures_and_writes_its_report(small, tmp_path, capsys):
     sizes = "--models bundled --styles 2 --repeats 1 --steps 1 --device cpu --dtype float32".split()
     assert bench.main(["--sections", "pictures", *sizes, "--output", str(tmp_path)]) == 0
-    files = ["11_cost_cpu.csv", "11_cost.md", "11_pictures.png"]
+    files = ["15_cost_cpu.csv", "15_cost.md", "15_pictures.png"]
     assert {path.name for path in tmp_path.iterdir()} == set(files)
     assert capsys.readouterr().out.splitlines()[-2:] == [str(tmp_path / name) for name in files[1:]]
 
 
 def test_the_committed_report_is_what_the_committed_rows_say():
     """`dsnb bench --report` writes it anew."""
-    assert (FIGURES / "11_cost.md").read_text(encoding="utf-8") == bench.markdown(FIGURES)
-    rows = bench.read_csv(FIGURES / "11_cost_cpu.csv")[1]
+    assert (FIGURES / "15_cost.md").read_text(encoding="utf-8") == bench.markdown(FIGURES)
+    rows = bench.read_csv(FIGURES / "15_cost_cpu.csv")[1]
     for plot in (bench.plot_pictures, bench.plot_kernels, report.plot_steps):
         assert plot(rows).axes

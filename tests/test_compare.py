@@ -188,17 +188,17 @@ def test_the_command_writes_rows_tables_and_figures(small, tmp_path, capsys):
     figures = tmp_path / "out" / "figures"
     assert str(figures) in capsys.readouterr().out
     expected = {
-        f"10_{name}.{end}" for name in ("table", "overview", "differences") for end in ("csv", "md", "png")
+        f"14_{name}.{end}" for name in ("table", "overview", "differences") for end in ("csv", "md", "png")
     }
-    assert expected | {"10_images.png", "10_noise_images.png", "10_questions.md"} <= {
+    assert expected | {"14_images.png", "14_noise_images.png", "14_questions.md"} <= {
         path.name for path in figures.iterdir()
     }
-    rows = compare.read_rows(figures / "10_rows")
+    rows = compare.read_rows(figures / "14_rows")
     assert set(rows) == {"compare", "noise", "eta"} and rows["compare"].seed.nunique() == 2
     assert set(rows["compare"].steps) == {3}
     for path in figures.glob("*.md"):
         assert "nan" not in path.read_text()
-    assert "images: 1, seeds: 2" in (figures / "10_table.md").read_text()
+    assert "images: 1, seeds: 2" in (figures / "14_table.md").read_text()
 
 
 @one_model

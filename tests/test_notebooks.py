@@ -31,7 +31,7 @@ TOY = {
         "preview_steps": 3,
         "seed": 1,
     },
-    "01_sample_an_image": {
+    "02_sample_an_image": {
         "prompt": "A mosaic of a dog, by the sea",
         "guidances": [2.0, 4.0],
         "seeds": 2,
@@ -39,7 +39,7 @@ TOY = {
         "captions": 2,
         "seed": 7,
     },
-    "02_invert_an_image": {
+    "03_invert_an_image": {
         "image": "rocket_night",
         "style": "warhol",
         "steps": 4,
@@ -50,7 +50,7 @@ TOY = {
         "free": 2,
         "seed": 3,
     },
-    "03_draw_masks": {
+    "04_draw_masks": {
         "image": "photo_cat",
         "style_left": "mosaic",
         "style_right": "warhol",
@@ -60,7 +60,7 @@ TOY = {
         "own_formula": "r < 0.2 + 0.3 * t",
         "steps": 3,
     },
-    "04_two_baselines": {
+    "05_two_baselines": {
         "image": "cactus_desert",
         "style_left": "mosaic",
         "style_right": "warhol",
@@ -70,7 +70,7 @@ TOY = {
         "guidance": 2.0,
         "seed": 2,
     },
-    "05_epsilon_mask": {
+    "06_epsilon_mask": {
         "image": "photo_cat",
         "style_left": "mosaic",
         "style_right": "warhol",
@@ -80,7 +80,7 @@ TOY = {
         "sweep_steps": 3,
         "seed": 1,
     },
-    "06_watch_attention": {
+    "08_watch_attention": {
         "image": "castle_mountains",
         "word": "",
         "style_on": "mosaic",
@@ -88,7 +88,7 @@ TOY = {
         "steps": 5,
         "seed": 1,
     },
-    "07_interpolate_attention": {
+    "09_interpolate_attention": {
         "seeds": 2,
         "seed_steps": 3,
         "image": "dog_beach",
@@ -100,7 +100,7 @@ TOY = {
         "sweep_steps": 3,
         "seed": 1,
     },
-    "08_beyond_two_styles": {
+    "11_beyond_two_styles": {
         "image": "photo_coffee",
         "styles_in_order": "warhol, mosaic, vangogh, minecraft",
         "sharpness": 60.0,
@@ -109,29 +109,29 @@ TOY = {
         "sweep_steps": 3,
         "seed": 1,
     },
-    "09_measure_two_styles": {
+    "13_measure_two_styles": {
         "left": "mosaic",
         "right": "warhol",
         "mask": "linear",
         "count": 1,
         "seed": 1,
     },
-    "10_compare_methods": {"pair": "mosaic/warhol", "method": "pixel", "seeds": 1, "steps": 2},
-    "11_measure_cost": {"repeats": 1, "steps": 2, "styles": [3], "fewer_steps": 5, "seed": 1},
-    "12_train_the_model": {
+    "14_compare_methods": {"pair": "mosaic/warhol", "method": "pixel", "seeds": 1, "steps": 2},
+    "15_measure_cost": {"repeats": 1, "steps": 2, "styles": [3], "fewer_steps": 5, "seed": 1},
+    "16_train_the_model": {
         "autoencoder_steps": 5,
         "contrast_steps": 3,
         "unet_steps": 3,
         "style_left": "sketch",
         "seed": 1,
     },
-    "13_what_teaches_objects": {"change": "patches", "steps": 3, "pictures": 8, "seed": 1},
-    "14_with_your_own_model": {"image": "sailboat_beach", "steps": 4, "size": 64, "seed": 1},
+    "18_what_teaches_objects": {"change": "patches", "steps": 3, "pictures": 8, "seed": 1},
+    "17_with_your_own_model": {"image": "sailboat_beach", "steps": 4, "size": 64, "seed": 1},
     "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
-    "solutions/01_sample_an_image": {"prompt": "a red guitar in a room", "steps": 3, "seed": 2},
-    "solutions/02_invert_an_image": {"image": "photo_rocket", "style": "vangogh", "steps": 4, "seed": 2},
-    "solutions/03_draw_masks": {"image": "truck_street", "steps": 3, "seed": 2},
-    "solutions/04_two_baselines": {
+    "solutions/02_sample_an_image": {"prompt": "a red guitar in a room", "steps": 3, "seed": 2},
+    "solutions/03_invert_an_image": {"image": "photo_rocket", "style": "vangogh", "steps": 4, "seed": 2},
+    "solutions/04_draw_masks": {"image": "truck_street", "steps": 3, "seed": 2},
+    "solutions/05_two_baselines": {
         "image": "dog_beach",
         "style_left": "mosaic",
         "style_right": "warhol",
@@ -139,8 +139,8 @@ TOY = {
         "steps": 3,
         "seed": 2,
     },
-    "solutions/05_epsilon_mask": {"image": "rocket_night", "style_left": "mosaic", "steps": 4, "seed": 1},
-    "solutions/06_watch_attention": {
+    "solutions/06_epsilon_mask": {"image": "rocket_night", "style_left": "mosaic", "steps": 4, "seed": 1},
+    "solutions/08_watch_attention": {
         "image": "castle_mountains",
         "word": "castle",
         "other_word": "",
@@ -148,23 +148,23 @@ TOY = {
         "steps": 4,
         "seed": 1,
     },
-    "solutions/07_interpolate_attention": {
+    "solutions/09_interpolate_attention": {
         "image": "dog_beach",
         "style_left": "mosaic",
         "style_right": "warhol",
         "steps": 4,
         "seed": 1,
     },
-    "solutions/08_beyond_two_styles": {"image": "photo_coffee", "steps": 4, "seed": 1},
-    "solutions/09_measure_two_styles": {"left": "mosaic", "right": "warhol", "seed": 1},
-    "solutions/10_compare_methods": {"steps": 4, "seed": 1},
-    "solutions/11_measure_cost": {"samples_styles": 3, "tokens": 256, "repeats": 3, "seed": 1},
-    "solutions/12_train_the_model": {"steps": 5, "seed": 1},
-    "solutions/13_what_teaches_objects": {"steps": 3, "repeats": 20, "seed": 1},
+    "solutions/11_beyond_two_styles": {"image": "photo_coffee", "steps": 4, "seed": 1},
+    "solutions/13_measure_two_styles": {"left": "mosaic", "right": "warhol", "seed": 1},
+    "solutions/14_compare_methods": {"steps": 4, "seed": 1},
+    "solutions/15_measure_cost": {"samples_styles": 3, "tokens": 256, "repeats": 3, "seed": 1},
+    "solutions/16_train_the_model": {"steps": 5, "seed": 1},
+    "solutions/18_what_teaches_objects": {"steps": 3, "repeats": 20, "seed": 1},
 }
 
 
-TRIAL_MEASURES = ("ahead", "top1", "top5", "style", "few_ahead", "few_top1")  # what notebook 13 records
+TRIAL_MEASURES = ("ahead", "top1", "top5", "style", "few_ahead", "few_top1")  # what notebook 18 records
 
 
 def find(folder=NOTEBOOKS):
@@ -265,9 +265,9 @@ def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
     drawn = KEPT / "figures" / "trials"
     shutil.rmtree(drawn, ignore_errors=True)
     asked = {"tables": str(tmp_path), "steps": 2, "pictures": 6}
-    run("13_what_teaches_objects", "trials", asked, monkeypatch)
-    kept = pd.read_csv(drawn / "13_trials.csv", index_col="change")
-    assert (drawn / "13_trials.png").is_file()
+    run("18_what_teaches_objects", "trials", asked, monkeypatch)
+    kept = pd.read_csv(drawn / "18_trials.csv", index_col="change")
+    assert (drawn / "18_trials.png").is_file()
     assert set(kept.index) == set(by_seed)
     assert kept["ahead low"]["fours"] > 0.2 and kept["ahead high"]["small"] < -0.2
     for change in ("random", "patches"):
@@ -280,11 +280,11 @@ def test_notebook_14_takes_a_tiny_random_transformer(tmp_path, monkeypatch):
     from test_families import save
 
     asked = {"model": str(save("sd3", tmp_path)), "steps": 3, "size": 32}
-    run("14_with_your_own_model", "transformer", asked, monkeypatch)
+    run("17_with_your_own_model", "transformer", asked, monkeypatch)
 
 
 def test_make_trials_tries_every_change():
-    cells = nbformat.read(FOUND["13_what_teaches_objects"], as_version=4).cells
+    cells = nbformat.read(FOUND["18_what_teaches_objects"], as_version=4).cells
     (source,) = (cell.source for cell in cells if cell.source.startswith("CHANGES = "))
     changes = ast.literal_eval(ast.parse(source).body[0].value)
     (asked,) = re.findall(r"^CHANGES := (.*)$", (NOTEBOOKS.parent / "Makefile").read_text(), re.M)

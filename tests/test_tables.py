@@ -155,17 +155,17 @@ def test_a_report_of_both_parts_and_of_questions(tmp_path):
     noise = random_rows().drop(columns=["layout", "truth"])
     report.write_report({"compare": random_rows(), "noise": noise, "steps": pd.concat(steps)}, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    for stem in ("10", "10_noise"):
+    for stem in ("14", "14_noise"):
         kinds = product(("table", "overview", "differences"), ("csv", "md", "png"))
         assert {f"{stem}_{name}.{end}" for name, end in kinds} <= names
-    assert {"10_questions.csv", "10_questions.md", "10_questions.png", "10_rows"} <= names
-    assert "### c / d, linear mask" in (tmp_path / "10_table.md").read_text()
-    assert len(compare.read_rows(tmp_path / "10_rows")["compare"]) == 7 * 2 * 2 * 4 * 2
-    answers = pd.read_csv(tmp_path / "10_questions.csv")
+    assert {"14_questions.csv", "14_questions.md", "14_questions.png", "14_rows"} <= names
+    assert "### c / d, linear mask" in (tmp_path / "14_table.md").read_text()
+    assert len(compare.read_rows(tmp_path / "14_rows")["compare"]) == 7 * 2 * 2 * 4 * 2
+    answers = pd.read_csv(tmp_path / "14_questions.csv")
     assert set(answers["first"]) == {"steps 12"} and set(answers.second) == {"steps 50"}
 
 
 def test_the_kept_tables_are_those_of_the_kept_rows():
-    table = compare.read_rows(KEPT / "10_rows")["compare"]
-    kept = pd.read_csv(KEPT / "10_overview.csv")
+    table = compare.read_rows(KEPT / "14_rows")["compare"]
+    kept = pd.read_csv(KEPT / "14_overview.csv")
     pd.testing.assert_frame_equal(kept, report.overview(table), check_dtype=False, rtol=1e-5)

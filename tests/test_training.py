@@ -445,7 +445,7 @@ def test_the_evaluation_and_the_card(exported, tmp_path, monkeypatch):
                      "both sides right: attention", "… more than from fresh noise", "photo_cat"):  # fmt: skip
         assert measured in card_text and measured in table
     assert "nan" not in table
-    for name in ("12_samples", "12_photographs", "12_logs"):
+    for name in ("16_samples", "16_photographs", "16_logs"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 

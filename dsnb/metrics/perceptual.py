@@ -37,7 +37,7 @@ def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tens
     Range [0, 2], [0, 1] for features that are never negative; 0 for equal images. After Tumanyan et al.
     2022 (Splicing ViT Features, eq. 3), here with any features: which positions look alike is layout, what
     they look like is style. How much of the style gets in all the same depends on the features: with the
-    LPIPS trunks at 128 pixels nearly all, see notebook 09. Maps above `grid` × `grid` are averaged down
+    LPIPS trunks at 128 pixels nearly all, see notebook 13. Maps above `grid` × `grid` are averaged down
     to it.
     """
     if features.shape != source.shape:

@@ -33,7 +33,7 @@ def test_sliders_of_notebook_00(notebook, tmp_path):
 
 
 def test_slider_and_painting_of_notebook_03(notebook, tmp_path):
-    book = notebook(with_parameters("03_draw_masks.ipynb", tmp_path, steps=6), seconds=400)
+    book = notebook(with_parameters("04_draw_masks.ipynb", tmp_path, steps=6), seconds=400)
     first, unpainted, before = book.picture(), book.canvas(), book.picture(panel=1)
     book.paint_stroke((0.2, 0.3), (0.7, 0.6))
     book.wait_for_change(book.canvas, unpainted)

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--compile", action="store_true", help="measure torch.compile too, which takes minutes")
     p.add_argument("--output", type=Path, help="folder of the tables and figures; default: runs/bench")
-    p.add_argument("--report", action="store_true", help="measure nothing: write 11_cost.md and the figures anew "
+    p.add_argument("--report", action="store_true", help="measure nothing: write 15_cost.md and the figures anew "
                    "from the CSV files in --output, by default the repository's figures/")  # fmt: skip
     a = p.parse_args(argv)
     try:

@@ -64,19 +64,19 @@ def markdown(folder: Path) -> str:
 
 def csv_path(folder: Path, kind: str) -> Path:
     """Where the rows of this kind of device, "cpu" or "cuda", are kept."""
-    return Path(folder) / f"11_cost_{KINDS[kind].lower()}.csv"
+    return Path(folder) / f"15_cost_{KINDS[kind].lower()}.csv"
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Writes 11_cost.md and the figures from the CSV files in a folder -> the files."""
-    written = [Path(folder) / "11_cost.md"]
+    """Writes 15_cost.md and the figures from the CSV files in a folder -> the files."""
+    written = [Path(folder) / "15_cost.md"]
     write_whole(written[0], markdown(folder).encode())
     figures = {"pictures": plot_pictures, "kernels": plot_kernels, "steps": plot_steps}
     for kind in KINDS:
         if csv_path(folder, kind).is_file():
             rows, suffix = read_csv(csv_path(folder, kind))[1], "" if kind == "cpu" else "_gpu"
             for section in rows.section[rows.section.isin(figures)].unique():
-                written.append(save_figure(figures[section](rows), str(folder / f"11_{section}{suffix}.png")))
+                written.append(save_figure(figures[section](rows), str(folder / f"15_{section}{suffix}.png")))
     return written
 
 

@@ -76,15 +76,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--parts", type=WORDS, default=PARTS, help=f"(default: {','.join(PARTS)})")
     p.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--output", type=Path, default=Path("runs", "compare"), help="folder of the rows")
-    p.add_argument("--redraw", action="store_true", help="only tables and figures, from figures/10_rows")
+    p.add_argument("--redraw", action="store_true", help="only tables and figures, from figures/14_rows")
     return p
 
 
 def redraw() -> Path:
     """Write tables and figures again from the kept rows."""
-    rows = read_rows(figures_folder() / "10_rows")
+    rows = read_rows(figures_folder() / "14_rows")
     if not rows:
-        raise FileNotFoundError(f"there are no rows in {figures_folder() / '10_rows'}")
+        raise FileNotFoundError(f"there are no rows in {figures_folder() / '14_rows'}")
     write_report(rows, figures_folder())
     return figures_folder()
 
@@ -129,7 +129,7 @@ def compare_all(given: argparse.Namespace) -> Path:
     write_report({name: pd.concat(found, ignore_index=True) for name, found in tables.items()}, folder)
     for run in runs:
         if run.part in COMPARED:
-            stem = "10_images" if run.part == "compare" else f"10_{run.part}_images"
+            stem = "14_images" if run.part == "compare" else f"14_{run.part}_images"
             save_figure(draw_examples(run, given.output), folder / stem)
     return folder
 

@@ -48,13 +48,13 @@ def write_report(rows: Mapping[str, pd.DataFrame], folder: Path) -> None:
         rows: part -> rows, see `running.run`.
         folder: where; usually `figures/`.
     """
-    (folder / "10_rows").mkdir(parents=True, exist_ok=True)
+    (folder / "14_rows").mkdir(parents=True, exist_ok=True)
     for name, table in rows.items():
         small = table.astype(dict.fromkeys(present(table), "float32"))
-        write_whole(folder / "10_rows" / f"{name}.parquet", small.to_parquet(index=False))
+        write_whole(folder / "14_rows" / f"{name}.parquet", small.to_parquet(index=False))
     questions = {name: table for name, table in rows.items() if name not in COMPARED}
     for name in rows.keys() - questions.keys():
-        _write_part(rows[name], folder, "10" if name == "compare" else f"10_{name}")
+        _write_part(rows[name], folder, "14" if name == "compare" else f"14_{name}")
     if questions:
         _write_questions(questions, folder)
 
@@ -164,8 +164,8 @@ def _write_questions(questions: Mapping[str, pd.DataFrame], folder: Path) -> Non
     found = answers(questions)
     lines = [f"{name}: {head(table)}." for name, table in questions.items()]
     lines += [f"Questions: {len(found)}, 95 % for all together; first minus second, the usual setting."]
-    _write(folder / "10_questions", found, "\n\n".join(lines), {"all questions": found})
-    save_figure(draw_questions(questions), folder / "10_questions")
+    _write(folder / "14_questions", found, "\n\n".join(lines), {"all questions": found})
+    save_figure(draw_questions(questions), folder / "14_questions")
 
 
 def _write(path: Path, table: pd.DataFrame, note: str, sections: Mapping[str, pd.DataFrame]) -> None:

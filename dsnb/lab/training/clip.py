@@ -3,7 +3,7 @@
 The generator's text encoder is trained here first and frozen, as in Stable Diffusion: contrast alone teaches
 styles and scenes within minutes but objects hardly. So both towers also name object, style and scene directly,
 which helped in short trials; every other batch shares one style and one scene and the image tower is
-convolutional, which was not shown to help (notebook 13). The evaluator CLIP has another architecture and another
+convolutional, which was not shown to help (notebook 18). The evaluator CLIP has another architecture and another
 seed, and it never meets the generator: its images are drawn, not generated.
 """
 

@@ -272,7 +272,7 @@ def evaluate(
     rebuilt, photographs = measure_photographs(model)
     rows += more + measure_inversion(model, evaluator, max(4, count // 4)) + rebuilt
     rows += measure_two_styles(model, evaluator, max(2, count // 8))
-    return rows, {"12_samples": samples, "12_photographs": photographs}
+    return rows, {"16_samples": samples, "16_photographs": photographs}
 
 
 def _networks(model: models.Model) -> tuple:

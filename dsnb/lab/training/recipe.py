@@ -276,7 +276,7 @@ def run(recipe: Recipe) -> Path | None:
         recipe.fraction,
     )
     figures = recipe.figures or state
-    log.info("the logs are in %s", save_figure(plot_logs(state), figures / "12_logs").parent)
+    log.info("the logs are in %s", save_figure(plot_logs(state), figures / "16_logs").parent)
     if recipe.out is None or not (state / "unet.pt").is_file():
         return None
     folder = export(autoencoder, text_encoder, tokenizer, unet, recipe.out)
