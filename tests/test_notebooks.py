@@ -58,7 +58,6 @@ TOY = {
         "angle": 45.0,
         "mask_file": "../data/images/photo_coffee.jpg",
         "own_formula": "r < 0.2 + 0.3 * t",
-        "steps": 3,
     },
     "05_two_baselines": {
         "image": "cactus_desert",
@@ -78,6 +77,15 @@ TOY = {
         "guidance": 2.0,
         "steps": 6,
         "sweep_steps": 3,
+        "seed": 1,
+    },
+    "07_shape_the_transition": {
+        "image": "photo_cat",
+        "style_left": "mosaic",
+        "style_right": "warhol",
+        "sharpness": 60.0,
+        "angle": 45.0,
+        "steps": 3,
         "seed": 1,
     },
     "08_watch_attention": {
@@ -130,7 +138,7 @@ TOY = {
     "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
     "solutions/02_sample_an_image": {"prompt": "a red guitar in a room", "steps": 3, "seed": 2},
     "solutions/03_invert_an_image": {"image": "photo_rocket", "style": "vangogh", "steps": 4, "seed": 2},
-    "solutions/04_draw_masks": {"image": "truck_street", "steps": 3, "seed": 2},
+    "solutions/04_draw_masks": {"image": "truck_street"},
     "solutions/05_two_baselines": {
         "image": "dog_beach",
         "style_left": "mosaic",
@@ -140,6 +148,7 @@ TOY = {
         "seed": 2,
     },
     "solutions/06_epsilon_mask": {"image": "rocket_night", "style_left": "mosaic", "steps": 4, "seed": 1},
+    "solutions/07_shape_the_transition": {"image": "truck_street", "steps": 3, "seed": 2},
     "solutions/08_watch_attention": {
         "image": "castle_mountains",
         "word": "castle",

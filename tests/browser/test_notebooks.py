@@ -32,8 +32,8 @@ def test_sliders_of_notebook_00(notebook, tmp_path):
     book.assert_no_error()
 
 
-def test_slider_and_painting_of_notebook_03(notebook, tmp_path):
-    book = notebook(with_parameters("04_draw_masks.ipynb", tmp_path, steps=6), seconds=400)
+def test_slider_and_painting_of_notebook_07(notebook, tmp_path):
+    book = notebook(with_parameters("07_shape_the_transition.ipynb", tmp_path, steps=6), seconds=400)
     first, unpainted, before = book.picture(), book.canvas(), book.picture(panel=1)
     book.paint_stroke((0.2, 0.3), (0.7, 0.6))
     book.wait_for_change(book.canvas, unpainted)
