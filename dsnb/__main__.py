@@ -48,20 +48,30 @@ def demo(argv: list[str]) -> int:
 
 
 def figures(argv: list[str]) -> int:
-    """all notebooks in order, which redraw `figures/`"""
-    argparse.ArgumentParser("dsnb figures", description=figures.__doc__).parse_args(argv)
-    for notebook in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
-        print(notebook.name, flush=True)
-        execute(notebook, ROOT / "runs" / "figures")
-    return 0
-
-
-def execute(notebook: Path, folder: Path) -> None:
-    """Runs a notebook with its defaults and keeps the executed copy in `folder`."""
+    """the notebooks in order, which redraws `figures/` and writes their outputs into them"""
     import papermill
 
-    folder.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(notebook, folder / notebook.name, cwd=notebook.parent)
+    from .lab import outputs
+
+    parser = argparse.ArgumentParser("dsnb figures", description=f"Run {figures.__doc__}.")
+    told = "notebooks to run, such as notebooks/05_two_baselines.ipynb; default: those whose outputs are not up to date"
+    parser.add_argument("notebooks", nargs="*", type=Path, help=told)
+    named = [path.resolve() for path in parser.parse_args(argv).notebooks]
+    known = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    if strangers := [str(path) for path in named if path not in known]:
+        parser.error(
+            f"notebooks holds {', '.join(strangers)}; expected files of {NOTEBOOKS}, without solutions"
+        )
+    os.environ["DSNB_INTERACTIVE"] = "0"  # a panel shows one still image
+    failed = 0
+    for notebook in named or [path for path in known if outputs.find_problems(path)]:
+        print(notebook.name, flush=True)
+        try:
+            outputs.execute(notebook, ROOT / "runs" / "figures")
+        except papermill.PapermillExecutionError as error:
+            print(f"error: {notebook.name} failed\n{error}", file=sys.stderr)
+            failed = 1
+    return failed
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

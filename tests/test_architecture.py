@@ -23,7 +23,7 @@ TIERS = [
     ["demo", "lab", "memory"],
     ["__main__"],
 ]
-LAB_TIERS = [["grid", "world"], ["compare", "bench"], ["training", "trials"]]
+LAB_TIERS = [["grid", "world"], ["compare", "bench", "outputs"], ["training", "trials"]]
 TIER = {
     folder: {name: tier for tier, names in enumerate(tiers) for name in names}
     for folder, tiers in ((PACKAGE, TIERS), (LAB, LAB_TIERS))

@@ -1,0 +1,110 @@
+"""The results that the committed notebooks carry: made in one run, small, and never older than their code.
+
+`make figures` runs the notebooks and writes what they show into them. `find_problems` is what the tests ask.
+"""
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+
+import nbformat
+import papermill
+from PIL import Image
+
+from ..files import write_whole
+from .grid.parameters import hash_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "data" / "models" / "drawn-world"
+LARGEST_IMAGE = 120_000  # bytes
+LARGEST_NOTEBOOK = 1_200_000  # bytes
+WIDEST = 1200  # pixels
+IMAGES = ("image/jpeg", "image/gif", "image/webp")
+TEXTS = ("text/html", "text/markdown", "text/latex", "text/plain")  # kept where there is no image
+
+
+def execute(path: Path, folder: Path) -> None:
+    """Run a notebook with its defaults and write its outputs into it.
+
+    Args:
+        path: the notebook, which is replaced.
+        folder: where the executed copy is kept, as papermill writes it.
+
+    Raises:
+        papermill.PapermillExecutionError: if a cell fails; the notebook is then unchanged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = papermill.execute_notebook(path, folder / path.name, cwd=path.parent, coalesce_streams=True)
+    for limit in (LARGEST_IMAGE, 80_000, 50_000, 30_000, 20_000):
+        notebook = nbformat.read(path, as_version=4)
+        for cell, ran in zip(code_cells(notebook), code_cells(done), strict=True):
+            cell.execution_count = ran.execution_count
+            cell.outputs = [kept for output in ran.outputs if (kept := _keep(output, limit))]
+        notebook.metadata["dsnb"] = {"outputs_of": fingerprint(notebook)}
+        data = (nbformat.writes(notebook) + "\n").encode()
+        if len(data) <= LARGEST_NOTEBOOK:
+            break
+    write_whole(path, data)
+
+
+def fingerprint(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """What a notebook's outputs depend on: hashes of its code, parameters included, and of the bundled model."""
+    code = "\0".join(cell.source for cell in code_cells(notebook))
+    return {"code": hashlib.sha256(code.encode()).hexdigest(), "model": hash_weights(MODEL)}
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The code cells, in order."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def find_problems(path: Path) -> list[str]:
+    """What is wrong with the outputs that a notebook carries, one sentence each; empty if nothing is."""
+    notebook, problems = nbformat.read(path, as_version=4), []
+    if path.stat().st_size > LARGEST_NOTEBOOK:
+        problems.append(f"the file has {path.stat().st_size} bytes; at most {LARGEST_NOTEBOOK} are allowed")
+    known, now = notebook.metadata.get("dsnb", {}).get("outputs_of", {}), fingerprint(notebook)
+    changed = [name for name in now if known.get(name) != now[name]]
+    if changed:
+        problems.append(f"the outputs are of another {' and another '.join(changed)}; run `make figures`")
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    if counts != list(range(1, len(counts) + 1)):
+        problems.append(f"the execution counts are {counts}; expected 1, 2, 3 … in order")
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output != _keep(output, LARGEST_IMAGE):
+                problems.append(f"cell {cell.id!r} holds an output that `make figures` would not write")
+    return problems
+
+
+def _keep(output: nbformat.NotebookNode, limit: int) -> nbformat.NotebookNode | None:
+    """An output as the committed notebook shows it, or None: no stderr, no widget, no path of this machine."""
+    output = nbformat.from_dict(output)  # a copy
+    if output.output_type == "stream":
+        output.text = output.text.replace(f"{ROOT}/", "")
+        return output if output.name == "stdout" else None
+    data = output.get("data", {})
+    if "image/png" in data:
+        data["image/jpeg"] = _small(base64.b64decode(data.pop("image/png")), limit)
+    kinds = [kind for kind in IMAGES if len(base64.b64decode(data.get(kind, ""))) in range(1, limit + 1)]
+    kinds = kinds or [kind for kind in TEXTS if kind in data]
+    if not kinds or any("widget" in kind for kind in data):
+        return None
+    output.data = {kind: data[kind].replace(f"{ROOT}/", "") for kind in kinds}
+    output.metadata = {}
+    return output
+
+
+def _small(png: bytes, limit: int) -> str:
+    """A PNG as a JPEG of at most `limit` bytes, in base64."""
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
+    while True:
+        for quality in (90, 82, 74):
+            buffer = io.BytesIO()
+            image.save(buffer, format="JPEG", quality=quality, optimize=True)
+            if buffer.tell() <= limit:
+                return base64.b64encode(buffer.getvalue()).decode()
+        image = image.resize([max(1, round(0.85 * side)) for side in image.size], Image.Resampling.LANCZOS)
