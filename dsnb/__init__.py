@@ -20,7 +20,7 @@ _EXPORTS = {
     "decode": "methods",
 }
 _MODULES = (
-    "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "guider", "images",
+    "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "films", "guider", "images",
     "inversion", "joint", "kernels", "lab", "masks", "memory", "methods", "metrics", "models", "plotting", "prompts",
     "regional", "sampling", "weights", "widgets",
 )  # fmt: skip

@@ -281,7 +281,7 @@ def save_figure(
     if sidecar:
         note = {"picture": path.name, "parameters": parameters or {}}
         files[path.with_suffix(".json")] = (json.dumps(note, indent=2, ensure_ascii=False) + "\n").encode()
-    _write(files)
+    write_figures(files)
     return path
 
 
@@ -294,7 +294,8 @@ def read_parameters(path: str | Path) -> dict:
     return json.loads(note)
 
 
-def _write(files: dict[Path, bytes]) -> None:
+def write_figures(files: dict[Path, bytes]) -> None:
+    """Writes figures into one folder, all or none. OSError names the folder where it cannot be written."""
     folder = next(iter(files)).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ LAB = PACKAGE / "lab"
 TIERS = [
     ["checks", "files"],
     ["epsilon", "formulas", "images", "kernels", "plotting", "prompts"],
-    ["families", "masks", "sampling", "widgets"],
+    ["families", "films", "masks", "sampling", "widgets"],
     ["models"],
     ["guider", "joint", "weights"],
     ["checkpoints", "inversion", "attention", "metrics"],

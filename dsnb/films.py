@@ -1,0 +1,82 @@
+"""Films: animated WebP images of what changes over the denoising steps."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from . import checks
+from .plotting import Picture, figures_folder, to_array, write_figures
+
+LARGEST_FILM = 200_000  # bytes; a notebook carries the film a third larger, as text
+QUALITIES = (85, 75, 60, 45, 30)
+
+
+@dataclass(frozen=True)
+class Film:
+    """An animated WebP file in memory, which a notebook shows at the end of a cell."""
+
+    data: bytes = field(repr=False)
+    alt: str
+
+    def _repr_html_(self) -> str:
+        source = base64.b64encode(self.data).decode()
+        return f'<img alt="{html.escape(self.alt)}" src="data:image/webp;base64,{source}">'
+
+    def save(self, name: str) -> Path:
+        """Writes the film as NAME.webp into `plotting.figures_folder()`.
+
+        Args:
+            name: the file's name without its ending, such as "06_film".
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            OSError: if the folder cannot be written to.
+        """
+        path = figures_folder() / f"{name}.webp"
+        write_figures({path: self.data})
+        return path
+
+
+def make_film(frames: Sequence[Picture], alt: str, seconds: float = 4.0, rest: float = 1.5) -> Film:
+    """Shows frames one after the other, again and again.
+
+    Args:
+        frames: at least two images of one size, as `plotting.to_array` takes them; figures as well.
+        alt: what the film shows, for readers who cannot see it.
+        seconds: time for all frames, above 0.
+        rest: extra time for the last frame, at least 0, in seconds.
+
+    Returns:
+        The film, of at most `LARGEST_FILM` bytes: less quality comes first, fewer pixels second.
+
+    Raises:
+        ValueError: for fewer than two frames, frames of different sizes, or a time out of range.
+    """
+    seconds, rest = checks.number("seconds", seconds, above=0), checks.number("rest", rest, 0)
+    images = [Image.fromarray(to_array(frame, f"frames[{i}]")) for i, frame in enumerate(frames)]
+    sizes = {image.size for image in images}
+    if len(images) < 2 or len(sizes) > 1:
+        raise ValueError(f"frames must be at least two images of one size, got {len(images)} of {sizes}")
+    durations = [round(1000 * seconds / len(images))] * len(images)
+    durations[-1] += round(1000 * rest)
+    while True:
+        for quality in QUALITIES:
+            data = _encode(images, durations, quality)
+            if len(data) <= LARGEST_FILM:
+                return Film(data, alt)
+        smaller = [max(1, round(0.8 * side)) for side in images[0].size]
+        images = [image.resize(smaller, Image.Resampling.LANCZOS) for image in images]
+
+
+def _encode(images: list[Image.Image], durations: list[int], quality: int) -> bytes:
+    buffer = io.BytesIO()
+    options = {"duration": durations, "loop": 0, "quality": quality, "method": 4}
+    images[0].save(buffer, format="WEBP", save_all=True, append_images=images[1:], **options)
+    return buffer.getvalue()
