@@ -1,6 +1,6 @@
 """Trials on validation images: what lets attention interpolation keep both styles, and which guidance suits a method.
 
-`python -m dsnb.lab.trials` runs them and writes one row per image to 09_trials.csv. Choices are made here; notebook 14
+`python -m dsnb.lab.trials` runs them and writes one row per image to 10_trials.csv. Choices are made here; notebook 14
 reports on test images, which no trial sees.
 """
 
@@ -59,7 +59,7 @@ class Trial:
 
 
 def default_trials(levels: int = 3) -> list[Trial]:
-    """The questions of notebook 09; `levels` is the number of the UNet's resolutions."""
+    """The questions of notebook 10; `levels` is the number of the UNet's resolutions."""
     plain = Trial("which layers", "attention")
     both = replace(plain, name="both", norm=True, strength=1.0)
     combined = Trial("which switch", "switch 0.5", switch=0.5)
@@ -240,7 +240,7 @@ def main(argv: Sequence[str], write: Callable[[str], object] = print) -> int:
     parser.add_argument("--seeds", type=int, default=4, help="inversions of each image")
     parser.add_argument("--steps", type=int, default=12, help="denoising steps")
     parser.add_argument("--questions", default="", help="only these, with commas between them")
-    parser.add_argument("--output", type=Path, default=None, help="default: 09_trials.csv among the figures")
+    parser.add_argument("--output", type=Path, default=None, help="default: 10_trials.csv among the figures")
     given = parser.parse_args(argv)
     model = load(given.model)
     wanted = [part.strip() for part in given.questions.split(",") if part.strip()]
@@ -248,7 +248,7 @@ def main(argv: Sequence[str], write: Callable[[str], object] = print) -> int:
     trials = [trial for trial in trials if not wanted or trial.question in wanted]
     if not trials:
         parser.error(f"--questions is {given.questions!r}, which names no question")
-    path, rows = given.output or figures_folder() / "09_trials.csv", []
+    path, rows = given.output or figures_folder() / "10_trials.csv", []
     path.parent.mkdir(parents=True, exist_ok=True)
     per_trial = given.images * given.seeds * len(prompts.pairs())
     settings = {"images": given.images, "seeds": given.seeds, "steps": given.steps}
