@@ -17,6 +17,7 @@ lab: $(VENV)/.lab  ## opens JupyterLab on the first notebook
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_blend_two_styles.ipynb
 
 figures: $(VENV)/.lab  ## runs the notebooks whose outputs are out of date, and redraws figures/
+	$(BIN)/python docs/diagrams.py
 	$(BIN)/dsnb figures
 
 compare: $(VENV)/.lab  ## computes the tables of notebook 14 in full (many hours on two CPU cores)

@@ -75,6 +75,8 @@ def changed(name):
             Image.new("L", (4, 4)).save(buffer, "PNG")
             png = base64.b64encode(buffer.getvalue()).decode()
             cell.outputs.append(new_output("display_data", {"image/png": png}))
+        elif name == "film":
+            cell.outputs.append(new_output("display_data", {"text/html": "0" * 170_000}))
         elif name == "model":
             notebook.metadata["dsnb"]["outputs_of"]["model"] = "0" * 64
 
@@ -88,8 +90,9 @@ def changed(name):
         ("code", "another code"),
         ("model", "another model"),
         ("order", "execution counts"),
-        ("stderr", "would not write"),
-        ("PNG", "would not write"),
+        ("stderr", "too large or not"),
+        ("PNG", "too large or not"),
+        ("film", "too large or not"),
     ],
 )
 def test_what_changed_since_is_found(executed, tmp_path, name, said):
