@@ -5,7 +5,7 @@ for each layer, part of the denoising, prompt, head group and token, so its size
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import checks
 from .attention import check_hookable, cross_attention_layers, token_sizes
+from .images import LARGEST_SIDE
 from .kernels import attention_with_maps
 from .masks import Mask, from_weights
 from .models import Model, encode_prompts
@@ -57,7 +58,7 @@ def record_attention(
     prompts = [prompts] if isinstance(prompts, str) else checks.texts("prompts", prompts)
     with model.lock:
         before = dict(unet.attn_processors)
-        maps = AttentionMaps(model, prompts, size, groups, buckets)
+        maps = AttentionMaps(model, prompts, checks.size("size", size), groups, buckets)
         ours = {
             f"{name}.processor": RecordProcessor(name, before[f"{name}.processor"], maps) for name in names
         }
@@ -76,7 +77,7 @@ class AttentionMaps:
     def __init__(self, model: Model, prompts: list[str], size: tuple[int, int], groups: int, buckets: int):
         if not prompts:
             raise ValueError("prompts is empty; expected at least one")
-        self.prompts, self.size, self.groups, self.buckets = prompts, tuple(size), groups, buckets
+        self.prompts, self.size, self.groups, self.buckets = prompts, size, groups, buckets
         self.layers: dict[str, tuple[int, int]] = {}  # the layers recorded so far, and their height and width
         self._tokenizer = model.tokenizer
         length = model.tokenizer.model_max_length
@@ -136,7 +137,8 @@ class AttentionMaps:
             )
         buckets = self._which("steps", steps, list(self.steps))
         names = _chosen(self.layers, layers)
-        size = size or max((self.layers[name] for name in names), key=lambda s: s[0] * s[1])
+        finest = max((self.layers[name] for name in names), key=lambda s: s[0] * s[1])
+        size = finest if size is None else checks.size("size", size, high=LARGEST_SIDE)
         names = [name for name in names if self._counts[name][buckets, prompt].any()]
         if not names:
             raise ValueError(
@@ -158,6 +160,8 @@ class AttentionMaps:
 
         The map, stretched to [0, 1], becomes the weight 1 / (1 + exp(-sharpness (map - threshold))).
         """
+        threshold = checks.number("threshold", threshold)
+        sharpness = checks.number("sharpness", sharpness, above=0)
         heat = self.heat(word, **options)
         low, high = heat.min(), heat.max()
         if not high > low:
@@ -170,9 +174,7 @@ class AttentionMaps:
     # Reading
 
     def _prompt(self, prompt: int) -> int:
-        if not 0 <= prompt < len(self.prompts):
-            raise ValueError(f"prompt must be between 0 and {len(self.prompts) - 1}, got {prompt}")
-        return prompt
+        return checks.integer("prompt", prompt, 0, len(self.prompts) - 1)
 
     def _find(self, word: str, prompt: int) -> list[int]:
         """Indices of all tokens of all places where the word stands in the prompt, as whole words."""
@@ -188,14 +190,18 @@ class AttentionMaps:
             if not where:
                 raise ValueError(f"word must be one of {', '.join(self.words(prompt))}; got {word!r}")
             return where
-        where, count = [word] if isinstance(word, int) else list(word), len(self._ids[prompt])
-        if not where or not all(0 <= index < count for index in where):
-            raise ValueError(f"word must be a word, or indices of tokens from 0 to {count - 1}; got {where}")
+        last, given = len(self._ids[prompt]) - 1, list(word) if isinstance(word, Iterable) else [word]
+        try:
+            where = [checks.integer("word", index, 0, last) for index in given]
+        except (TypeError, ValueError):
+            where = []
+        if not where:
+            raise ValueError(f"word must be a word, or indices of tokens from 0 to {last}; got {word!r}")
         return where
 
     def _which(self, name: str, given: int | Sequence[int] | None, there: list[int]) -> list[int]:
-        chosen = there if given is None else [given] if isinstance(given, int) else list(given)
-        if not chosen or not set(chosen) <= set(there):
+        chosen = there if given is None else list(given) if isinstance(given, Iterable) else [given]
+        if not chosen or not all(each in there for each in chosen):
             raise ValueError(f"{name} must be among {there}, got {given}")
         return chosen
 

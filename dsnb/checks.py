@@ -68,6 +68,17 @@ def numbers(
     return values * n if n is not None and len(values) == 1 else values
 
 
+def size(name: str, value: Any, multiple: int = 1, high: int | None = None) -> tuple[int, int]:
+    """(height, width) from both, or from one number for a square; each a multiple. Raises as `number`."""
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2:
+        raise ValueError(f"{name} must be one number, or height and width; got {_short(value)}")
+    height, width = (integer(name, side, multiple, high) for side in both)
+    if height % multiple or width % multiple:
+        raise ValueError(f"{name} must be multiples of {multiple}, got {height} x {width}")
+    return height, width
+
+
 def text(name: str, value: Any) -> str:
     """One text. Raises TypeError for anything else, ValueError for a text that is not valid Unicode."""
     if not isinstance(value, str):
@@ -110,7 +121,8 @@ def one_of(name: str, value: Any, known: Collection[str]) -> str:
 def instance(name: str, value: Any, kind: type, hint: str) -> Any:
     """An object of a class; `hint` says how to get one. Raises TypeError."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__module__}.{kind.__name__}, got {_short(value)}; {hint}")
+        module = kind.__module__.removesuffix("._C")  # torch's own name for where its classes are made
+        raise TypeError(f"{name} must be a {module}.{kind.__name__}, got {_short(value)}; {hint}")
     return value
 
 

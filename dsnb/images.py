@@ -39,7 +39,7 @@ def read_image(
     if size is None and model is not None:
         size = model.image_size
     if size is not None:
-        height, width = _size(size)
+        height, width = checks.size("size", size, 8, LARGEST_SIDE)
     picture = _open(source)
     if picture.mode.startswith(("I", "F")):
         picture = Image.fromarray((_deep(picture) * 255).round().astype(np.uint8))
@@ -92,17 +92,6 @@ def to_pil(image: Tensor) -> Image.Image:
         )
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
-
-
-def _size(size: Any) -> tuple[int, int]:
-    """(height, width), checked."""
-    both = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(both) != 2:
-        raise ValueError(f"size must be one number or (height, width), got {size}")
-    height, width = (checks.integer("size", side, 8, LARGEST_SIDE) for side in both)
-    if height % 8 or width % 8:
-        raise ValueError(f"size must be multiples of 8, got {height} x {width}")
-    return height, width
 
 
 def _open(source: Any) -> Image.Image:

@@ -229,7 +229,11 @@ def from_noise(
     steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
     eta = settings.eta if eta is None else checks.number("eta", eta, 0, 1)
     batch = checks.integer("batch", batch, 1, MOST_IMAGES)
-    height, width = _image_size(model, size)
+    factor = model.latent_factor
+    size = checks.size(
+        "size", model.image_size if size is None else size, factor * model.family.patch, LARGEST_SIDE
+    )
+    height, width = (side // factor for side in size)
     if isinstance(seed, torch.Generator):
         generator = seed
     else:
@@ -241,19 +245,6 @@ def from_noise(
     noises[(schedule.s_next == 0).to(noises.device)] = 0  # a step to the clean latents has no room for noise
     guidance = settings.sampling_guidance
     return Trajectory(x_T, noises, FROM_NOISE, model.name, caption, steps, 0, eta, guidance)
-
-
-def _image_size(model: Model, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of the latents for a size in pixels."""
-    factor = model.latent_factor * model.family.patch
-    size = model.image_size if size is None else size
-    sides = list(size) if isinstance(size, tuple | list) else [size] * 2
-    if len(sides) != 2:
-        raise ValueError(f"size must be one number, or height and width; got {size}")
-    sides = [checks.integer("size", side, factor, LARGEST_SIDE) for side in sides]
-    if any(side % factor for side in sides):
-        raise ValueError(f"size is {sides[0]} x {sides[1]}; height and width must be multiples of {factor}")
-    return sides[0] // model.latent_factor, sides[1] // model.latent_factor
 
 
 def _eta(method: str, eta: float | None) -> float:

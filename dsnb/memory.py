@@ -33,7 +33,7 @@ def memory_estimate(
     checks.one_of("method", method, methods_of(model))
     n, batch = checks.integer("n", n, 2), checks.integer("batch", batch, 1)
     factor, patch = model.latent_factor, model.family.patch
-    height, width = (checks.integer("size", side, factor * patch) // factor for side in size)
+    height, width = (side // factor for side in checks.size("size", size, factor * patch))
     item, extra = model.dtype.itemsize, int(model.guided)
     rows = {"epsilon": n + extra, "combined": n + extra, "attention": 2, "regional": 2}.get(method, 1 + extra)
     parts = {name: part for name, part in model.pipe.components.items() if isinstance(part, nn.Module)}

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -88,7 +89,7 @@ def png_bytes(picture: Picture, parameters: dict | None = None, largest: int | N
     """
     note = PngImagePlugin.PngInfo()
     if parameters is not None:
-        note.add_text("parameters", json.dumps(parameters, ensure_ascii=True))
+        note.add_text("parameters", _json(parameters))
     picture = Image.fromarray(to_array(picture))
     data = _encode(picture, note)
     scale = 1.0
@@ -280,7 +281,7 @@ def save_figure(
     files = {path: png_bytes(picture, parameters, LARGEST_FILE)}
     if sidecar:
         note = {"picture": path.name, "parameters": parameters or {}}
-        files[path.with_suffix(".json")] = (json.dumps(note, indent=2, ensure_ascii=False) + "\n").encode()
+        files[path.with_suffix(".json")] = (_json(note, indent=2, ensure_ascii=False) + "\n").encode()
     write_figures(files)
     return path
 
@@ -292,6 +293,13 @@ def read_parameters(path: str | Path) -> dict:
     if note is None:
         raise ValueError(f"path is {str(path)!r}, which has no parameters; expected a PNG saved from a panel")
     return json.loads(note)
+
+
+def _json(parameters: dict, **layout: Any) -> str:
+    try:
+        return json.dumps(parameters, allow_nan=False, **layout)
+    except (TypeError, ValueError) as error:  # JSON has no NaN and no infinity
+        raise ValueError(f"parameters must be plain JSON values with finite numbers: {error}") from None
 
 
 def write_figures(files: dict[Path, bytes]) -> None:

@@ -1,11 +1,13 @@
 """From files to a diffusers pipeline, whole or not at all: every weight present, no pickle unless allowed."""
 
 import json
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from torch import nn
 
 from .families import Family, family_of
@@ -97,13 +99,16 @@ def _open_network(folder: Path, kind: type, name: str, dtype: torch.dtype, allow
             network, info = kind.from_pretrained(folder, **options)  # type: ignore[attr-defined]
     except Exception as error:
         raise ValueError(f"{part} cannot be opened: {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise ValueError(
-            f"{part} cannot be opened: {len(missing)} tensors are missing from its file: {shown}"
-        )
+    _refuse_missing(network, part, info["missing_keys"])
     return network
+
+
+def _refuse_missing(network: nn.Module, part: str, missing: Iterable[str] = ()) -> None:
+    """ValueError for tensors that the library misses, and for those that it left without values and without a word."""
+    names = sorted({*missing, *(name for name, tensor in network.state_dict().items() if tensor.is_meta)})
+    if names:
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        raise ValueError(f"{part} cannot be opened: {len(names)} tensors are missing from its file: {shown}")
 
 
 def _refuse_pointer(file: Path, part: str) -> None:
@@ -149,11 +154,7 @@ def open_file(
         raise ValueError(f"{part} cannot be opened: {error}{hint if config is None else ''}") from error
     for component, network in pipe.components.items():
         if isinstance(network, nn.Module):
-            missing = [key for key, value in network.state_dict().items() if value.is_meta]
-            if missing:
-                raise ValueError(
-                    f"{part} cannot be opened: it lacks {len(missing)} tensors of {component}: {missing[:5]}"
-                )
+            _refuse_missing(network, f"{part}: {component}")
     return pipe
 
 
@@ -161,6 +162,7 @@ def fetch(name: str, allow_pickle: bool) -> Path:
     """A hub id -> its folder in the cache, with full precision or, where there is none, half."""
     try:
         with quietly():
+            _ask_hub(name)
             family_named(DiffusionPipeline.load_config(name)["_class_name"], name)  # before any weights
             for variant in (None, "fp16"):
                 options = {"variant": variant, "use_safetensors": None if allow_pickle else True}
@@ -173,3 +175,17 @@ def fetch(name: str, allow_pickle: bool) -> Path:
             f"the bundled one, or pass a local folder or .safetensors file. The hub's client said: {error}"
         ) from error
     return folder
+
+
+def _ask_hub(name: str) -> None:
+    """One question to the hub about a model that is not in the cache. Raises OSError.
+
+    A download alone would repeat its question for 23 seconds before it says that the hub does not answer.
+    """
+    index = "model_index.json"
+    if isinstance(try_to_load_from_cache(name, index), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, index))
+    except Exception as error:  # each version of the hub's client has its own classes of errors
+        raise OSError(str(error)) from error

@@ -239,9 +239,15 @@ def test_what_is_wrong_is_said(tiny, x):
     with pytest.raises(ValueError, match="nothing was recorded for prompt 0, 'an owl'"):
         record("an owl", SIZE).heat("owl")
     maps = record(LEFT, SIZE)
-    with pytest.raises(ValueError, match="prompt must be between 0 and 0, got 1"):
+    with pytest.raises(ValueError, match="prompt must be a whole number from 0 to 0, got 1"):
         maps.heat("bear", prompt=1)
-    with pytest.raises(ValueError, match="indices of tokens from 0 to"):
-        maps.heat(99)
+    for word in (99, None, 1.5, [], ["bear"]):
+        with pytest.raises(ValueError, match="indices of tokens from 0 to"):
+            maps.heat(word)
+    for size in ((0, 0), (4,), (4, 10**9), "12"):
+        with pytest.raises((ValueError, TypeError), match="size must be"):
+            maps.heat("bear", size=size)
+    with pytest.raises(ValueError, match="threshold must be a finite number"):
+        maps.mask("bear", threshold=float("nan"))
     with pytest.raises(ValueError, match=r"group must be among \[0\], got 1"):
         maps.heat("bear", group=1)

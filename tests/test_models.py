@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import shutil
+import socket
+import threading
 import warnings
 from hashlib import sha256
 
@@ -169,6 +171,19 @@ def test_weights_that_lack_tensors_are_refused(tiny_folder, tmp_path, part):
         dsnb.load(folder)
 
 
+def test_weights_in_several_files_that_lack_a_tensor_are_refused(tiny, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "incomplete", ignore=lambda *_: {"unet"})
+    tiny.unet.save_pretrained(folder / "unet", max_shard_size="200KB")
+    file = max((folder / "unet").glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors.pop(gone := max(tensors))
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=f"unet cannot be opened: 1 tensors are missing from its file: {gone}"
+    ):
+        dsnb.load(folder)
+
+
 @pytest.mark.parametrize("part", ["text_encoder", "unet"])
 def test_git_lfs_pointers_are_named_as_such(tiny_folder, tmp_path, part):
     folder = shutil.copytree(tiny_folder, tmp_path / "pointers")
@@ -278,6 +293,28 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="offline.*bundled.*local folder"):
         dsnb.load("nobody/no-such-model")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    import huggingface_hub.constants
+
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            while True:
+                connection, _ = server.accept()
+                asked.append(connection.recv(9))
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        here = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", here)
+        template = here + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        with pytest.raises(OSError, match="offline.*bundled.*local folder"):
+            dsnb.load("nobody/no-such-model")
+    assert asked == [b"HEAD /nob"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import math
 import threading
 import time
 
@@ -101,10 +102,14 @@ def test_start_comes_from_the_default_of_draw():
 
 
 @pytest.mark.parametrize(
-    "given", [(5, 1), (0, 10, 0), (0, 10, 1, 11), (0, 1, 0.1, float("nan")), [], None, (1,)]
-)
+    "given",
+    [
+        (5, 1), (0, 10, 0), (0, 10, 1, 11), (0, 1, 0.1, math.nan), (0, math.inf), (-math.inf, 1.0), (0, 1, math.inf),
+        (-1.7e308, 1.7e308), (0, 1j), math.nan, [], None, (1,),
+    ],
+)  # fmt: skip
 def test_a_control_that_makes_no_sense_is_refused_by_name(given):
-    with pytest.raises(ValueError, match="sharpness is"):
+    with pytest.raises((ValueError, TypeError), match="sharpness (is|must be)"):
         explore(lambda sharpness: shade(0), sharpness=given)
 
 
@@ -453,6 +458,14 @@ def test_a_picture_that_cannot_be_saved_says_so_in_the_panel(tmp_path, monkeypat
     assert "dsnb-error" in panel._status.value and "taken" in panel._status.value
     with pytest.raises(OSError, match="taken"):
         panel.save()
+
+
+def test_what_json_lacks_becomes_a_text():
+    panel = live(lambda angle: shade(0), settings={"eta": math.nan}, save_as="x", angle=(0, 1))
+    assert panel.parameters() == {"eta": "NaN", "angle": 0}
+    assert plotting.read_parameters(panel.save())["eta"] == "NaN"
+    with pytest.raises(ValueError, match="parameters must be plain JSON values with finite numbers"):
+        plotting.save_figure(shade(0), "y", {"eta": math.nan})
 
 
 def test_an_unfinished_picture_is_not_saved():

@@ -6,6 +6,8 @@ from numbers import Number
 
 import ipywidgets
 
+from .. import checks
+
 LOOK = {"style": {"description_width": "130px"}, "layout": {"width": "360px"}}  # of every control of a panel
 
 
@@ -36,9 +38,12 @@ def read_control(name, given, default):
     if isinstance(given, str):
         return ipywidgets.Text, {"value": given, "continuous_update": False}
     if isinstance(given, Number):
+        checks.number(name, given)
         kind = ipywidgets.IntText if isinstance(given, int) else ipywidgets.FloatText
         return kind, {"value": given}
     if isinstance(given, tuple) and 2 <= len(given) <= 4 and all(isinstance(part, Number) for part in given):
+        for part in (*given, given[1] - given[0]):
+            checks.number(name, part)
         whole = all(isinstance(part, int) for part in given)
         low, high = given[:2]
         step = given[2] if len(given) > 2 else (1 if whole else (high - low) / 100)

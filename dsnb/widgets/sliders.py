@@ -97,7 +97,8 @@ class Panel:
     def parameters(self):
         """Settings and position as plain JSON values, enough to make the picture again."""
         told = {name: c.describe() for name, c in self.controls.items() if hasattr(c, "describe")}
-        return json.loads(json.dumps(self.settings | self.values() | told, default=_plain))
+        values = json.dumps(self.settings | self.values() | told, default=_plain)
+        return json.loads(values, parse_constant=str)  # JSON has no NaN and no infinity: they become texts
 
     def set(self, **values):
         """Move controls, as a hand would."""
