@@ -5,6 +5,7 @@
     captions                         what they are called, and the tokenizer
     layouts                          training images in one, two or three styles
     splits                           the validation set and the test set
+    faults                           images with known faults, to test measures on
 
 The names below are loaded on first use. `world.captions` is the module.
 """
@@ -22,6 +23,7 @@ _EXPORTS = {
         "tokenize",
         "train_tokenizer",
     ),
+    "faults": ("faulty_images",),
     "filters": ("luminance",),
     "icons": ("CELL", "DRAWINGS", "OBJECTS", "SETS", "load_atlas"),
     "layouts": ("Batch", "batch_captions", "draw_batch", "layout_weights", "random_batch"),
