@@ -314,7 +314,7 @@ def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
     assert kept["ahead less control"]["control"] == 0
 
 
-def test_notebook_14_takes_a_tiny_random_transformer(tmp_path, monkeypatch):
+def test_notebook_17_takes_a_tiny_random_transformer(tmp_path, monkeypatch):
     from test_families import save
 
     asked = {"model": str(save("sd3", tmp_path)), "steps": 3, "size": 32}

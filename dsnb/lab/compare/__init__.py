@@ -5,7 +5,7 @@ measuring    all measures of one image
 running      every method on every image and seed
 tables       means, intervals, paired differences
 plots        figures of the tables
-report       the files 10_*
+report       the files 14_*
 command      `python -m dsnb compare`
 """
 

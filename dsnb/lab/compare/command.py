@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"tables and figures: {folder}/10_*")
+    print(f"tables and figures: {folder}/14_*")
     return 0
 
 

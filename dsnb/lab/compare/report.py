@@ -1,4 +1,4 @@
-"""The files of a comparison: rows, tables, sentences and figures, `10_*` in one folder."""
+"""The files of a comparison: rows, tables, sentences and figures, `14_*` in one folder."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _write_part(table: pd.DataFrame, folder: Path, stem: str) -> None:
 
     gaps = differences(table)
     if len(gaps):
-        note = f"{head(table)}. Questions: {len(gaps)}, 95 % for all together; first minus second.\n"
+        note = f"{head(table)}. {len(gaps)} differences, first minus second; all intervals together hold at 95 %.\n"
         _write(folder / f"{stem}_differences", gaps, note + findings(gaps), {"all differences": gaps})
         center = "epsilon" if "epsilon" in set(table.method) else table.method.iloc[0]
         figure = draw_differences(gaps[gaps.pair == "all"], table, center)
@@ -163,7 +163,7 @@ def _write_part(table: pd.DataFrame, folder: Path, stem: str) -> None:
 def _write_questions(questions: Mapping[str, pd.DataFrame], folder: Path) -> None:
     found = answers(questions)
     lines = [f"{name}: {head(table)}." for name, table in questions.items()]
-    lines += [f"Questions: {len(found)}, 95 % for all together; first minus second, the usual setting."]
+    lines += [f"{len(found)} differences from the usual setting; all intervals together hold at 95 %."]
     _write(folder / "14_questions", found, "\n\n".join(lines), {"all questions": found})
     save_figure(draw_questions(questions), folder / "14_questions")
 

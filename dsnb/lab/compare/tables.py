@@ -52,7 +52,7 @@ MEASURES = {
     "layout": Measure("layout kept", "higher"),
     "structure": Measure("deep structure lost", "lower"),
     "truth": Measure("LPIPS to the ground-truth blend", "lower", by_mask=True),
-    "object": Measure("object read, by evaluator CLIP", "higher", rate=True),
+    "object": Measure("object found, by evaluator CLIP", "higher", rate=True),
     "smoothness": Measure("TV, central strip", "lower", 0),
     "smoothness_per_pixel": Measure("TV per pixel", "lower"),
     "seam": Measure("seam: strip / rest", "one", 2, by_mask=True),
