@@ -14,6 +14,7 @@ from torch import nn
 
 from . import checks, data_path
 from .families import Settings
+from .methods import JOINT_METHODS, METHODS
 from .models import DiffusionPipeline, Model
 from .weights import PICKLES, family_named, fetch, open_file, open_folder
 
@@ -159,6 +160,9 @@ def _settings(folder: Path, defaults: Settings) -> Settings:
                 checks.integer(key, value, int(key == "steps"))
             elif key == "eta":
                 checks.number(key, value, above=0.0, high=1.0)
+            elif key == "method_guidance":
+                for method, number in checks.instance(key, value, dict, "it maps methods to numbers").items():
+                    checks.number(f"{key} of {checks.one_of(key, method, METHODS | JOINT_METHODS)}", number)
             else:
                 checks.number(key, value)
         settings = replace(defaults, **values)

@@ -70,7 +70,8 @@ def blend(
             (attention with `regional.regional_context`), "combined" (epsilon while the progress is below `switch`,
             attention after) or "joint" (a masked bias in joint attention, see `joint.joint_bias`). Models with a UNet
             have all but "joint"; transformers with joint attention have "prompt", "pixel", "epsilon" and "joint".
-        guidance: one number, or one per prompt; default as for `decode`. Method "prompt" takes their mean.
+        guidance: one number, or one per prompt; default the model's for the method, see `models.Settings`. Method
+            "prompt" takes their mean.
         negative_prompt: the text in place of the empty prompt, which guidance moves away from.
         one_prompt: the text of method "prompt"; default the prompts from left to right.
         switch: of method "combined", from 0 to 1; default 0.5.
@@ -100,7 +101,7 @@ def blend(
         if value is not None and method not in OPTIONS[name]:
             takes = " and ".join(repr(other) for other in OPTIONS[name])
             raise ValueError(f"{name} is for method {takes}, not for {method!r}; leave it out")
-    guidance = default_guidance(model, trajectory) if guidance is None else guidance
+    guidance = default_guidance(model, trajectory, method) if guidance is None else guidance
     job = Job(
         model,
         trajectory,
@@ -163,10 +164,12 @@ def decode(
         return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
 
 
-def default_guidance(model: Model, trajectory: Trajectory) -> float:
-    """The guidance that suits a trajectory: an inversion holds an image already, pure noise needs its own."""
+def default_guidance(model: Model, trajectory: Trajectory, method: str = "") -> float:
+    """The guidance that suits a trajectory and a method: an inversion holds an image already, noise does not."""
     settings = model.settings
-    return settings.sampling_guidance if trajectory.method == FROM_NOISE else settings.guidance
+    if trajectory.method == FROM_NOISE:
+        return settings.sampling_guidance
+    return settings.method_guidance.get(method, settings.guidance)
 
 
 def _check_negative(model: Model, negative_prompt: str) -> str:

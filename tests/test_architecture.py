@@ -17,9 +17,10 @@ TIERS = [
     ["families", "films", "masks", "sampling", "widgets"],
     ["models"],
     ["guider", "joint", "weights"],
-    ["checkpoints", "inversion", "attention", "metrics"],
+    ["inversion", "attention", "metrics"],
     ["attention_maps", "regional"],
     ["methods"],
+    ["checkpoints"],
     ["demo", "lab", "memory"],
     ["__main__"],
 ]

@@ -364,6 +364,19 @@ def test_each_kind_of_trajectory_has_its_own_guidance(tiny, generator):
         assert torch.equal(usual, dsnb.decode(tiny, trajectory, "a bear", guidance=guidance, **options))
 
 
+def test_a_method_may_have_a_guidance_of_its_own(tiny, generator):
+    image, mask = noise((1, 3, 32, 32)), dsnb.masks.linear()
+    options = {"progress": False}
+    inverted = dsnb.invert(tiny, image, "a bear", steps=2, generator=generator, **options)
+    own = dataclasses.replace(
+        tiny, settings=dataclasses.replace(tiny.settings, method_guidance={"attention": 2.5})
+    )
+    for method, guidance in (("attention", 2.5), ("epsilon", tiny.settings.guidance)):
+        asked = (inverted, ["a mosaic", "a sketch"], mask)
+        usual = dsnb.blend(own, *asked, method=method, **options)
+        assert torch.equal(usual, dsnb.blend(tiny, *asked, method=method, guidance=guidance, **options))
+
+
 @pytest.mark.parametrize(
     "options", [{"size": 33}, {"size": (32, 32, 32)}, {"batch": 0}, {"steps": 0}, {"eta": 2}]
 )

@@ -326,6 +326,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
         ('{"steps": "3"}', "steps must be a whole number.*'3'"),
         ('{"eta": 0}', "eta must be a finite number above 0.*got 0"),
         ('{"guidance": NaN}', "guidance must be a finite number.*nan"),
+        ('{"method_guidance": 3}', "method_guidance must be a dict"),
+        ('{"method_guidance": {"atention": 3}}', "method_guidance.*did you mean 'attention'"),
+        ('{"method_guidance": {"attention": "3"}}', "method_guidance of attention must be a"),
         ('{"steps": 10}', r"skip must be below steps \(10\), got 10"),
     ],
 )

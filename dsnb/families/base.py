@@ -1,8 +1,8 @@
 """What differs between families of models: `Family` is the protocol, and Stable Diffusion 1 and 2 its defaults."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 class Settings:
     """Defaults of one model for inversion and decoding; these are the paper's, for Stable Diffusion 1.4.
 
-    `guidance` decodes an inversion, `sampling_guidance` draws from noise.
+    `guidance` decodes an inversion, `sampling_guidance` draws from noise. `method_guidance` holds the methods of
+    `blend` that decode an inversion best with another guidance.
     """
 
     steps: int = 99
@@ -22,6 +23,7 @@ class Settings:
     encoder_guidance: float = 1.0
     guidance: float = 20.0
     sampling_guidance: float = 7.5
+    method_guidance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
