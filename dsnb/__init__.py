@@ -21,8 +21,8 @@ _EXPORTS = {
 }
 _MODULES = (
     "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "films", "guider", "images",
-    "inversion", "joint", "kernels", "lab", "masks", "memory", "methods", "metrics", "models", "plotting", "prompts",
-    "regional", "sampling", "weights", "widgets",
+    "inversion", "joint", "kernels", "lab", "masks", "memory", "methods", "metrics", "models", "panel", "plotting",
+    "prompts", "regional", "sampling", "weights", "widgets",
 )  # fmt: skip
 
 __all__ = [*_EXPORTS, "data_path"]

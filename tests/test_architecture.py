@@ -21,7 +21,7 @@ TIERS = [
     ["attention_maps", "regional"],
     ["methods"],
     ["checkpoints"],
-    ["demo", "lab", "memory"],
+    ["demo", "lab", "memory", "panel"],
     ["__main__"],
 ]
 LAB_TIERS = [["grid", "world"], ["compare", "bench", "outputs"], ["training", "trials"]]

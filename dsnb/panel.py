@@ -1,0 +1,135 @@
+"""The panel of notebook 00: one image in two styles, with the mask, the method and the noise under sliders."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from . import checks, masks, prompts
+from .inversion import Trajectory, from_noise
+from .masks import Mask
+from .methods import blend
+from .models import Model
+from .widgets import Panel, explore
+
+# What a mask can be: a function of sharpness and angle in degrees.
+SHAPES: Mapping[str, Callable[[float, float], Mask]] = {
+    "logistic": lambda sharpness, angle: masks.logistic(sharpness, angle=angle),
+    "linear": lambda sharpness, angle: masks.linear(angle=angle),
+    "radial": lambda sharpness, angle: masks.radial(sharpness=sharpness),
+    "stripes": lambda sharpness, angle: masks.stripes(6, sharpness=sharpness, angle=angle),
+}
+TITLES = {  # the methods, baselines first
+    "prompt": "one prompt",
+    "pixel": "pixel blend",
+    "epsilon": "epsilon mask",
+    "attention": "cross-attention",
+    "regional": "regional context",
+    "combined": "combined",
+}
+KEPT = 8  # images, so that a move of the wipe draws none again
+
+
+def blend_panel(
+    model: Model,
+    images: Sequence[Tensor],
+    captions: Sequence[str],
+    invert: Callable[[int, int, int], Trajectory],
+    *,
+    pair: tuple[str, str] = ("minecraft", "vangogh"),
+    method: str = "combined",
+    shape: str = "logistic",
+    sharpness: float = 20.0,
+    angle: float = 0.0,
+    guidance: float | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    preview_steps: int = 10,
+    save_as: str | None = "blend",
+    settings: Mapping[str, object] | None = None,
+) -> Panel:
+    """A panel that blends two styles in an image, and compares two methods with a wipe.
+
+    Args:
+        model: the model to draw with; one with a UNet.
+        images: the source images, each (1, 3, H, W) in [0, 1].
+        captions: what each image shows; all different.
+        invert: `invert(index, seed, steps)` gives the trajectory of an image; it should keep what it has inverted.
+        pair: the styles at the start, first the one at the left.
+        method: the method at the start, one of `TITLES`.
+        shape: the mask at the start, one of `SHAPES`.
+        sharpness: of the mask at the start, above 0.
+        angle: from the first style to the second, in degrees.
+        guidance: at the start; default the model's own.
+        seed: of the noise, at the start.
+        steps: of the full image; default the model's own.
+        preview_steps: of the coarse image while a slider moves.
+        save_as: how the names of saved files begin; None for a panel that does not save.
+        settings: what saved files note besides the sliders.
+
+    Returns:
+        The panel, as `widgets.explore` makes it.
+
+    Raises:
+        ValueError: for a choice that does not exist, or captions that do not fit the images.
+    """
+    checks.one_of("method", method, TITLES)
+    checks.one_of("shape", shape, SHAPES)
+    if len(images) != len(captions) or len(set(captions)) != len(captions):
+        raise ValueError(
+            f"captions must be one different text per image ({len(images)}), got {list(captions)}"
+        )
+    guidance = model.settings.guidance if guidance is None else guidance
+    steps = model.settings.steps if steps is None else steps
+    drawn: dict[tuple, Tensor] = {}  # the last images
+
+    def one(image, pair, method, shape, sharpness, angle, guidance, seed, from_noise_, steps, report):
+        key = (image, pair, method, shape, sharpness, angle, guidance, seed, from_noise_, steps)
+        if key not in drawn:
+            size = tuple(images[image].shape[-2:])
+            start = (
+                from_noise(model, size, seed=seed, steps=steps) if from_noise_ else invert(image, seed, steps)
+            )
+            texts = [prompts.prompt(style, captions[image]) for style in pair]
+            options = {"method": method, "guidance": guidance, "callback": report, "progress": False}
+            result = blend(model, start, texts, SHAPES[shape](sharpness, angle), **options)
+            while len(drawn) >= KEPT:
+                drawn.pop(next(iter(drawn)))
+            drawn[key] = result
+        return drawn[key]
+
+    def draw(
+        picture=0, pair=tuple(pair), method=method, other="pixel", wipe=1.0, shape=shape, sharpness=sharpness,
+        angle=angle % 360, guidance=guidance, seed=seed, from_noise=False, steps=steps, report=None,
+    ):  # fmt: skip
+        rest = (shape, sharpness, angle, guidance, seed, from_noise, steps, report)
+        left = one(picture, pair, method, *rest)
+        column = round(wipe * left.shape[-1])  # where the other method begins
+        if column == left.shape[-1]:
+            return left
+        return torch.cat([left[..., :column], one(picture, pair, other, *rest)[..., column:]], -1)
+
+    return explore(
+        draw,
+        preview=lambda **values: draw(**values, steps=preview_steps),
+        play="angle",
+        save_as=save_as,
+        settings={"model": model.name, "captions": list(captions), "steps": steps, **(settings or {})},
+        picture={text: index for index, text in enumerate(captions)},
+        pair=_pairs(pair),
+        method={title: name for name, title in TITLES.items()},
+        other={title: name for name, title in TITLES.items()},
+        wipe=(0.0, 1.0, 0.05),
+        shape=list(SHAPES),
+        sharpness=(1.0, max(100.0, sharpness), 1.0),
+        angle=(0.0, 360.0, 15.0),
+        guidance=(0.0, max(30.0, guidance), 0.5),
+        seed=(0, max(20, seed)),
+        from_noise=False,
+    )
+
+
+def _pairs(pair: tuple[str, str]) -> dict[str, tuple[str, str]]:
+    """The pairs to choose from; `pair` is one of them."""
+    pairs = {" / ".join(map(prompts.title, both)): both for both in prompts.pairs()}
+    return pairs if tuple(pair) in pairs.values() else pairs | {"yours": tuple(pair)}

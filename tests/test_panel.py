@@ -1,0 +1,61 @@
+"""The panel of notebook 00 draws what `blend` draws."""
+
+import pytest
+import torch
+
+import dsnb
+from dsnb import masks
+from dsnb.panel import SHAPES, TITLES, blend_panel
+
+CAPTION, PAIR = "a bear on grass", ("a mosaic of [prompt]", "a sketch of [prompt]")
+
+
+@pytest.fixture
+def panel(tiny, monkeypatch):
+    monkeypatch.setenv("DSNB_INTERACTIVE", "1")
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def invert(index, seed, steps):
+        generator = torch.Generator().manual_seed(seed)
+        return dsnb.invert(tiny, image, CAPTION, steps=steps, generator=generator, progress=False)
+
+    panel = blend_panel(
+        tiny, [image], [CAPTION], invert, pair=PAIR, method="epsilon", steps=4, preview_steps=2
+    )
+    panel.rest = 0.02
+    panel.trajectory = invert(0, 0, 4)
+    return panel
+
+
+def test_it_offers_every_method_that_a_unet_has():
+    from dsnb.methods import METHODS
+
+    assert set(TITLES) == set(METHODS)
+
+
+def test_the_panel_draws_what_blend_draws(tiny, panel):
+    texts = [dsnb.prompts.prompt(style, CAPTION) for style in PAIR]
+
+    def expected(method, mask):
+        options = {"method": method, "guidance": tiny.settings.guidance, "progress": False}
+        return dsnb.blend(tiny, panel.trajectory, texts, mask, **options)
+
+    assert torch.allclose(panel.picture, expected("epsilon", masks.logistic(20)), atol=1e-5)
+    panel.set(shape="stripes", wipe=0.5, method="attention")
+    halves = [expected(method, SHAPES["stripes"](20, 0)) for method in ("attention", "pixel")]
+    wiped = torch.cat([halves[0][..., :16], halves[1][..., 16:]], -1)
+    assert torch.allclose(panel.settle(), wiped, atol=1e-5)
+
+
+def test_from_noise_needs_no_inversion(panel):
+    inverted = panel.picture
+    panel.set(from_noise=True)
+    assert not torch.allclose(panel.settle(), inverted, atol=1e-2)
+
+
+def test_wrong_choices_are_named(tiny):
+    image = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="method"):
+        blend_panel(tiny, [image], [CAPTION], None, method="epsilonn")
+    with pytest.raises(ValueError, match="captions must be one different text"):
+        blend_panel(tiny, [image, image], [CAPTION, CAPTION], None)
