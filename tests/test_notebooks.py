@@ -58,6 +58,7 @@ TOY = {
         "guidances": [1.0, 3.0],
         "eta": 1.0,
         "free": 2,
+        "seeds": 1,
         "seed": 3,
     },
     "04_draw_masks": {
@@ -77,6 +78,7 @@ TOY = {
         "sharpnesses": [5.0, 50.0],
         "steps": 4,
         "guidance": 2.0,
+        "seeds": 2,
         "seed": 2,
     },
     "06_epsilon_mask": {
@@ -157,7 +159,13 @@ TOY = {
     "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
     "solutions/01_meet_the_drawn_world": {"object": "cup", "scene": "room", "seed": 1},
     "solutions/02_sample_an_image": {"prompt": "a red guitar in a room", "steps": 3, "seed": 2},
-    "solutions/03_invert_an_image": {"image": "photo_rocket", "style": "vangogh", "steps": 4, "seed": 2},
+    "solutions/03_invert_an_image": {
+        "image": "photo_rocket",
+        "style": "vangogh",
+        "steps": 4,
+        "seeds": 2,
+        "seed": 2,
+    },
     "solutions/04_draw_masks": {"image": "truck_street"},
     "solutions/05_two_baselines": {
         "image": "dog_beach",
@@ -165,10 +173,16 @@ TOY = {
         "style_right": "warhol",
         "sharpness": 30.0,
         "steps": 3,
+        "seeds": 2,
         "seed": 2,
     },
-    "solutions/06_epsilon_mask": {"image": "rocket_night", "style_left": "mosaic", "steps": 4, "seed": 1},
-    "solutions/07_shape_the_transition": {"image": "truck_street", "steps": 3, "seed": 2},
+    "solutions/06_epsilon_mask": {
+        "image": "rocket_night",
+        "style_left": "mosaic",
+        "steps": 4,
+        "seed": 1,
+    },
+    "solutions/07_shape_the_transition": {"image": "truck_street", "steps": 4, "seed": 2},
     "solutions/08_watch_attention": {
         "image": "castle_mountains",
         "word": "castle",
