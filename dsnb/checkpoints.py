@@ -60,17 +60,23 @@ def load(
                 raise ValueError(f"{name} is the pipeline's own where source is a pipeline, got {value!r}")
         name = str(source.config.get("_name_or_path") or type(source).__name__)
         return _model(source, name, Path(name))
+    if not isinstance(source, str | Path | None):
+        raise TypeError(
+            f"source must be a folder, a file, a hub id or a diffusers pipeline, got a {type(source).__name__}"
+        )
     device = choose_device(device)
     dtype = choose_dtype(device) if dtype is None else parse_dtype(dtype)
     bundled = source is None or str(source) == BUNDLED
     path = data_path("models", BUNDLED) if bundled else Path(str(source)).expanduser()
     name = BUNDLED if bundled else str(source)
-    if path.is_dir():
-        pipe = open_folder(path, name, dtype, allow_pickle)
-    elif path.is_file():
+    if path.is_file():
         pipe = open_file(path, dtype, allow_pickle, config)
-    elif _looks_like_file(source):
+    elif not path.is_dir() and _looks_like_file(source):
         raise FileNotFoundError(f"model {name!r}: there is no such file or folder")
+    elif config is not None:
+        raise ValueError(f"config is for a single file, and {name!r} is none; leave it out")
+    elif path.is_dir():
+        pipe = open_folder(path, name, dtype, allow_pickle)
     else:
         path = fetch(name, allow_pickle)
         pipe = open_folder(path, name, dtype, allow_pickle)
@@ -96,6 +102,8 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         raise ValueError(
             f"device {str(device)!r}: there are only {torch.cuda.device_count()} GPUs, from cuda:0"
         )
+    if device.type == "meta":
+        raise ValueError("device 'meta' holds no numbers, so nothing can be drawn there; use 'cpu'")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' was asked for, but it is not available; use 'cpu'")
     return device

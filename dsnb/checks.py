@@ -127,6 +127,23 @@ def instance(name: str, value: Any, kind: type, hint: str) -> Any:
     return value
 
 
+def dense(name: str, value: Any, kind: type, hint: str) -> Any:
+    """A tensor that holds all its numbers: neither sparse nor on the meta device. Raises TypeError."""
+    instance(name, value, kind, hint)
+    if value.is_meta or str(value.layout) != "torch.strided":
+        raise TypeError(
+            f"{name} must be a dense tensor with values, got one of layout {value.layout} on device {value.device}"
+        )
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False. Raises TypeError for anything else, because any text would count as True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {_short(value)}")
+    return value
+
+
 def function(name: str, value: Any) -> Any:
     """A callable or None. Raises TypeError."""
     if value is not None and not callable(value):

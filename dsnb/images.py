@@ -37,6 +37,8 @@ def read_image(
         TypeError: for another kind of source or size.
     """
     if size is None and model is not None:
+        if not hasattr(model, "image_size"):
+            raise TypeError(f"model must be a model as dsnb.load opens it, got a {type(model).__name__}")
         size = model.image_size
     if size is not None:
         height, width = checks.size("size", size, 8, LARGEST_SIDE)
@@ -80,7 +82,7 @@ def to_pil(image: Tensor) -> Image.Image:
         TypeError: for something that is not a tensor.
         ValueError: for another shape, and for values that are not finite or lie outside [0, 1] by more than 0.001.
     """
-    checks.instance("image", image, Tensor, "torch.as_tensor(array) makes one")
+    checks.dense("image", image, Tensor, "torch.as_tensor(array) makes one")
     if image.dim() == 4 and len(image) == 1:
         image = image[0]
     if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:

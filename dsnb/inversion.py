@@ -60,7 +60,7 @@ class Trajectory:
 
     def __post_init__(self):
         for name in ("x_T", "noises"):
-            tensor = checks.instance(name, getattr(self, name), Tensor, "dsnb.invert records a trajectory")
+            tensor = checks.dense(name, getattr(self, name), Tensor, "dsnb.invert records a trajectory")
             if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
                 raise ValueError(
                     f"{name} must be finite, some numbers are NaN or infinite: the guidance is too large, or the "

@@ -82,7 +82,7 @@ class Mask:
             raise TypeError(
                 f"the mask's field must return a tensor of real numbers, got {type(raw).__name__}"
             )
-        raw = raw.double()
+        raw = raw.detach().double()  # a field of learned numbers must not make the images part of their graph
         if raw.shape != (self.n, *x.shape):
             raise ValueError(
                 f"the mask's field must return {(self.n, *x.shape)} numbers, got {tuple(raw.shape)}"
@@ -225,8 +225,8 @@ def from_weights(weights: np.ndarray | Tensor) -> Mask:
         TypeError: for something that is not an array of numbers.
         ValueError: for another shape, and for negative or non-finite weights.
     """
-    if isinstance(weights, Tensor) and (weights.is_complex() or weights.layout != torch.strided):
-        raise TypeError("weights must be a dense array of real numbers, got a complex or a sparse tensor")
+    if isinstance(weights, Tensor) and checks.dense("weights", weights, Tensor, "").is_complex():
+        raise TypeError("weights must be an array of real numbers, got a complex tensor")
     try:
         if not isinstance(weights, Tensor):
             weights = torch.from_numpy(np.asarray(weights).astype(np.float64, casting="same_kind"))

@@ -111,7 +111,7 @@ def blend(
         _check_negative(model, negative_prompt),
         None if one_prompt is None else checks.text("one_prompt", one_prompt),
         0.5 if switch is None else checks.number("switch", switch, 0, 1),
-        bool(regional),
+        False if regional is None else checks.flag("regional", regional),
         (1.0,) if passes is None else tuple(checks.numbers("passes", passes, None, 0, 1)),
         callback,
         progress,
@@ -307,7 +307,8 @@ class Job:
 
 
 def _prompt(job: Job) -> Tensor:
-    return job.decode(job.one_prompt or name_places(job.prompts), job.guidance.mean())
+    text = name_places(job.prompts) if job.one_prompt is None else job.one_prompt
+    return job.decode(text, job.guidance.mean())
 
 
 def _pixel(job: Job) -> Tensor:
@@ -389,7 +390,8 @@ def methods_of(model: Model) -> dict[str, Callable[[Job], Tensor]]:
 
 def _refuse_other(model: Model, method: str) -> None:
     """NotImplementedError for a method that is there, but not for this model's kind of attention."""
-    if method not in methods_of(model) and method in METHODS | JOINT_METHODS:
+    known = {**METHODS, **JOINT_METHODS}.keys() - methods_of(model).keys()
+    if isinstance(method, str) and method in known:
         raise NotImplementedError(
             f"method {method!r} is not there for {model.family.name}, whose network reads text by "
             f"{model.family.attention} attention; its methods are {', '.join(methods_of(model))}"

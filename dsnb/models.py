@@ -104,7 +104,7 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
     Raises TypeError for something that is not a tensor, ValueError for other shapes and values, and unless H and W are
     multiples of the latent factor f.
     """
-    checks.instance("image", image, Tensor, "dsnb.read_image makes one")
+    checks.dense("image", image, Tensor, "dsnb.read_image makes one")
     factor = model.latent_factor * model.family.patch
     if image.dim() != 4 or image.shape[1] != 3 or image.numel() == 0:
         raise ValueError(f"image must have the shape (B, 3, H, W), got {tuple(image.shape)}")

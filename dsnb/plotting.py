@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from . import checks
 from .files import write_all_whole
 
 STYLE_COLORS = ("#1b6ca8", "#e8743b", "#2e9e5b", "#8e5ea2", "#c2a000", "#d1495b")
@@ -63,7 +64,7 @@ def to_array(picture: Picture, name: str = "picture") -> np.ndarray:
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
     if isinstance(picture, torch.Tensor):
-        picture = picture.detach().float().cpu()
+        picture = checks.dense(name, picture, Tensor, "").detach().float().cpu()
         if picture.ndim == 4 and picture.shape[0] == 1:
             picture = picture[0]
         if picture.ndim == 3 and picture.shape[0] in (1, 3):
@@ -274,7 +275,7 @@ def save_figure(
     at all. OSError names the folder where it cannot be written.
     """
     path = Path(name)
-    if not path.name:
+    if path.name in ("", ".."):
         raise ValueError(f"name must be the name of a file, got {str(name)!r}")
     path = path if path.name != str(name) else figures_folder() / path
     path = path if path.suffix.lower() == ".png" else path.with_name(path.name + ".png")
@@ -308,9 +309,9 @@ def write_figures(files: dict[Path, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_all_whole(files)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
         raise OSError(
-            f"cannot write into the folder {folder} ({error.strerror or error}); make it writable, "
+            f"cannot write into the folder {folder} ({getattr(error, 'strerror', None) or error}); make it writable, "
             "or name another one in the environment variable DSNB_FIGURES"
         ) from error
 

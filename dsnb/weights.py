@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from torch import nn
 
+from . import checks
 from .families import Family, family_of
 from .models import DiffusionPipeline, quietly
 
@@ -53,7 +54,7 @@ def open_folder(folder: Path, name: str, dtype: torch.dtype, allow_pickle: bool)
 def _index(folder: Path, name: str) -> dict[str, Any]:
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        index["_class_name"]
+        checks.text("_class_name", index["_class_name"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"model folder {name!r} is not a diffusers model: it has no readable model_index.json (expected beside "
@@ -183,9 +184,9 @@ def _ask_hub(name: str) -> None:
     A download alone would repeat its question for 23 seconds before it says that the hub does not answer.
     """
     index = "model_index.json"
-    if isinstance(try_to_load_from_cache(name, index), str):
-        return
     try:
+        if isinstance(try_to_load_from_cache(name, index), str):
+            return
         get_hf_file_metadata(hf_hub_url(name, index))
     except Exception as error:  # each version of the hub's client has its own classes of errors
         raise OSError(str(error)) from error

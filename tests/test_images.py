@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from dsnb import masks
+from dsnb import images, masks, plotting
 from dsnb.images import read_grey, read_image, to_pil
+from dsnb.metrics import measures
 
 
 @pytest.fixture
@@ -138,6 +139,22 @@ def test_pil_images_and_arrays_are_read_like_files(save):
 def test_other_sources_are_refused(source, error, words):
     with pytest.raises(error, match=words):
         read_image(source)
+
+
+@pytest.mark.parametrize(
+    "take", [images.to_pil, plotting.to_array, measures.check_images, masks.from_weights]
+)
+@pytest.mark.parametrize(
+    "image", [torch.zeros(1, 3, 8, 8).to_sparse(), torch.zeros(1, 3, 8, 8, device="meta")]
+)
+def test_a_tensor_without_its_numbers_is_refused(take, image):
+    with pytest.raises(TypeError, match="must be a dense tensor with values"):
+        take(image)
+
+
+def test_what_is_no_model_has_no_size(save):
+    with pytest.raises(TypeError, match="model must be a model as dsnb.load opens it, got a str"):
+        read_image(save(Image.new("RGB", (8, 8))), "drawn-world")
 
 
 @pytest.mark.parametrize("size", [(80000, 80000), (8, 8, 8), 0, "64", 64.0, (60, 64), True])

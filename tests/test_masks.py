@@ -182,7 +182,11 @@ def test_bad_masks_are_refused_with_a_sentence(make, words):
         (lambda: masks.from_weights([["a"]]), "weights must be an array of real numbers"),
         (lambda: masks.from_weights([[[1, 2], [3]]] * 2), "weights must be an array of real numbers"),
         (lambda: masks.from_weights(np.ones((2, 4, 4), complex)), "weights must be an array of real numbers"),
-        (lambda: masks.from_weights(torch.ones(2, 4, 4).to_sparse()), "weights must be a dense array"),
+        (lambda: masks.from_weights(torch.ones(2, 4, 4).to_sparse()), "weights must be a dense tensor"),
+        (
+            lambda: masks.from_weights(torch.ones(2, 4, 4, device="meta")),
+            "dense tensor with values.* on device meta",
+        ),
         (lambda: masks.image(None), "image must be a file"),
     ],
 )
@@ -217,6 +221,14 @@ def test_a_field_returns_a_real_tensor():
     for field in (lambda x, y, p: np.stack([x, x]), lambda x, y, p: torch.stack([x + 0j, x])):
         with pytest.raises(TypeError, match="must return a tensor of real numbers"):
             masks.Mask(2, field).weights(4, 4)
+
+
+def test_learned_numbers_in_a_field_stay_out_of_the_image_s_graph():
+    edge = torch.tensor(0.5, requires_grad=True)
+    mask = masks.Mask(
+        2, lambda x, y, p: torch.stack([torch.sigmoid(9 * (edge - x)), torch.sigmoid(9 * (x - edge))])
+    )
+    assert not mask.weights(4, 4).requires_grad
 
 
 def test_very_large_weights_are_weights():

@@ -153,6 +153,8 @@ def test_the_one_prompt_baseline_takes_its_text(tiny, trajectory):
     named = run(tiny, trajectory, method="prompt", one_prompt=LEFT)
     torch.testing.assert_close(named, single(tiny, trajectory, LEFT))
     assert not torch.allclose(named, run(tiny, trajectory, method="prompt"), atol=1e-3)
+    empty = run(tiny, trajectory, method="prompt", one_prompt="")
+    torch.testing.assert_close(empty, single(tiny, trajectory, ""))
 
 
 @pytest.mark.parametrize("method", ["prompt", *BLENDING])
@@ -176,6 +178,7 @@ def test_an_option_of_another_method_is_refused(tiny, trajectory, method, option
     ("change", "words"),
     [
         ({"method": "epsilom"}, "did you mean 'epsilon'"),
+        ({"method": ["epsilon"]}, r"method must be one of .*; got \['epsilon'\]"),
         ({"prompts": [LEFT]}, "2 prompts are needed; got 1"),
         ({"prompts": [LEFT, RIGHT, LEFT]}, "2 prompts are needed; got 3"),
         ({"method": "combined", "switch": 2}, "switch must be a finite number from 0 to 1, got 2"),
@@ -202,6 +205,7 @@ def test_bad_calls_are_refused(tiny, trajectory, change, words):
         ({"one_prompt": 3, "method": "prompt"}, "one_prompt must be a text"),
         ({"switch": "late", "method": "combined"}, "switch must be a finite number"),
         ({"callback": 5}, "callback must be a function"),
+        ({"regional": "no", "method": "combined"}, "regional must be True or False, got 'no'"),
     ],
 )
 def test_wrong_types_are_refused_by_name(tiny, trajectory, change, words):

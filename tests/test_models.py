@@ -113,6 +113,8 @@ def test_a_gpu_that_is_not_there(tiny_folder):
 def test_a_device_that_is_none(tiny_folder):
     with pytest.raises(ValueError, match="device 'gpu' is unknown; use 'cuda'"):
         dsnb.load(tiny_folder, device="gpu")
+    with pytest.raises(ValueError, match="device 'meta' holds no numbers"):
+        dsnb.load(tiny_folder, device="meta")
 
 
 def test_the_libraries_progress_bars_are_left_as_they_were():
@@ -137,6 +139,13 @@ def test_sources_that_are_no_models(tmp_path, tiny_folder, monkeypatch):
         dsnb.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         dsnb.load("model.safetensors")
+    for source in (["a", "b"], b"drawn-world", 42):
+        with pytest.raises(TypeError, match="source must be a folder, a file, a hub id"):
+            dsnb.load(source)
+    with pytest.raises(OSError, match="could not be fetched from the hub"):
+        dsnb.load("a\0b")
+    with pytest.raises(ValueError, match="config is for a single file"):
+        dsnb.load(tiny_folder, config=tiny_folder)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionControlNetPipeline"}')
     with pytest.raises(ValueError, match="holds a StableDiffusionControlNetPipeline; needed.*from_pipe"):
         dsnb.load(tmp_path)

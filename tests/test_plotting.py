@@ -144,6 +144,10 @@ def test_unwritable_folder_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot write into the folder .*taken.*DSNB_FIGURES"):
         plotting.save_figure(noise(1, 3, 4, 4), "x")
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+    with pytest.raises(OSError, match="null byte"):
+        plotting.save_figure(noise(1, 3, 4, 4), tmp_path / "a\0b")
+    with pytest.raises(ValueError, match="name must be the name of a file, got '..'"):
+        plotting.save_figure(noise(1, 3, 4, 4), "..")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_scraps(folder, monkeypatch):

@@ -128,6 +128,13 @@ def test_images_are_saved_into_the_folder_of_figures_and_nowhere_else(save_as):
         plotting.save_figure(shade(0.5), save_as)
 
 
+def test_what_names_no_control_and_what_is_no_function_are_refused():
+    with pytest.raises(ValueError, match="labels names 'angel', which is no control; the controls are angle"):
+        explore(lambda angle: shade(0), labels={"angel": "Angle"}, angle=(0, 1))
+    with pytest.raises(TypeError, match="draw must be a function"):
+        explore(shade(0), angle=(0, 1))
+
+
 def test_play_needs_a_slider():
     with pytest.raises(ValueError, match=r"play is 'style'; expected .*\['angle'\]"):
         explore(lambda angle, style: shade(0), play="style", angle=(0, 1), style=["a"])

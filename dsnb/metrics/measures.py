@@ -17,13 +17,15 @@ from scipy.ndimage import distance_transform_edt
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from .. import checks
+
 
 def check_images(images: Tensor, name: str = "images") -> Tensor:
     """Return `images` as float (B, 3, H, W), or say what is wrong with them (shape, range, NaN)."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
         raise ValueError(f"{name} is {shape}, expected a tensor of shape (B, 3, H, W)")
-    images = images.detach().float()
+    images = checks.dense(name, images, Tensor, "").detach().float()
     low, high = images.min().item(), images.max().item()
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # also refuses NaN
         raise ValueError(f"{name} spans [{low:.3g}, {high:.3g}], expected values in [0, 1]")

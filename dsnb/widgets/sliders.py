@@ -58,6 +58,12 @@ def explore(
     save_as: stem of the files that the save button writes into figures/; settings: what they note besides.
     labels: {name: text beside the control}. width: of the picture, in CSS pixels.
     """
+    if not callable(draw):
+        raise TypeError(f"draw must be a function of the controls' values, got a {type(draw).__name__}")
+    for name in set(labels or {}) - set(controls):
+        raise ValueError(
+            f"labels names {name!r}, which is no control; the controls are {', '.join(controls)}"
+        )
     width, rest = checks.integer("width", width, 16, 4096), checks.number("rest", rest, 0)
     if save_as is not None and Path(checks.text("save_as", save_as)).name != save_as:
         raise ValueError(f"save_as must be the start of a file name, without a folder; got {save_as!r}")
