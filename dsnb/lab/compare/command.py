@@ -26,7 +26,7 @@ IMAGES, FEWER, SEEDS = 96, 12, 4  # what the tables in figures/ are made of
 MASKS = ("linear", "logistic")
 # What the paper leaves open: a setting, and values to try. Asked on the validation set, one setting at a time.
 QUESTIONS: dict[str, list[float]] = {
-    "guidance": [3, 5, 20, 30],
+    "guidance": [3, 5, 8, 20],
     "eta": [0.05, 0.1, 0.3, 1.0],
     "steps": [12, 25, 50, 99],
     "skip": [0, 5, 10, 20, 30],
@@ -177,16 +177,17 @@ def plan(part: str, given: argparse.Namespace, chosen: dict, model: Model) -> li
     tasks = _tasks("validation", given.fewer, chosen, model)
     able = ("combined",) if part == "switch" else ("epsilon", "attention", "combined", "regional")
     methods = [method for method in able if method in given.methods]
-    usual = getattr(settings.for_model(model), part)
-    limit = settings.for_model(model).steps if part == "skip" else float("inf")
-    values = sorted({usual, *(value for value in QUESTIONS[part] if value < limit)}) if methods else []
-    return [
-        Run(
-            part, tasks, methods, ("logistic",), replace(settings, **{part: value}),
-            f"{part} {value:g}", value == usual,
-        )
-        for value in values
-    ]  # fmt: skip
+    usual, runs = settings.for_model(model), []
+    limit = usual.steps if part == "skip" else float("inf")
+    groups = [[method] for method in methods] if part == "guidance" else [methods] if methods else []
+    for group in groups:  # each method may have a usual guidance of its own
+        own = getattr(usual, part)
+        if own is None:
+            own = model.settings.method_guidance.get(group[0], model.settings.guidance)
+        for value in sorted({own, *(value for value in QUESTIONS[part] if value < limit)}):
+            setting, label = replace(settings, **{part: value}), f"{part} {value:g}"
+            runs.append(Run(part, tasks, group, ("logistic",), setting, label, value == own))
+    return runs
 
 
 def _tasks(which: str, images: int, chosen: dict, model: Model) -> list[Task]:

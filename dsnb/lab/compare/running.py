@@ -20,7 +20,7 @@ from ...files import write_whole
 from ...images import to_pil
 from ...inversion import Trajectory, from_noise, invert
 from ...masks import Mask, linear, logistic
-from ...methods import blend, blend_pixels, decode
+from ...methods import blend, blend_pixels, decode, default_guidance
 from ...models import Model, count_unet_samples
 from ...plotting import png_bytes
 from .measuring import Networks, measure, prepare
@@ -35,7 +35,7 @@ class Settings:
 
     Attributes:
         steps, skip, eta: of the inversion, see `dsnb.invert`.
-        guidance: of every method.
+        guidance: of every method; None is each method's own, see `methods.default_guidance`.
         sharpness: of the logistic mask.
         switch: when "combined" changes from epsilon to attention, in [0, 1].
         from_noise: start from random noise in the place of the source image's inversion.
@@ -50,10 +50,9 @@ class Settings:
     from_noise: bool = False
 
     def for_model(self, model: Model) -> Settings:
-        """The same with the model's own values in the place of None; nothing is skipped from noise."""
+        """The same with the model's own values in the place of None, but of guidance; no step is skipped from noise."""
         own, steps = model.settings, self.steps or model.settings.steps
         usual = {"steps": steps, "skip": round(own.skip * steps / own.steps), "eta": own.eta}
-        usual["guidance"] = own.sampling_guidance if self.from_noise else own.guidance
         given = {name: value for name, value in vars(self).items() if value is not None}
         return Settings(**usual | given | ({"skip": 0} if self.from_noise else {}))
 
@@ -87,6 +86,8 @@ class Run:
     def file(self, folder: Path, k: int, seed: int) -> Path:
         """The file of the rows of task k with one seed."""
         name = (self.label or self.part).replace(" ", "-")
+        if len(self.methods) == 1:
+            name = f"{name}-{self.methods[0]}"
         return folder / f"{name}-{k:03d}-{seed}.json"
 
 
@@ -128,7 +129,7 @@ def compare_image(
 ) -> tuple[list[dict], dict[tuple[str, str], Tensor]]:
     """Draw one task by every method, with every mask and seed, and measure the results.
 
-    All methods decode the same trajectory, with the same guidance.
+    All methods decode the same trajectory.
 
     Args:
         model: the model.
@@ -148,10 +149,12 @@ def compare_image(
     """
     settings = settings.for_model(model)
     trajectory = record(model, task, seeds, settings)
-    options = {"guidance": settings.guidance, "progress": False}
+    given = settings.guidance
+    guidance_of = lambda method: default_guidance(model, trajectory, method) if given is None else given
     own = {"prompt": {"one_prompt": task.one_prompt}, "combined": {"switch": settings.switch}}
     with count_unet_samples(model.unet) as single_count:
-        singles = torch.stack([decode(model, trajectory, prompt, **options) for prompt in task.prompts])
+        single = {"guidance": guidance_of("pixel"), "progress": False}
+        singles = torch.stack([decode(model, trajectory, prompt, **single) for prompt in task.prompts])
     images, samples, rows = {}, {}, []
     for name in masks:
         mask = settings.mask(name)
@@ -163,7 +166,7 @@ def compare_image(
                 elif method == "prompt" and name != masks[0]:  # it knows no mask
                     image, count = images[masks[0], method], None
                 else:
-                    chosen = options | own.get(method, {})
+                    chosen = {"guidance": guidance_of(method), "progress": False} | own.get(method, {})
                     image = blend(model, trajectory, task.prompts, mask, method=method, **chosen)
             images[name, method] = image
             samples[name, method] = count and count.samples / len(trajectory.noises) / len(seeds)
@@ -174,6 +177,7 @@ def compare_image(
                 sides = task.layers if method == GROUND_TRUTH else singles[:, k]
                 row = {"image": task.name, "pair": task.pair, "mask": name, "method": method, "seed": seed}
                 row["samples"] = samples.get((name, method))
+                row["guidance"] = None if method == GROUND_TRUTH else guidance_of(method)
                 rows.append(row | measure(nets, images[name, method][[k]], target, sides))
     return rows, images
 
@@ -197,6 +201,7 @@ def compute(run: Run, model: Model, nets: Networks, seeds: Sequence[int], folder
     files = {(k, seed): run.file(folder, k, seed) for k in range(len(run.tasks)) for seed in seeds}
     settings = run.settings.for_model(model)
     about = {"setting": run.label, "usual": run.usual, "version_dsnb": dsnb.__version__} | vars(settings)
+    del about["guidance"]  # each method's stands in its rows
     for k, task in enumerate(tqdm(run.tasks, desc=run.label or run.part, unit="task")):
         missing = [seed for seed in seeds if not files[k, seed].is_file()]
         if not missing:
