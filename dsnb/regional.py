@@ -123,7 +123,7 @@ class RegionalNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.regions.on:
             return super().forward(x)
-        weights = self.regions.weights(*x.shape[-2:])
+        weights = self.regions.weights(*x.shape[-2:]).to(x.device)  # of an offloaded UNet, another
         return regional_group_norm(x, weights, self.num_groups, self.weight, self.bias, self.eps)
 
 
@@ -142,7 +142,7 @@ class RegionalProcessor:
             )
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         query, key, value = (heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))
-        bias = self.regions.bias(hidden_states.shape[1])
+        bias = self.regions.bias(hidden_states.shape[1]).to(query.device)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
         if attn.residual_connection:
@@ -191,7 +191,10 @@ def regional_context(
         plain = {name: unet.get_submodule(name) for name in norms}
         processors = {f"{name}.processor": unet.get_submodule(name).processor for name in names}
         levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
-        regions = Regions(mask, size, levels, strength, next(unet.parameters()))
+        like = next(unet.parameters()).new_empty(
+            0, dtype=unet.dtype
+        )  # weights may be stored in another dtype
+        regions = Regions(mask, size, levels, strength, like)
         ours = {name: RegionalProcessor(processor, regions) for name, processor in processors.items()}
         try:
             for name, norm in plain.items():

@@ -119,3 +119,8 @@ def test_bad_calls_are_refused(unet, inputs):
         regional(unet, inputs, HALVES, layers=lambda name: False)
     with pytest.raises(ValueError, match="strength must be"):
         regional(unet, inputs, HALVES, strength=-1)
+
+
+def test_a_unet_with_weights_stored_in_eight_bits(unet, inputs):
+    unet.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert close(regional(unet, inputs, EVERYWHERE), call(unet, *inputs))
