@@ -101,6 +101,18 @@ class Mask:
         """The same mask with the order of the styles reversed."""
         return replace(self, field=lambda x, y, p: self.field(x, y, p).flip(0))
 
+    def weigh(self, factors: float | Sequence[float]) -> "Mask":
+        """The same mask with each style's weight multiplied by a factor; the weights sum to 1 again.
+
+        Two styles then meet where M_1 f_1 = M_2 f_2, so the border moves away from the style with the larger factor.
+
+        Args:
+            factors: n numbers of at least 0.
+        """
+        factors = torch.tensor(checks.numbers("factors", factors, self.n, 0))
+        each = lambda x: factors.to(x).reshape(-1, *[1] * x.dim())
+        return replace(self, field=lambda x, y, p: self.field(x, y, p) * each(x))
+
     def active(self, starts: Sequence[float], ends: Sequence[float]) -> "Mask":
         """Style i is drawn only while starts[i] <= progress < ends[i]; otherwise the others take its weight.
 

@@ -89,6 +89,17 @@ def test_stripes_take_turns():
     assert weights[:, 5::10].argmax(0).tolist() == [0, 1, 2, 0, 1, 2]
 
 
+def test_weigh_multiplies_the_weights():
+    mask = masks.logistic(20)
+    plain, weighed = (m.weights(1, 64, sampling="endpoints")[:, 0] for m in (mask, mask.weigh((3, 1))))
+    expected = plain * torch.tensor([[3.0], [1.0]])
+    torch.testing.assert_close(weighed, expected / expected.sum(0))
+    assert (weighed[0] > 0.5).sum() > (plain[0] > 0.5).sum()
+    torch.testing.assert_close(mask.weigh(2).weights(4, 4), mask.weights(4, 4))
+    with pytest.raises(ValueError, match="factors must be one number or 2 numbers, got 3"):
+        mask.weigh((1, 2, 3))
+
+
 def test_flip_reverses_the_styles():
     mask = masks.logistic(20, n=3, angle=10)
     torch.testing.assert_close(mask.flip().weights(9, 7), mask.weights(9, 7).flip(0))

@@ -103,6 +103,17 @@ def test_gradient_energy_by_hand():
     assert torch.equal(metrics.gradient_energy(image)[0], expected)
 
 
+def test_border_window_is_where_the_border_crosses_something():
+    image = torch.zeros(1, 3, 16, 24)
+    image[..., 9:12, 10:14] = torch.rand(3, 3, 4, generator=torch.Generator().manual_seed(0))
+    image[..., 0:4, 0:4] = torch.rand(3, 4, 4)  # more structure, away from the border
+    rows, columns = metrics.border_window(image, halves(16, 24), 6)
+    assert rows.start <= 9 and rows.stop >= 12
+    assert abs((columns.start + columns.stop) / 2 - 12) <= 1
+    with pytest.raises(ValueError, match="side is 17"):
+        metrics.border_window(image, halves(16, 24), 17)
+
+
 def test_border_distance_and_strip():
     distance = metrics.border_distance(halves(4, 8))
     assert distance[0].tolist() == [3.5, 2.5, 1.5, 0.5, 0.5, 1.5, 2.5, 3.5]

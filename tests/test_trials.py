@@ -6,7 +6,7 @@ import torch
 
 import dsnb
 from dsnb import masks
-from dsnb.lab.trials import Trial, default_trials, draw_trial, run_trials, summarize
+from dsnb.lab.trials import Trial, default_trials, differences, draw_trial, run_trials, show_rates, summarize
 
 TEXTS = ["a mosaic of a bear", "a sketch of a bear"]
 
@@ -55,3 +55,21 @@ def test_rows_and_their_summary(tiny):
     table = summarize(rows)
     assert (table.both == 0.5).all() and (table.low == 0).all() and (table.high == 1).all()
     assert (table.worst == table.best).all()
+    assert len(show_rates(table).axes[0].get_yticklabels()) == 2
+
+
+def test_differences_are_within_images():
+    rates = {"control": (0, 1, 1, 0, 0, 1), "better": (1,) * 6, "same": (0, 1, 1, 0, 0, 1)}
+    rows = pd.DataFrame(
+        {"question": name, "trial": name, "image": k, "both": float(rate)}
+        for name, each in rates.items()
+        for k, rate in enumerate(each)
+    )
+    table = differences(rows, "control").set_index("trial")
+    assert table.difference.to_dict() == {"better": 0.5, "same": 0}
+    assert table.verdict.to_dict() == {"better": "higher", "same": "not decided"}
+    few = differences(rows[rows.image < 4], "control").set_index("trial")
+    assert few.difference["better"] == 0.5 and few.verdict["better"] == "not decided"
+    assert table.low["same"] == table.high["same"] == 0  # though the interval of either rate is wide
+    with pytest.raises(ValueError, match="control is 'nobody'"):
+        differences(rows, "nobody")

@@ -26,7 +26,7 @@ from ..methods import ALONE, MIXED, UNCONDITIONAL, decode_trajectory
 from ..metrics.classifiers import StyleClassifier, load_probe, style_shown
 from ..metrics.networks import resize
 from ..models import Model, decode_latents, encode_prompts, predict
-from ..plotting import figures_folder
+from ..plotting import STYLE_COLORS, Sheet, figures_folder
 from ..regional import regional_context
 from .world import draw, phrase, split
 
@@ -69,12 +69,14 @@ def default_trials(levels: int = 3) -> list[Trial]:
         both,
         replace(plain, name="normalisation", norm=True),
         replace(plain, name="self-attention", strength=1.0),
-        replace(both, name="both, self-attention x 3", strength=3.0),
+        *(replace(both, question="how strong", name=f"strength {k:g}", strength=k) for k in (0.3, 3.0, 10.0)),
         replace(both, question="which rows", name="conditional row", conditional=True),
         replace(both, question="when", name="first half", span=(0.0, 0.5)),
         replace(both, question="when", name="second half", span=(0.5, 1.0)),
     ]
-    trials += [replace(both, question="which resolution", name=f"1/{2**k}", level=k) for k in range(levels)]
+    trials += [
+        replace(both, question="which resolution", name=f"only 1/{2**k}", level=k) for k in range(levels)
+    ]
     for switch in (0.125, 0.25, 0.5):
         trials.append(replace(combined, name=f"switch {switch:g}", switch=switch))
         regional = {"norm": True, "strength": 1.0, "span": (switch, 1.0), "switch": switch}
@@ -218,18 +220,83 @@ def summarize(rows: pd.DataFrame, repeats: int = 1000) -> pd.DataFrame:
         One row per trial: `both`, its 95 % interval from `low` to `high` (images are resampled), the `worst` and the
         `best` seed, the rate of each pair, and the means of `side`, `layout` and `seam`.
     """
-    table, generator = [], torch.Generator().manual_seed(0)
-    levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    table = []
     for (question, name), part in rows.groupby(["question", "trial"], sort=False):
-        images = torch.tensor(part.groupby("image").both.mean().to_numpy(), dtype=torch.float64)
-        resampled = images[torch.randint(len(images), (repeats, len(images)), generator=generator)]
-        low, high = resampled.mean(1).quantile(levels).tolist()
+        low, high = _interval(part.groupby("image").both.mean(), repeats)
         by_seed = part.groupby("seed").both.mean()
         spread = {"low": low, "high": high, "worst": by_seed.min(), "best": by_seed.max()}
         means = part[["both", "side", "layout", "seam"]].mean().to_dict()
         pairs = part.groupby("pair").both.mean().to_dict()
         table.append({"question": question, "trial": name} | means | spread | pairs)
     return pd.DataFrame(table)
+
+
+def differences(rows: pd.DataFrame, control: str, repeats: int = 1000) -> pd.DataFrame:
+    """Each trial's rate less the control's on the same images, pairs and seeds.
+
+    A difference within an image is free of what makes that image easy or hard, so its interval is narrower than those
+    of the two rates.
+
+    Args:
+        rows: of `run_trials`, the control's among them.
+        control: the name of a trial.
+        repeats: bootstrap samples.
+
+    Returns:
+        One row per other trial: the mean `difference` of `both`, its 95 % interval from `low` to `high` (images are
+        resampled), and the `verdict`: "higher" or "lower" where the interval excludes 0, else "not decided". Fewer
+        than 5 images decide nothing.
+
+    Raises:
+        ValueError: `rows` has no trial of that name.
+    """
+    if control not in set(rows.trial):
+        raise ValueError(f"control is {control!r}; expected one of {', '.join(rows.trial.unique())}")
+    rates = rows.groupby(["question", "trial", "image"], sort=False).both.mean().unstack()
+    base = rates.xs(control, level="trial").iloc[0]
+    table = []
+    for (question, name), rate in rates.iterrows():
+        gain = rate - base
+        low, high = _interval(gain, repeats)
+        sign = "higher" if low > 0 else "lower" if high < 0 else "not decided"
+        if name != control:
+            measured = {"difference": gain.mean(), "low": low, "high": high}
+            verdict = {"verdict": sign if len(gain) >= 5 else "not decided"}
+            table.append({"question": question, "trial": name} | measured | verdict)
+    return pd.DataFrame(table)
+
+
+def _interval(values: pd.Series, repeats: int) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean over images."""
+    values, generator = torch.tensor(values.to_numpy(), dtype=torch.float64), torch.Generator().manual_seed(0)
+    means = values[torch.randint(len(values), (repeats, len(values)), generator=generator)].mean(1)
+    return tuple(means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist())
+
+
+def show_rates(table: pd.DataFrame, width: float = 6.0) -> Sheet:
+    """Each trial's rate as a point, its interval over images as a band, its worst and best seed as marks.
+
+    Args:
+        table: of `summarize`.
+        width: inches.
+
+    Returns:
+        The figure, one line per trial.
+    """
+    figure = Sheet(width, 0.7 + 0.26 * len(table))
+    axes, lines = figure.subplots(), range(len(table), 0, -1)
+    axes.hlines(lines, table.low, table.high, color=STYLE_COLORS[0], linewidth=6, alpha=0.3)
+    for seed in ("worst", "best"):
+        axes.plot(table[seed], lines, "|", color="0.4", markersize=9)
+    axes.plot(table.both, lines, "o", color=STYLE_COLORS[0])
+    axes.set_yticks(lines, table.trial, fontsize=8)
+    axes.set(xlim=(-0.02, 1.02), ylim=(0.4, len(table) + 0.6))
+    axes.set_xlabel(
+        "rate of images with both styles (band: 95 % interval; marks: worst and best seed)", fontsize=8
+    )
+    axes.grid(axis="x", color="0.9")
+    figure.tight_layout()
+    return figure
 
 
 def main(argv: Sequence[str], write: Callable[[str], object] = print) -> int:

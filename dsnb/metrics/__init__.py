@@ -4,6 +4,7 @@ the style that each side shows (`classifiers`)."""
 from .measures import (
     balance,
     border_distance,
+    border_window,
     check_images,
     check_weights,
     gradient_energy,
@@ -23,7 +24,7 @@ from .measures import (
 )
 
 __all__ = [
-    "balance", "border_distance", "check_images", "check_weights", "gradient_energy", "gram", "gram_distance",
-    "gram_reference", "l2", "layout", "monotonicity", "psnr", "seam", "side_weights", "smoothness", "ssim",
-    "strips", "transition_strip",
+    "balance", "border_distance", "border_window", "check_images", "check_weights", "gradient_energy", "gram",
+    "gram_distance", "gram_reference", "l2", "layout", "monotonicity", "psnr", "seam", "side_weights", "smoothness",
+    "ssim", "strips", "transition_strip",
 ]  # fmt: skip

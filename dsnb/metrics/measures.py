@@ -167,6 +167,35 @@ def transition_strip(weights: Tensor, width: float = 0.2) -> Tensor:
     return distance <= max(width / 2 * max(distance.shape), 0.5)
 
 
+def border_window(image: Tensor, weights: Tensor, side: int) -> tuple[slice, slice]:
+    """The square window on the border of two styles in which an image has the most structure.
+
+    It depends on the source image and the mask alone, so a figure cut by it favours no method. This project's.
+
+    Args:
+        image: (1, 3, H, W) in [0, 1], the source image.
+        weights: the mask (N, H, W).
+        side: of the window, in pixels.
+
+    Returns:
+        Rows and columns; the window's centre is next to the border.
+
+    Raises:
+        ValueError: the window does not fit into the image.
+    """
+    energy = gradient_energy(image)[:1]
+    if not 1 <= side <= min(energy.shape[1:]):
+        raise ValueError(f"side is {side}, expected 1 to {min(energy.shape[1:])} pixels like the image")
+    total = torch.nn.functional.avg_pool2d(energy, side, stride=1)[
+        0
+    ]  # of each window, by its upper left corner
+    middle = border_distance(check_weights(weights, energy.shape[1:]))[side // 2 :, side // 2 :]
+    middle = middle[: total.shape[0], : total.shape[1]]
+    total = total.masked_fill(middle > max(1.0, middle.min().item()), -1)
+    top, left = divmod(int(total.argmax()), total.shape[1])
+    return slice(top, top + side), slice(left, left + side)
+
+
 def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | None = None) -> Tensor:
     """Gradient energy in the transition strip against what it should be. Range [0, inf), 1 is best.
 
