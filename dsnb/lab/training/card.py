@@ -122,7 +122,7 @@ def write_card(folder: Path, rows: list[Row], recipe: "Recipe", *, unet_paramete
         fraction=f"{recipe.fraction:g}",
         limits="\n".join(part for part in (missed(rows), uncertain(rows)) if part),
         device="a GPU" if gpu else f"a CPU ({torch.get_num_threads()} threads)",
-        settings=", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in SETTINGS.items()),
+        settings=", ".join(_setting(name, value) for name, value in SETTINGS.items()),
         stages=pd.DataFrame(history).to_markdown(index=False, missingval="–"),
         table=as_markdown(rows) if rows else "Not measured.\n",
     )
@@ -142,3 +142,11 @@ def _write(
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     ModelCard.from_template(data, template_str=text, **values).save(folder / "README.md")
     return folder / "README.md"
+
+
+def _setting(name: str, value: float | dict[str, float]) -> str:
+    """One setting in words, such as "sampling guidance 5"."""
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {one:g}" for key, one in value.items())
+        return f"{name.replace('_', ' ')} ({value})"
+    return f"{name.replace('_', ' ')} {value:g}"
