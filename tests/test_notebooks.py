@@ -89,6 +89,7 @@ TOY = {
         "guidance": 2.0,
         "steps": 6,
         "sweep_steps": 3,
+        "seeds": 2,
         "seed": 1,
     },
     "07_shape_the_transition": {
@@ -98,6 +99,7 @@ TOY = {
         "sharpness": 60.0,
         "angle": 45.0,
         "steps": 3,
+        "seeds": 2,
         "seed": 1,
     },
     "08_watch_attention": {
@@ -184,9 +186,10 @@ TOY = {
         "image": "rocket_night",
         "style_left": "mosaic",
         "steps": 4,
+        "seeds": 2,
         "seed": 1,
     },
-    "solutions/07_shape_the_transition": {"image": "truck_street", "steps": 4, "seed": 2},
+    "solutions/07_shape_the_transition": {"image": "truck_street", "steps": 4, "seeds": 2, "seed": 2},
     "solutions/08_watch_attention": {
         "image": "castle_mountains",
         "word": "castle",
