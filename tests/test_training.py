@@ -377,7 +377,7 @@ def test_the_export_opens_as_stable_diffusion(networks, tokenizer, tmp_path):
     assert drawn.shape == (1, SIZE, SIZE, 3)
     assert pipe.vae.config.scaling_factor == pytest.approx(tiny.config.scaling_factor)
     model = dsnb.load(folder, device="cpu", dtype=torch.float32)
-    assert (model.settings.steps, model.settings.skip, model.settings.guidance) == (50, 5, 3.0)
+    assert (model.settings.steps, model.settings.skip, model.settings.guidance) == (25, 2, 3.0)
     assert model.image_size == SIZE
     configs = [json.loads(path.read_text()) for path in folder.glob("*/config.json")]
     assert len(configs) == 3 and not any("_name_or_path" in config for config in configs)

@@ -16,8 +16,8 @@ from .diffusion import make_scheduler
 
 # Of each method the guidance with the largest sum of rate (both styles shown) and layout kept in figures/10_trials.csv.
 SETTINGS = {
-    "steps": 50,
-    "skip": 5,
+    "steps": 25,
+    "skip": 2,
     "eta": 0.1,
     "encoder_guidance": 1.0,
     "guidance": 3.0,
