@@ -164,7 +164,12 @@ TOY = {
     "17_with_your_own_model": {"image": "sailboat_beach", "steps": 4, "size": 64, "seed": 1},
     "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
     "solutions/01_meet_the_drawn_world": {"object": "cup", "scene": "room", "seed": 1},
-    "solutions/02_sample_an_image": {"prompt": "a red guitar in a room", "steps": 3, "seed": 2},
+    "solutions/02_sample_an_image": {
+        "prompt": "a red guitar in a room",
+        "unwanted": "a guitar",
+        "steps": 3,
+        "seed": 2,
+    },
     "solutions/03_invert_an_image": {
         "image": "photo_rocket",
         "style": "vangogh",
