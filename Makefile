@@ -54,7 +54,7 @@ train: $(VENV)/.lab  ## trains the bundled model, from its last checkpoint, or F
 CHANGES := control,random,unnamed,patches,fours,plain,longer,sixteen,small
 trials: $(VENV)/.lab  ## notebook 18 in full: what teaches objects (an hour on two CPU cores)
 	$(BIN)/dsnb run notebooks/18_what_teaches_objects.ipynb --output runs/trials \
-		-p steps=400 -p pictures=360 --grid seed=0,1,2 --grid change=$(CHANGES)
+		-p steps=400 -p images=360 --grid seed=0,1,2 --grid change=$(CHANGES)
 	DSNB_FIGURES=$(CURDIR)/figures $(BIN)/papermill notebooks/18_what_teaches_objects.ipynb runs/trials/18_what_teaches_objects.ipynb \
 		--cwd notebooks -p tables "$(CURDIR)/runs/trials"
 

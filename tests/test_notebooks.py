@@ -160,7 +160,7 @@ TOY = {
         "unet_steps": 3,
         "seed": 1,
     },
-    "18_what_teaches_objects": {"change": "patches", "steps": 3, "pictures": 8, "seed": 1},
+    "18_what_teaches_objects": {"change": "patches", "steps": 3, "images": 8, "seed": 1},
     "17_with_your_own_model": {"image": "sailboat_beach", "steps": 4, "size": 64, "seed": 1},
     "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
     "solutions/01_meet_the_drawn_world": {"object": "cup", "scene": "room", "seed": 1},
@@ -231,7 +231,7 @@ TOY = {
 }
 
 
-TRIAL_MEASURES = ("ahead", "top1", "top5", "style", "few_ahead", "few_top1")  # what notebook 18 records
+TRIAL_MEASURES = ("auc", "top1", "top5", "style", "few_auc", "few_top1")  # what notebook 18 records
 
 
 def find(folder=NOTEBOOKS):
@@ -331,25 +331,25 @@ def test_links_lead_somewhere(name):
 def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
     draws = np.random.default_rng(0)
     by_seed = {"control": (0, 0, 0), "random": (0, 0, 0), "fours": (0.6,) * 3, "small": (-0.6,) * 3}
-    by_seed["patches"] = (-0.1, 0.1, 0.3)  # better by far on these pictures, but only by luck
+    by_seed["patches"] = (-0.1, 0.1, 0.3)  # better by far on these images, but only by luck
     rows = [
-        {"change": change, "seed": seed, "picture": k, "status": "done"}
+        {"change": change, "seed": seed, "image": k, "status": "done"}
         | {name: 0.5 + gains[seed] + 0.1 * draws.random() for name in TRIAL_MEASURES}
         for (change, gains), seed, k in product(by_seed.items(), range(3), range(20))
     ]
     pd.DataFrame(rows).to_parquet(tmp_path / "table.parquet")
     drawn = KEPT / "figures" / "trials"
     shutil.rmtree(drawn, ignore_errors=True)
-    asked = {"tables": str(tmp_path), "steps": 2, "pictures": 6}
+    asked = {"tables": str(tmp_path), "steps": 2, "images": 6}
     run("18_what_teaches_objects", "trials", asked, monkeypatch)
     kept = pd.read_csv(drawn / "18_trials.csv", index_col="change")
     assert (drawn / "18_trials.png").is_file()
     assert set(kept.index) == set(by_seed)
-    assert kept["ahead low"]["fours"] > 0.2 and kept["ahead high"]["small"] < -0.2
+    assert kept["auc low"]["fours"] > 0.2 and kept["auc high"]["small"] < -0.2
     for change in ("random", "patches"):
-        assert kept["ahead low"][change] < 0 < kept["ahead high"][change]
-    assert kept["ahead less control"]["patches"] == pytest.approx(0.1, abs=0.03)
-    assert kept["ahead less control"]["control"] == 0
+        assert kept["auc low"][change] < 0 < kept["auc high"][change]
+    assert kept["auc less control"]["patches"] == pytest.approx(0.1, abs=0.03)
+    assert kept["auc less control"]["control"] == 0
 
 
 def test_notebook_17_takes_a_tiny_random_transformer(tmp_path, monkeypatch):

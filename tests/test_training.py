@@ -308,6 +308,8 @@ def test_sides_are_mirrored_halves():
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3]])
     assert evaluator.top(scores, torch.tensor([1, 2])).tolist() == [1, 0]
     assert evaluator.top(scores, torch.tensor([1, 2]), 2).tolist() == [1, 1]
+    assert evaluator.auc(scores, torch.tensor([1, 2])).tolist() == [1, 0.5]
+    assert evaluator.auc(torch.ones(1, 3), torch.tensor([0])).tolist() == [0.5]
 
 
 def test_the_stream_is_a_function_of_the_step(networks):

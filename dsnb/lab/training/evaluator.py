@@ -91,3 +91,13 @@ def _batches(pictures: Pictures, size: int = 64) -> list[Pictures]:
 def top(scores: torch.Tensor, right: torch.Tensor, k: int = 1) -> torch.Tensor:
     """Whether the right one is among the k best of scores (B,n): float (B,)."""
     return (scores.topk(k, 1).indices == right.unsqueeze(1)).any(1).float()
+
+
+def auc(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The area under the ROC curve of each row of scores (B,n): the fraction of wrong ones that score less, (B,).
+
+    A tie counts one half. A random order gives 1/2.
+    """
+    own = scores.gather(1, right[:, None])
+    below, ties = (scores < own).sum(1), (scores == own).sum(1) - 1
+    return (below + ties / 2) / (scores.shape[1] - 1)
