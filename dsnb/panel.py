@@ -60,7 +60,7 @@ def blend_panel(
         shape: the mask at the start, one of `SHAPES`.
         sharpness: of the mask at the start, above 0.
         angle: from the first style to the second, in degrees.
-        guidance: at the start; default the model's own.
+        guidance: at the start; default what suits the model and the method.
         seed: of the noise, at the start.
         steps: of the full image; default the model's own.
         preview_steps: of the coarse image while a slider moves.
@@ -79,7 +79,8 @@ def blend_panel(
         raise ValueError(
             f"captions must be one different text per image ({len(images)}), got {list(captions)}"
         )
-    guidance = model.settings.guidance if guidance is None else guidance
+    if guidance is None:
+        guidance = model.settings.method_guidance.get(method, model.settings.guidance)
     steps = model.settings.steps if steps is None else steps
     drawn: dict[tuple, Tensor] = {}  # the last images
 
