@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from torch import Tensor, nn
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor
 
 from .kernels import AttentionPlan, blend_attention, make_plan
 from .masks import Mask
@@ -71,14 +72,21 @@ class Blend:
 class BlendProcessor:
     """Stands in for one cross-attention's processor; the text keys and values are projected once, here."""
 
-    def __init__(self, attn: nn.Module, contexts: Tensor, blend: Blend, passes: Sequence[float] = (1.0,)):
+    def __init__(self, attn: Attention, contexts: Tensor, blend: Blend, passes: Sequence[float] = (1.0,)):
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).contiguous()
         with torch.no_grad():
             self.keys, self.values = heads(attn.to_k(contexts)), heads(attn.to_v(contexts))
         self.contexts, self.blend, self.passes = contexts, blend, passes
         self.watch = getattr(attn.processor, "watch", None)  # of a recorder, see `attention_maps`
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
         if attention_mask is not None:
             raise NotImplementedError(
                 "a cross-attention was given an attention mask, which cannot be blended"
@@ -101,7 +109,7 @@ class BlendProcessor:
 
 @contextmanager
 def blend_cross_attention(
-    unet: nn.Module,
+    unet: UNet2DConditionModel,
     contexts: Tensor,
     mask: Mask,
     size: tuple[int, int],
@@ -143,7 +151,7 @@ def blend_cross_attention(
             unet.set_attn_processor(before)
 
 
-def cross_attention_layers(unet: nn.Module) -> list[str]:
+def cross_attention_layers(unet: UNet2DConditionModel) -> list[str]:
     """Names of the UNet's cross-attention modules, in the order they run: down, middle, up."""
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
     names = [name for name in names if unet.get_submodule(name).is_cross_attention]
@@ -159,7 +167,7 @@ def layer_level(name: str, blocks: int) -> int:
     return int(index) if part == "down_blocks" else blocks - 1 - int(index)
 
 
-def check_hookable(unet: nn.Module, names: Sequence[str], watched: bool = False) -> None:
+def check_hookable(unet: UNet2DConditionModel, names: Sequence[str], watched: bool = False) -> None:
     """Raises unless the named attentions have diffusers' plain processors, which ours stand in for.
 
     watched: a recorder (`attention_maps`) around the plain ones is welcome too.

@@ -7,15 +7,18 @@ for each layer, part of the denoising, prompt, head group and token, so its size
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttentionProcessor
 from torch import Tensor
 
 from . import checks
 from .attention import check_hookable, cross_attention_layers, token_sizes
 from .images import LARGEST_SIDE
-from .kernels import attention_with_maps
+from .kernels import AttentionPlan, attention_with_maps
 from .masks import Mask, from_weights
 from .models import Model, encode_prompts
 
@@ -89,13 +92,15 @@ class AttentionMaps:
         self._indices = torch.arange(max(map(len, self._ids)), device=model.device)
         self._sums: dict[str, Tensor] = {}  # layer -> (buckets, prompts, groups, T, tokens)
         self._counts: dict[str, Tensor] = {}  # layer -> (buckets, prompts), rows added to each
-        self._times: dict[int, list[int]] = {}  # bucket -> the earliest and the latest timestep seen
-        self._bucket, self._rows, self._contexts = 0, [], None
+        self._times: dict[int, tuple[int, int]] = {}  # bucket -> the earliest and the latest timestep seen
+        self._bucket = 0
+        self._rows: list[int | None] = []  # the prompt of each row of the present call
+        self._contexts: Tensor | None = None
 
     @property
     def steps(self) -> dict[int, tuple[int, int]]:
         """The parts of the denoising that were recorded, in order: bucket -> its first and last timestep."""
-        return {bucket: tuple(self._times[bucket]) for bucket in sorted(self._times)}
+        return {bucket: self._times[bucket] for bucket in sorted(self._times)}
 
     @property
     def nbytes(self) -> int:
@@ -154,7 +159,12 @@ class AttentionMaps:
         return (total[0, 0] / len(names)).clamp(0, 1)
 
     def mask(
-        self, word: str | int | Sequence[int], *, threshold: float = 0.5, sharpness: float = 10.0, **options
+        self,
+        word: str | int | Sequence[int],
+        *,
+        threshold: float = 0.5,
+        sharpness: float = 10.0,
+        **options: Any,
     ) -> Mask:
         """A mask of two styles: the first where the word is, the second on the rest. options: as for `heat`.
 
@@ -208,12 +218,12 @@ class AttentionMaps:
     # Recording
 
     @torch.compiler.disable
-    def _next_call(self, unet, args, kwargs) -> None:
+    def _next_call(self, unet: UNet2DConditionModel, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before each UNet call: where in the denoising it stands, and which prompt each of its rows has."""
         time = int(args[1] if len(args) > 1 else kwargs["timestep"])
         self._bucket = min(int((1 - (time + 1) / self._trained) * self.buckets), self.buckets - 1)
         first, last = self._times.get(self._bucket, (time, time))
-        self._times[self._bucket] = [max(first, time), min(last, time)]
+        self._times[self._bucket] = max(first, time), min(last, time)
         self._rows = self._match(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
 
     def _match(self, contexts: Tensor) -> list[int | None]:
@@ -227,31 +237,36 @@ class AttentionMaps:
     def _plain(self, layer: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of each row to its own text, recorded -> (B, heads, T, d)."""
         out, maps = self._attend(query, keys, values)
-        for prompt in set(self._rows) - {None}:
+        for prompt in {one for one in self._rows if one is not None}:
             rows = [row for row, one in enumerate(self._rows) if one == prompt]
             self._add(layer, prompt, maps[:, rows].sum(1), len(rows))
         return out
 
     @torch.compiler.disable
-    def _blended(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts: Tensor, plan):
+    def _blended(
+        self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts: Tensor, plan: AttentionPlan
+    ) -> None:
         """Records what `attention.BlendProcessor` mixes: each prompt's attention times its weight in the plan."""
         if contexts is not self._contexts:
             self._contexts, self._texts = contexts, self._match(contexts)
-        found = {}  # rows and prompt -> maps, for which several texts may be the same prompt's
+        found: dict[
+            tuple[int, int, int], Tensor
+        ] = {}  # rows and prompt -> maps, for which several texts may be the same prompt's
         for start, stop, role, texts, _ in plan.spans:
             for i in texts:
                 prompt, spread = self._texts[i], (stop - start, -1, -1, -1)
                 if prompt is not None:
                     part = query[start:stop], keys[i : i + 1].expand(spread), values[i : i + 1].expand(spread)
                     maps = self._attend(*part)[1] * plan.weights[role, i][:, None]
-                    found[start, stop, prompt] = found.get((start, stop, prompt), 0) + maps
+                    key = start, stop, prompt
+                    found[key] = found[key] + maps if key in found else maps
         for (start, stop, prompt), maps in found.items():
             self._add(layer, prompt, maps.sum(1), stop - start)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Attention (B, heads, T, d), and its maps (groups, B, T, tokens), means over each group."""
         split = [x.tensor_split(self.groups, 1) for x in (query, keys, values)]
-        both = [attention_with_maps(*part, self._indices) for part in zip(*split, strict=True)]
+        both = [attention_with_maps(q, k, v, self._indices) for q, k, v in zip(*split, strict=True)]
         return torch.cat([out for out, _ in both], 1), torch.stack([maps for _, maps in both])
 
     def _add(self, layer: str, prompt: int, maps: Tensor, rows: int) -> None:
@@ -275,13 +290,20 @@ class RecordProcessor:
     `watch` is for a processor that takes its place for a while (`attention.BlendProcessor`).
     """
 
-    def __init__(self, name: str, plain, maps: AttentionMaps):
+    def __init__(self, name: str, plain: AttentionProcessor, maps: AttentionMaps):
         self.name, self.plain, self.maps = name, plain, maps
 
-    def watch(self, *seen) -> None:
+    def watch(self, *seen: Any) -> None:
         self.maps._blended(self.name, *seen)
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
         if attention_mask is not None:
             raise NotImplementedError(f"{self.name} was given an attention mask, which cannot be recorded")
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)

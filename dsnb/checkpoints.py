@@ -170,7 +170,9 @@ def _settings(folder: Path, defaults: Settings) -> Settings:
                 checks.number(key, value, above=0.0, high=1.0)
             elif key == "method_guidance":
                 for method, number in checks.instance(key, value, dict, "it maps methods to numbers").items():
-                    checks.number(f"{key} of {checks.one_of(key, method, METHODS | JOINT_METHODS)}", number)
+                    checks.number(
+                        f"{key} of {checks.one_of(key, method, {*METHODS, *JOINT_METHODS})}", number
+                    )
             else:
                 checks.number(key, value)
         settings = replace(defaults, **values)

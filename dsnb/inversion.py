@@ -31,7 +31,7 @@ from .models import (
     refuse_ip_adapter,
     schedule_of,
 )
-from .sampling import Network, Schedule
+from .sampling import PlainNetwork, Schedule
 
 Draw = Callable[[], Tensor]
 METHODS = ("dpm-encoder", "ddim", "edit-friendly")
@@ -58,7 +58,7 @@ class Trajectory:
     guidance: float
     negative_prompt: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("x_T", "noises"):
             tensor = checks.dense(name, getattr(self, name), Tensor, "dsnb.invert records a trajectory")
             if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
@@ -244,7 +244,17 @@ def from_noise(
     noises = randn_tensor((steps, *shape), generator, model.device, torch.float32)
     noises[(schedule.s_next == 0).to(noises.device)] = 0  # a step to the clean latents has no room for noise
     guidance = settings.sampling_guidance
-    return Trajectory(x_T, noises, FROM_NOISE, model.name, caption, steps, 0, eta, guidance)
+    return Trajectory(
+        x_T,
+        noises,
+        FROM_NOISE,
+        model.name,
+        checks.one_or_each("caption", caption, batch),
+        steps,
+        0,
+        eta,
+        guidance,
+    )
 
 
 def _eta(method: str, eta: float | None) -> float:
@@ -257,7 +267,7 @@ def _eta(method: str, eta: float | None) -> float:
 
 def guided_eps(
     model: Model, prompt: str | Sequence[str], guidance: float, negative_prompt: str = ""
-) -> Network:
+) -> PlainNetwork:
     """The network of one prompt, or one for each image, with guidance away from the negative prompt.
 
     With guidance 1 the negative half is not computed.
@@ -280,7 +290,7 @@ def guided_eps(
 
 
 def dpm_encoder(
-    network: Network, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw
+    network: PlainNetwork, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw
 ) -> tuple[Tensor, Tensor]:
     """CycleDiffusion's DPM-Encoder (Wu & De la Torre 2022, algorithm 1): x_0 -> x_T and the noise of each step.
 
@@ -305,7 +315,7 @@ def dpm_encoder(
 
 
 def edit_friendly(
-    network: Network, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw
+    network: PlainNetwork, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw
 ) -> tuple[Tensor, Tensor]:
     """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, algorithm 1): x_0 -> x_T and noises.
 
@@ -324,7 +334,7 @@ def edit_friendly(
     return chain[0], torch.stack(noises)
 
 
-def ddim_inversion(network: Network, x_0: Tensor, schedule: Schedule) -> Tensor:
+def ddim_inversion(network: PlainNetwork, x_0: Tensor, schedule: Schedule) -> Tensor:
     """DDIM run backwards (Song et al. 2021, section 4.3): x_0 -> x_T, the network asked one step too early."""
     back, total, x = schedule.reversed(), len(schedule), x_0
     for i, (t, step) in enumerate(zip(back.timesteps, back.coefficients(0.0), strict=True)):

@@ -53,6 +53,7 @@ def joint_rows(rows: Prompts, n: int, weights: Tensor, area: Tensor) -> Prompts:
     every = Prompts(styles.text.flatten(0, 1)[None], merge(styles.pooled), merge(styles.guidance), bias)
     if len(negative) == 0:
         return every
-    pooled = torch.cat([negative.pooled, every.pooled])
     text = torch.cat([negative.text.repeat(1, n, 1), every.text])
-    return replace(every, text=text, pooled=pooled)
+    if negative.pooled is None or every.pooled is None:
+        return replace(every, text=text)
+    return replace(every, text=text, pooled=torch.cat([negative.pooled, every.pooled]))

@@ -3,10 +3,8 @@
 Each method is a noise prediction eps(x_t, t, progress) for the one denoising loop.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,21 +12,13 @@ from torch import Tensor
 from . import checks
 from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
-from .families import Prompts
 from .inversion import FROM_NOISE, Trajectory, guided_eps
+from .job import Job, decode_trajectory
 from .joint import joint_rows
 from .masks import Mask
-from .models import (
-    Model,
-    decode_latents,
-    encode_prompts,
-    predict,
-    refuse_blending,
-    refuse_ip_adapter,
-    schedule_of,
-)
+from .models import Model, decode_latents, refuse_blending
 from .regional import regional_context
-from .sampling import Network, Step, denoise
+from .sampling import Step
 
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
 
@@ -187,42 +177,6 @@ def _check(model: Model, trajectory: Trajectory, callback: Callable | None) -> N
     checks.function("callback", callback)
 
 
-def decode_trajectory(
-    model: Model,
-    trajectory: Trajectory,
-    network: Network,
-    callback: Callable[[Step], None] | None = None,
-    progress: bool = True,
-) -> Tensor:
-    """Runs any network(x_t, t, progress) over the trajectory's steps and noise -> clean latents (B, C, h, w).
-
-    ValueError for a trajectory that does not fit the model's latents, a warning for one of another model,
-    NotImplementedError for a UNet with an IP-Adapter.
-    """
-    refuse_ip_adapter(model.network)
-    channels = model.channels
-    if trajectory.x_T.shape[1] != channels:
-        raise ValueError(
-            f"trajectory is of {trajectory.model!r} with {trajectory.x_T.shape[1]} latent channels, but "
-            f"{model.name!r} has {channels}; invert the picture with this model"
-        )
-    if trajectory.model != model.name:
-        warnings.warn(
-            f"the trajectory is of {trajectory.model!r}, the model is {model.name!r}; unless they are the same, "
-            "invert the picture with this model",
-            stacklevel=2,
-        )
-    return denoise(
-        network,
-        trajectory.x_T.to(model.device, copy=True),  # a callback may change what it sees, not the trajectory
-        schedule_of(model, trajectory.steps, trajectory.skip, trajectory.x_T.shape[-2:]),
-        eta=trajectory.eta,
-        noises=trajectory.noises.to(model.device),
-        callback=callback,
-        progress=progress,
-    )
-
-
 def refuse_timed(mask: Mask) -> None:
     """ValueError for a mask that changes over the steps, which finished pictures no longer have."""
     if mask.timed:
@@ -243,67 +197,6 @@ def name_places(prompts: Sequence[str]) -> str:
     if len(prompts) == 2:
         return f"{prompts[0]} on the left and {prompts[1]} on the right"
     return "From left to right: " + "; ".join(prompts)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One call of `blend`, checked; guidance is (N,)."""
-
-    model: Model
-    trajectory: Trajectory
-    prompts: list[str]
-    mask: Mask
-    guidance: Tensor
-    negative_prompt: str
-    one_prompt: str | None
-    switch: float
-    regional: bool
-    passes: tuple[float, ...]
-    callback: Callable[[Step], None] | None
-    progress: bool
-
-    def decode(self, prompt: str, guidance: Tensor) -> Tensor:
-        options = {"guidance": guidance, "negative_prompt": self.negative_prompt}
-        watched = {"callback": self.callback, "progress": self.progress}
-        return decode(self.model, self.trajectory, prompt, **options, **watched)
-
-    def run(self, network: Network) -> Tensor:
-        latents = decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
-        return decode_latents(self.model, latents)
-
-    def contexts(self) -> Prompts:
-        """What the network reads: one row per style, after the negative prompt's where the model has that."""
-        if self.model.guided:
-            return encode_prompts(self.model, [self.negative_prompt, *self.prompts])
-        return encode_prompts(self.model, self.prompts, self.guidance)
-
-    def predict(self, x_t: Tensor, t: Tensor, rows: Prompts, weights: Tensor) -> Predictions:
-        """One network call for all rows, which are as in `contexts` (one style may stand for all)."""
-        outputs = predict(self.model, x_t.repeat(len(rows), 1, 1, 1), t, rows.repeat(len(x_t)))
-        outputs = outputs.unflatten(0, (len(rows), len(x_t)))
-        if self.model.guided:
-            uncond, cond, guidance = outputs[0], outputs[1:], self.guidance
-        else:  # the blend alone: o_1 + sum_i M_i (o_i - o_1)
-            uncond, cond, guidance = outputs[0], outputs, torch.ones_like(self.guidance)
-        return Predictions(uncond, cond.expand(self.mask.n, *x_t.shape), weights, guidance)
-
-    def mixed(self, contexts: Prompts, weights: Tensor) -> Prompts:
-        """The unconditional row and one for all styles. Pooled vectors have no position: each counts by its area."""
-        rows = contexts[:2]
-        if contexts.pooled is None:
-            return rows
-        mean = (weights.mean((1, 2))[:, None] * contexts.pooled[1:]).sum(0, keepdim=True)
-        return replace(rows, pooled=torch.cat([contexts.pooled[:1], mean.to(contexts.pooled)]))
-
-    def size(self) -> tuple[int, int]:
-        return tuple(self.trajectory.x_T.shape[-2:])
-
-    def latent_weights(self) -> Callable[[float], Tensor]:
-        """progress -> weights (N, h, w) of the latents; made before the first step, which finds what is wrong."""
-        weights = lambda progress: self.mask.weights(*self.size(), progress).to(self.model.device)
-        total = len(self.trajectory.noises) if self.mask.timed else 1
-        every = [weights(i / total) for i in range(total)]
-        return lambda progress: every[round(progress * total) if self.mask.timed else 0]
 
 
 def _prompt(job: Job) -> Tensor:
@@ -372,7 +265,8 @@ def _joint(job: Job) -> Tensor:
         return job.run(network)
 
 
-METHODS = {
+Method = Callable[[Job], Tensor]
+METHODS: Mapping[str, Method] = {
     "prompt": _prompt,
     "pixel": _pixel,
     "epsilon": _epsilon,
@@ -380,18 +274,23 @@ METHODS = {
     "regional": _regional,
     "combined": _combined,
 }
-JOINT_METHODS = {"prompt": _prompt, "pixel": _pixel, "epsilon": _epsilon, "joint": _joint}
+JOINT_METHODS: Mapping[str, Method] = {
+    "prompt": _prompt,
+    "pixel": _pixel,
+    "epsilon": _epsilon,
+    "joint": _joint,
+}
 
 
-def methods_of(model: Model) -> dict[str, Callable[[Job], Tensor]]:
+def methods_of(model: Model) -> Mapping[str, Method]:
     """The methods that a model's family has, by name."""
     return METHODS if model.family.attention == "cross" else JOINT_METHODS
 
 
 def _refuse_other(model: Model, method: str) -> None:
     """NotImplementedError for a method that is there, but not for this model's kind of attention."""
-    known = {**METHODS, **JOINT_METHODS}.keys() - methods_of(model).keys()
-    if isinstance(method, str) and method in known:
+    others = {*METHODS, *JOINT_METHODS} - set(methods_of(model))
+    if isinstance(method, str) and method in others:
         raise NotImplementedError(
             f"method {method!r} is not there for {model.family.name}, whose network reads text by "
             f"{model.family.attention} attention; its methods are {', '.join(methods_of(model))}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -64,7 +65,7 @@ class Model:
     lock = property(lambda self: network_lock(self.network), doc="Held by whoever draws; see `network_lock`.")
 
     @property
-    def unet(self) -> nn.Module:
+    def unet(self) -> UNet2DConditionModel:
         """The UNet, for what is about its cross-attentions. Raises NotImplementedError for a transformer."""
         if self.family.network != "unet":
             raise NotImplementedError(
@@ -186,7 +187,7 @@ def encode_prompts(
         return replace(model.family.encode_prompts(model.pipe, prompts), guidance=told)
 
 
-def refuse_blending(network: nn.Module) -> None:
+def refuse_blending(network: ModelMixin) -> None:
     """Raises RuntimeError inside a blend of attention, whose hooks would change this image too."""
     if any(type(p).__module__ == "dsnb.attention" for p in network.attn_processors.values()):
         raise RuntimeError("the model is in the middle of a blend; draw after it, not in its callback")
@@ -232,7 +233,7 @@ def count_unet_samples(unet: nn.Module) -> Iterator[UNetCount]:
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
         count.calls += 1
-        count.samples += len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states")))
+        count.samples += len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states", ())))
 
     handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
     try:

@@ -10,6 +10,7 @@ from .inversion import Trajectory, from_noise
 from .masks import Mask
 from .methods import blend
 from .models import Model
+from .sampling import Step
 from .widgets import Panel, explore
 
 # What a mask can be: a function of sharpness and angle in degrees.
@@ -82,27 +83,35 @@ def blend_panel(
     if guidance is None:
         guidance = model.settings.method_guidance.get(method, model.settings.guidance)
     steps = model.settings.steps if steps is None else steps
+    pair = (pair[0], pair[1])
     drawn: dict[tuple, Tensor] = {}  # the last images
 
-    def one(image, pair, method, shape, sharpness, angle, guidance, seed, from_noise_, steps, report):
+    def one(
+        image: int, pair: tuple[str, str], method: str, shape: str, sharpness: float, angle: float, guidance: float,
+        seed: int, from_noise_: bool, steps: int, report: Callable[[Step], None] | None,
+    ) -> Tensor:  # fmt: skip
         key = (image, pair, method, shape, sharpness, angle, guidance, seed, from_noise_, steps)
         if key not in drawn:
-            size = tuple(images[image].shape[-2:])
-            start = (
-                from_noise(model, size, seed=seed, steps=steps) if from_noise_ else invert(image, seed, steps)
-            )
+            height, width = images[image].shape[-2:]
+            if from_noise_:
+                start = from_noise(model, (height, width), seed=seed, steps=steps)
+            else:
+                start = invert(image, seed, steps)
             texts = [prompts.prompt(style, captions[image]) for style in pair]
-            options = {"method": method, "guidance": guidance, "callback": report, "progress": False}
-            result = blend(model, start, texts, SHAPES[shape](sharpness, angle), **options)
+            mask = SHAPES[shape](sharpness, angle)
+            result = blend(
+                model, start, texts, mask, method=method, guidance=guidance, callback=report, progress=False
+            )
             while len(drawn) >= KEPT:
                 drawn.pop(next(iter(drawn)))
             drawn[key] = result
         return drawn[key]
 
     def draw(
-        picture=0, pair=tuple(pair), method=method, other="pixel", wipe=1.0, shape=shape, sharpness=sharpness,
-        angle=angle % 360, guidance=guidance, seed=seed, from_noise=False, steps=steps, report=None,
-    ):  # fmt: skip
+        picture: int = 0, pair: tuple[str, str] = pair, method: str = method, other: str = "pixel", wipe: float = 1.0,
+        shape: str = shape, sharpness: float = sharpness, angle: float = angle % 360, guidance: float = guidance,
+        seed: int = seed, from_noise: bool = False, steps: int = steps, report: Callable[[Step], None] | None = None,
+    ) -> Tensor:  # fmt: skip
         rest = (shape, sharpness, angle, guidance, seed, from_noise, steps, report)
         left = one(picture, pair, method, *rest)
         column = round(wipe * left.shape[-1])  # where the other method begins
@@ -133,4 +142,4 @@ def blend_panel(
 def _pairs(pair: tuple[str, str]) -> dict[str, tuple[str, str]]:
     """The pairs to choose from; `pair` is one of them."""
     pairs = {" / ".join(map(prompts.title, both)): both for both in prompts.pairs()}
-    return pairs if tuple(pair) in pairs.values() else pairs | {"yours": tuple(pair)}
+    return pairs if pair in pairs.values() else pairs | {"yours": pair}

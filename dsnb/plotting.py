@@ -64,12 +64,12 @@ def to_array(picture: Picture, name: str = "picture") -> np.ndarray:
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
     if isinstance(picture, torch.Tensor):
-        picture = checks.dense(name, picture, Tensor, "").detach().float().cpu()
-        if picture.ndim == 4 and picture.shape[0] == 1:
-            picture = picture[0]
-        if picture.ndim == 3 and picture.shape[0] in (1, 3):
-            picture = picture.permute(1, 2, 0)
-        picture = picture.numpy()
+        tensor: Tensor = checks.dense(name, picture, Tensor, "").detach().float().cpu()
+        if tensor.ndim == 4 and tensor.shape[0] == 1:
+            tensor = tensor[0]
+        if tensor.ndim == 3 and tensor.shape[0] in (1, 3):
+            tensor = tensor.permute(1, 2, 0)
+        picture = tensor.numpy()
     array = np.asarray(picture)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]

@@ -8,8 +8,11 @@ Inpainting"; that such statistics are the style: Huang & Belongie 2017, "Arbitra
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttentionProcessor
 from torch import Tensor, nn
 
 from . import checks
@@ -73,7 +76,7 @@ class Regions:
         self._attending = [self._sizes[level] for level in levels if level < len(self._sizes)]
         self._weights: dict[tuple[int, int], Tensor] = {}
         self._biases: dict[int, Tensor] = {}
-        self._progress = None
+        self._progress: float | None = None
         self.on = True
         self.at(0.0)
 
@@ -104,7 +107,7 @@ class Regions:
         """The bias (tokens, tokens) of self-attention."""
         return self._look_up(self._biases, tokens)
 
-    def _look_up(self, found: dict, size) -> Tensor:
+    def _look_up(self, found: dict[Any, Tensor], size: Any) -> Tensor:
         if size not in found:
             raise ValueError(
                 f"features of size {size} do not fit latents halved as {self._sizes}; pass `size` as the height and "
@@ -130,10 +133,17 @@ class RegionalNorm(nn.GroupNorm):
 class RegionalProcessor:
     """Stands in for one self-attention's processor, `plain`, and adds the bias of the regions to the scores."""
 
-    def __init__(self, plain, regions: Regions):
+    def __init__(self, plain: AttentionProcessor, regions: Regions):
         self.plain, self.regions = plain, regions
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
         if not self.regions.on:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if attention_mask is not None:
@@ -152,7 +162,7 @@ class RegionalProcessor:
 
 @contextmanager
 def regional_context(
-    unet: nn.Module,
+    unet: UNet2DConditionModel,
     mask: Mask,
     size: tuple[int, int],
     *,
@@ -207,6 +217,6 @@ def regional_context(
             unet.set_attn_processor({**unet.attn_processors, **processors})
 
 
-def _replace(unet: nn.Module, name: str, module: nn.Module) -> None:
+def _replace(unet: UNet2DConditionModel, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(unet.get_submodule(parent), child, module)

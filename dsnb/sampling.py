@@ -7,9 +7,10 @@ s = sigma and a = 1 - sigma; without fresh noise its steps are Euler's.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -17,6 +18,7 @@ from .epsilon import Predictions
 from .kernels import StepCoefficients, blend_step, linear_step
 
 Network = Callable[[Tensor, Tensor, float], Tensor | Predictions]
+PlainNetwork = Callable[[Tensor, Tensor, float], Tensor]  # which merges its predictions itself
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 
 
@@ -87,11 +89,13 @@ class Schedule:
     def reversed(self) -> "Schedule":
         """The same steps from image to noise."""
         parts = (self.timesteps, self.a_next, self.s_next, self.a, self.s)
-        return Schedule(*(part.flip(0) for part in parts), self.prediction)
+        times, a, s, a_next, s_next = (part.flip(0) for part in parts)
+        return Schedule(times, a, s, a_next, s_next, self.prediction)
 
     def to(self, device: torch.device) -> "Schedule":
         parts = (self.timesteps, self.a, self.s, self.a_next, self.s_next)
-        return Schedule(*(part.to(device) for part in parts), self.prediction)
+        times, a, s, a_next, s_next = (part.to(device) for part in parts)
+        return Schedule(times, a, s, a_next, s_next, self.prediction)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Step:
     x_prev: Tensor
 
 
-def make_schedule(scheduler, steps: int, skip: int = 0, **timing) -> Schedule:
+def make_schedule(scheduler: SchedulerMixin, steps: int, skip: int = 0, **timing: Any) -> Schedule:
     """The `steps` steps of a scheduler without the `skip` noisiest; spacing and noise as its config says.
 
     Diffusion ends at time 0 as Stable Diffusion does, rather than without any noise. Flow matching ends at s = 0.
@@ -144,18 +148,18 @@ def make_schedule(scheduler, steps: int, skip: int = 0, **timing) -> Schedule:
         raise ValueError(
             f"skip must be at least 1 for this scheduler, whose first step has no signal; got {skip}"
         )
-    parts = (a[skip:-1], s[skip:-1], a[skip + 1 :], s[skip + 1 :])
-    return Schedule(times[skip:], *(part.float() for part in parts), prediction)
+    a, s = a[skip:].float(), s[skip:].float()
+    return Schedule(times[skip:], a[:-1], s[:-1], a[1:], s[1:], prediction)
 
 
-def is_flow(scheduler) -> bool:
+def is_flow(scheduler: SchedulerMixin) -> bool:
     """Whether a diffusers scheduler is one of flow matching."""
     return type(scheduler).__name__.startswith("FlowMatch")
 
 
-def _ddim_times(scheduler, steps: int) -> tuple[Tensor, Tensor]:
+def _ddim_times(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tensor]:
     """The timesteps (T,), and alpha_bar at each and at the end (T + 1,)."""
-    end = {"set_alpha_to_one": False, "steps_offset": 1}
+    end: dict[str, Any] = {"set_alpha_to_one": False, "steps_offset": 1}
     if scheduler.config.get("timestep_spacing") == "linspace":  # ends at time 0 itself
         end["timestep_spacing"] = "leading"
     ddim = DDIMScheduler.from_config(scheduler.config, **end)
@@ -195,7 +199,7 @@ def denoise(
     times, total, x_t = schedule.timesteps.to(x_T.device), len(schedule), x_T
     for i, t in enumerate(tqdm(times, desc="decoding", disable=not progress, leave=False)):
         output = network(x_t, t, i / total)
-        noise = noises[i] if eta > 0 else None
+        noise = None if eta == 0 or noises is None else noises[i]
         if isinstance(output, Tensor):
             x_prev, x_0 = linear_step(output, x_t, noise, steps[i])
         else:

@@ -19,6 +19,7 @@ TIERS = [
     ["guider", "joint", "weights"],
     ["inversion", "attention", "metrics"],
     ["attention_maps", "regional"],
+    ["job"],
     ["methods"],
     ["checkpoints"],
     ["demo", "lab", "memory", "panel"],

@@ -42,8 +42,8 @@ class Prompts:
         return len(self.text)
 
     def __getitem__(self, rows: Any) -> "Prompts":
-        parts = (self.text, self.pooled, self.guidance)
-        return Prompts(*(None if part is None else part[rows] for part in parts), bias=self.bias)
+        take = lambda part: None if part is None else part[rows]
+        return Prompts(self.text[rows], take(self.pooled), take(self.guidance), self.bias)
 
     def repeat(self, batch: int) -> "Prompts":
         """Each row `batch` times in a row, for a batch of images per prompt."""

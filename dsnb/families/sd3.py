@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import JointAttnProcessor2_0
-from torch import Tensor, nn
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+from torch import Tensor
 
 from .base import Family, Prompts, Settings, check_flow
 
@@ -69,7 +69,7 @@ class BiasedProcessor:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -8,6 +8,7 @@ variable DSNB_KERNELS=torch|triton, read at import, or `force("torch" | "triton"
 import importlib.util
 import os
 from contextlib import nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -41,10 +42,10 @@ class force:  # noqa: N801 - called like a function, or used as a context manage
             raise ValueError("kernels.force: triton is not installed: pip install 'dsnb[triton]'")
         self.before, _forced = _forced, choice
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         global _forced
         _forced = self.before
 
@@ -91,7 +92,7 @@ def _blend_attention_op(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles:
 
 
 @_blend_attention_op.register_fake
-def _(q, k, v, weights, roles):
+def _(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Tensor) -> Tensor:
     batch, heads, n_queries, dim = q.shape
     return q.new_empty(batch, n_queries, heads, dim).transpose(1, 2)
 
@@ -154,7 +155,7 @@ def blend_step(
     return _run_fused("blend_step", *args) if _fused_takes("blend_step", *args) else cpu.blend_step(*args)
 
 
-def _fused_takes(name: str, *args) -> bool:
+def _fused_takes(name: str, *args: Any) -> bool:
     """Whether the fused kernel computes this call. ValueError where it is forced to and cannot."""
     if backend(args[0].device) == "torch":
         return False
@@ -166,7 +167,7 @@ def _fused_takes(name: str, *args) -> bool:
     return reason is None
 
 
-def _run_fused(name: str, *args):
+def _run_fused(name: str, *args: Any) -> Any:
     """The fused kernel's result. Its errors name the way out; out of memory passes through as it is."""
     from dsnb.kernels import fused
 

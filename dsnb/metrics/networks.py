@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 
 from .. import data_path
 from .measures import check_images
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LPIPS_NETWORKS = ("st-alex", "st-vgg", "alex", "vgg")
 TRUNKS = {
@@ -64,12 +69,17 @@ class Lpips(nn.Module):
     `features(images)` gives the five ReLU maps; calling it with two batches gives their distance (B,).
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, trunk: str = "alex", tolerant: bool = True):
         super().__init__()
         self.name = f"{'ST-' if tolerant else ''}LPIPS ({trunk})"
         self.key = f"{'st-' if tolerant else ''}{trunk}"  # what `load_lpips` opens it by
         self.slices = nn.ModuleList(_slices(trunk, tolerant))
-        widths = [[m for m in part if isinstance(m, nn.Conv2d)][-1].out_channels for part in self.slices]
+        widths = [
+            [m for m in part.modules() if isinstance(m, nn.Conv2d)][-1].out_channels for part in self.slices
+        ]
         self.heads = nn.ParameterList(nn.Parameter(torch.ones(1, width, 1, 1)) for width in widths)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
@@ -81,7 +91,7 @@ class Lpips(nn.Module):
         x = x if size is None else resize(x, size)
         x = (2 * x - 1 - self.shift) / self.scale
         maps = []
-        for part in self.slices[:layers]:
+        for part in list(self.slices)[:layers]:
             x = part(x)
             maps.append(x)
         return maps
@@ -136,8 +146,7 @@ def _fill(network: Lpips, body: dict[str, Tensor], heads: dict[str, Tensor]) -> 
                 raise ValueError(
                     f"weights: a layer is {tuple(kernel.shape)}, expected {tuple(layer.weight.shape)}"
                 )
-            layer.weight.copy_(kernel)
-            layer.bias.copy_(bias)
+            layer.load_state_dict({"weight": kernel, "bias": bias})
         for index, head in enumerate(network.heads):
             head.copy_(heads[f"lin{index}.model.1.weight"])
     return network
@@ -146,7 +155,8 @@ def _fill(network: Lpips, body: dict[str, Tensor], heads: dict[str, Tensor]) -> 
 def _package_file(package: str, path: str) -> Path:
     """A data file inside an installed package, without importing the package."""
     found = importlib.util.find_spec(package)
-    file = Path(found.submodule_search_locations[0]) / path if found else None
+    folders = found.submodule_search_locations if found else None
+    file = Path(folders[0]) / path if folders else None
     if file is None or not file.is_file():
         raise ImportError(f"the perceptual distance needs the package {package}: pip install {package}")
     return file
@@ -178,7 +188,13 @@ class TransformersClip:
     CLIPModel is one; VisionTextDualEncoderModel, with a convolutional tower for example, is another.
     """
 
-    def __init__(self, model, tokenizer, mean=CLIP_MEAN, std=CLIP_STD):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ):
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.ground = tuple(mean)
         self.scale = model.logit_scale.exp().item()
@@ -201,7 +217,7 @@ class TransformersClip:
         return _unit(self.model.get_text_features(**batch))
 
 
-def _unit(features) -> Tensor:
+def _unit(features: Any) -> Tensor:
     features = getattr(features, "pooler_output", features)
     return F.normalize(features.float(), dim=-1).cpu()
 

@@ -6,31 +6,43 @@ queue here, a running cell comes first, and what the thread was drawing then beg
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 
 class Superseded(BaseException):
     """Raised out of `report` when the picture being drawn is no longer wanted; not an error."""
 
 
+class Task(Protocol):
+    """What wants to be drawn: a panel."""
+
+    def due(self) -> tuple[float, str] | None: ...
+
+    def work(self, what: str) -> None: ...
+
+
 class Worker(threading.Thread):
     """Runs `task.work(what)` whenever `task.due()` → (when, what) says so; `when` is a time.monotonic()."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(name="dsnb-panels", daemon=True)
         self.condition = threading.Condition()
         self.held = False  # a cell is running: end the present picture at its next step, begin no other
-        self._busy, self._tasks, self._shell = False, [], None
+        self._busy = False
+        self._tasks: list[Task] = []
+        self._shell: Any = None
         self.start()
 
-    def wake(self, task):
+    def wake(self, task: Task) -> None:
         """Have a look at what `task` wants done."""
         with self.condition:
             if task not in self._tasks:
                 self._tasks.append(task)
             self.condition.notify_all()
 
-    def wait_for(self, predicate, timeout):
+    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> bool:
         """Wait until predicate() holds, letting the thread work even though the calling cell runs → bool."""
         with self.condition:
             held, self.held = self.held, False
@@ -42,7 +54,7 @@ class Worker(threading.Thread):
                     self._hold()
 
     @contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Nothing is drawn inside this block."""
         with self.condition:
             held = self.held
@@ -54,7 +66,7 @@ class Worker(threading.Thread):
                 self.held = held
                 self.condition.notify_all()
 
-    def watch_cells(self):
+    def watch_cells(self) -> None:
         """Pause before each cell of this notebook and go on after it."""
         try:
             from IPython import get_ipython
@@ -67,7 +79,7 @@ class Worker(threading.Thread):
             shell.events.register("post_run_cell", self._cell_ends)
             self._cell_begins()  # the one that calls this
 
-    def run(self):
+    def run(self) -> None:
         while True:
             with self.condition:
                 task, what = self._next()
@@ -79,10 +91,10 @@ class Worker(threading.Thread):
                     self._busy = False
                     self.condition.notify_all()
 
-    def _next(self):
+    def _next(self) -> tuple[Task, str]:
         while True:
-            due = [(task.due(), task) for task in self._tasks]
-            due = [(plan, task) for plan, task in due if plan is not None]
+            plans = [(task.due(), task) for task in self._tasks]
+            due = [(plan, task) for plan, task in plans if plan is not None]
             self._tasks = [task for _, task in due]
             if not due or self.held:
                 self.condition.wait()
@@ -93,25 +105,25 @@ class Worker(threading.Thread):
                 return task, what
             self.condition.wait(left)
 
-    def _hold(self):
+    def _hold(self) -> None:
         self.held = True
         self.condition.wait_for(lambda: not self._busy)
 
-    def _cell_begins(self, *_):
+    def _cell_begins(self, *_: object) -> None:
         with self.condition:
             self._hold()
 
-    def _cell_ends(self, *_):
+    def _cell_ends(self, *_: object) -> None:
         with self.condition:
             self.held = False
             self.condition.notify_all()
 
 
-_worker = None
+_worker: Worker | None = None
 _making = threading.Lock()
 
 
-def worker():
+def worker() -> Worker:
     """The process's one worker, started when first asked for."""
     global _worker
     with _making:

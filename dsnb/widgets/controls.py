@@ -3,6 +3,7 @@
 import os
 from decimal import Decimal
 from numbers import Number
+from typing import Any
 
 import ipywidgets
 
@@ -11,7 +12,7 @@ from .. import checks
 LOOK = {"style": {"description_width": "130px"}, "layout": {"width": "360px"}}  # of every control of a panel
 
 
-def is_interactive():
+def is_interactive() -> bool:
     """Whether somebody can move a slider: the front end takes answers; DSNB_INTERACTIVE=0 or 1 overrides."""
     said = os.environ.get("DSNB_INTERACTIVE", "")
     if said:
@@ -24,7 +25,7 @@ def is_interactive():
     return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 
-def read_control(name, given, default):
+def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, Any]]:
     """One control as (widget class or the object given, options with the start `value`).
 
     default: the start where `given` has none, or None.
@@ -58,22 +59,22 @@ def read_control(name, given, default):
         options = {"min": low, "max": high, "step": step, "value": start}
         if whole and isinstance(start, int):
             return ipywidgets.IntSlider, options
-        decimals = max(0, -Decimal(f"{step:g}").as_tuple().exponent)
+        decimals = max(0, -int(Decimal(f"{step:g}").as_tuple().exponent))
         return ipywidgets.FloatSlider, options | {"readout_format": f".{decimals}f"}
     if isinstance(given, (list, dict)) and given:
-        options = list(given.items()) if isinstance(given, dict) else list(given)
-        values = list(given.values()) if isinstance(given, dict) else options
+        values = list(given.values() if isinstance(given, dict) else given)
+        choices = list(given.items()) if isinstance(given, dict) else values
         if default is not None and default not in values:
             raise ValueError(f"{name} starts at {default!r}; expected one of {values}")
         first = default is None and None not in values
-        return ipywidgets.Dropdown, {"options": options, "value": values[0] if first else default}
+        return ipywidgets.Dropdown, {"options": choices, "value": values[0] if first else default}
     raise ValueError(
         f"{name} is {given!r}; expected (low, high, step, start), a list or dictionary of choices, "
         "True/False, a number, a text or a widget"
     )
 
 
-def make_control(kind, options, text):
+def make_control(kind: Any, options: dict[str, Any], text: str) -> Any:
     """The widget for what `read_control` found; an object given by the caller stays as it is."""
     if not isinstance(kind, type):
         return kind
@@ -85,7 +86,7 @@ def make_control(kind, options, text):
     return kind(description=text, **LOOK, **options)
 
 
-def tidy(value):
+def tidy(value: Any) -> Any:
     """A control's value without the rounding errors of its steps: 5.0 for 5.000000000000001."""
     if isinstance(value, tuple):
         return tuple(map(tidy, value))

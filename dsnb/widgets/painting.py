@@ -10,7 +10,9 @@ and can be written down: `paint(image, strokes=mask.strokes)` is the same again.
 import base64
 import html
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -32,12 +34,12 @@ class Stroke:
     """
 
     style: int
-    points: tuple = ()
+    points: tuple[tuple[float, float], ...] = ()
     radius: float = 0.1
     softness: float = 0.3
 
 
-def weights_of(strokes, height, width, n=2, base=0):
+def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2, base: int = 0) -> np.ndarray:
     """Strokes over a ground of style `base` → float32 weights (n, height, width) that sum to 1.
 
     A stroke covers what was there before: w <- (1 - a) w + a e_style, with a its softened trace in [0, 1].
@@ -51,7 +53,7 @@ def weights_of(strokes, height, width, n=2, base=0):
     return weights / weights.sum(0)
 
 
-def _trace(stroke, height, width):
+def _trace(stroke: Stroke, height: int, width: int) -> np.ndarray:
     fine = 4 if max(height, width) <= 256 else 2
     size = (width * fine, height * fine)
     radius = max(stroke.radius * size[0], 0.5)
@@ -67,7 +69,17 @@ def _trace(stroke, height, width):
     return np.asarray(picture.resize((width, height), Image.Resampling.BOX), np.float32) / 255
 
 
-def paint(image, n=2, *, strokes=None, labels=None, brush=0.12, softness=0.3, width=400, interactive=None):
+def paint(
+    image: plotting.Picture,
+    n: int = 2,
+    *,
+    strokes: Sequence[Stroke | dict[str, Any]] | None = None,
+    labels: Sequence[str] | None = None,
+    brush: float = 0.12,
+    softness: float = 0.3,
+    width: int = 400,
+    interactive: bool | None = None,
+) -> "Painter":
     """A picture to paint a mask of `n` styles on → `Painter`, whose `value` are the weights (n, H, W).
 
     strokes: what is painted already (`Stroke`s, or dictionaries as `Painter.strokes` gives them). Without a
@@ -81,17 +93,17 @@ def paint(image, n=2, *, strokes=None, labels=None, brush=0.12, softness=0.3, wi
     if strokes is None:
         line = tuple((0.25 + 0.5 * i / 16, 0.5 + 0.12 * np.sin(i / 16 * 2 * np.pi)) for i in range(17))
         strokes = [] if interactive else [Stroke(1, line, brush, softness)]
-    strokes = [_checked(stroke, n) for stroke in strokes]
+    painted = [_checked(stroke, n) for stroke in strokes]
     labels = [f"style {i}" for i in range(n)] if labels is None else list(labels)
     if len(labels) != n:
         raise ValueError(f"labels has {len(labels)} entries; expected {n}, one per style")
-    painter = Painter(image, n, strokes)
+    painter = Painter(image, n, painted)
     if interactive:
         painter.build(labels, brush, softness, width)
     return painter
 
 
-def _checked(stroke, n):
+def _checked(stroke: Stroke | dict[str, Any], n: int) -> Stroke:
     try:
         stroke = stroke if isinstance(stroke, Stroke) else Stroke(**stroke)
         points = np.asarray(stroke.points, float).reshape(-1, 2)
@@ -113,47 +125,49 @@ class Painter(traitlets.HasTraits):
 
     value = traitlets.Any()
 
-    def __init__(self, image, n, strokes):
+    def __init__(self, image: plotting.Picture, n: int, strokes: list[Stroke]):
         super().__init__()
         self._picture = plotting.to_array(image, "image")
-        self.n, self.box, self._strokes, self._open = n, None, strokes, None
+        self.n, self._strokes = n, strokes
+        self.box: ipywidgets.VBox | None = None
+        self._open: Stroke | None = None  # the stroke that is being painted
         self._refresh()
 
     @property
-    def strokes(self):
+    def strokes(self) -> list[dict[str, Any]]:
         """What was painted, as plain dictionaries that `paint(strokes=…)` takes."""
         return [asdict(stroke) for stroke in self._strokes]
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         """The value as a panel notes it beside a saved picture."""
         return {"n": self.n, "strokes": self.strokes}
 
-    def add(self, stroke):
+    def add(self, stroke: Stroke | dict[str, Any]) -> None:
         """Paint one more stroke."""
         self._strokes = [*self._strokes, _checked(stroke, self.n)]
         self._refresh()
 
-    def undo(self):
+    def undo(self) -> None:
         """Take the last stroke away."""
         self._strokes = self._strokes[:-1]
         self._refresh()
 
-    def clear(self):
+    def clear(self) -> None:
         """Take all strokes away."""
         self._strokes = []
         self._refresh()
 
-    def weights(self, height=None, width=None):
+    def weights(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The mask at any resolution → (n, height, width), the picture's own by default."""
         own = self._picture.shape
         return weights_of(self._strokes, height or own[0], width or own[1], self.n)
 
-    def _refresh(self):
+    def _refresh(self) -> None:
         if self.box is not None:
             self._redraw()
         self.value = self.weights()
 
-    def _repr_mimebundle_(self, include=None, exclude=None, **_):
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
         seen = plotting.color_weights(self.weights(), self._picture, 0.45)
         bundle = {"text/plain": f"Painter(n={self.n}, {len(self._strokes)} strokes)"}
         bundle["image/png"] = base64.b64encode(plotting.png_bytes(seen)).decode()
@@ -161,7 +175,7 @@ class Painter(traitlets.HasTraits):
 
     # The canvas
 
-    def build(self, labels, brush, softness, width):
+    def build(self, labels: Sequence[str], brush: float, softness: float, width: int) -> None:
         """Make the canvas and its buttons; they are in `box`."""
         height, across = self._picture.shape[:2]
         # Two layers: the image with its mask, and the outline of the brush.
@@ -198,11 +212,11 @@ class Painter(traitlets.HasTraits):
         self._canvas.on_client_ready(self._redraw)
         self._redraw()
 
-    def begin(self, x, y):
+    def begin(self, x: float, y: float) -> None:
         """The mouse goes down at (x, y), in pixels of the canvas."""
         self._open = Stroke(self._style.value, (self._place(x, y),), self._brush.value, self._soft.value)
 
-    def move(self, x, y):
+    def move(self, x: float, y: float) -> None:
         """The mouse moves: the outline of the brush follows, and paints while a stroke is open."""
         outline, style = self._canvas[1], self._style.value if self._open is None else self._open.style
         color = plotting.STYLE_COLORS[style % len(plotting.STYLE_COLORS)]
@@ -222,21 +236,21 @@ class Painter(traitlets.HasTraits):
             canvas.stroke_line(*(last[0] * canvas.width, last[1] * canvas.height, x, y))
             canvas.global_alpha = 1
 
-    def leave(self, x=0, y=0):
+    def leave(self, x: float = 0, y: float = 0) -> None:
         """The mouse leaves the canvas."""
         self._canvas[1].clear()
         self.end(x, y)
 
-    def end(self, x=0, y=0):
+    def end(self, x: float = 0, y: float = 0) -> None:
         """The mouse goes up: the open stroke becomes part of the mask."""
         stroke, self._open = self._open, None
         if stroke is not None:
             self.add(stroke)
 
-    def _place(self, x, y):
+    def _place(self, x: float, y: float) -> tuple[float, float]:
         return x / self._canvas.width, y / self._canvas.height
 
-    def _redraw(self):
+    def _redraw(self) -> None:
         size = (self._canvas.height, self._canvas.width)
         picture = torch.from_numpy(self._picture.copy()).permute(2, 0, 1)[None].float() / 255
         picture = F.interpolate(picture, size, mode="bilinear", antialias=True)

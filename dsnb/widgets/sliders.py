@@ -14,7 +14,9 @@ import json
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ipywidgets
 from matplotlib import pyplot
@@ -28,24 +30,25 @@ from .painting import paint
 
 __all__ = ["Panel", "Superseded", "explore", "paint"]
 
+Draw = Callable[..., plotting.Picture]
 PATIENCE = 2.0  # seconds; a wait that will be longer gets a progress bar
 FRAME = 0.1  # seconds; the shortest time between two pictures of a sweep
 FRAMES = 24  # at most, in a sweep
 
 
 def explore(
-    draw,
+    draw: Draw,
     *,
-    preview=None,
-    rest=0.4,
-    play=None,
-    save_as=None,
-    settings=None,
-    labels=None,
-    width=400,
-    interactive=None,
-    **controls,
-):
+    preview: Draw | None = None,
+    rest: float = 0.4,
+    play: str | None = None,
+    save_as: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: int = 400,
+    interactive: bool | None = None,
+    **controls: Any,
+) -> "Panel":
     """Panel of controls around `draw(**values)` → `Panel`; make it the last line of a cell to see it.
 
     controls: name=(low, high[, step[, start]]) slider · [choices] or {label: choice} menu · True/False box ·
@@ -76,7 +79,7 @@ def explore(
     panel = Panel(draw, preview, rest, save_as, settings)
     panel._draw_first({name: tidy(options["value"]) for name, (_, options) in specs.items()})
     if is_interactive() if interactive is None else interactive:
-        texts = {name: name.replace("_", " ") for name in specs} | (labels or {})
+        texts = {name: name.replace("_", " ") for name in specs} | dict(labels or {})
         panel._build({name: make_control(*spec, texts[name]) for name, spec in specs.items()}, play, width)
     return panel
 
@@ -84,29 +87,42 @@ def explore(
 class Panel:
     """What `explore` returns: `values()`, `picture`, `error`, `set(…)`, `settle()`, `save()`, `play()`."""
 
-    def __init__(self, draw, preview, rest, save_as, settings):
+    def __init__(
+        self,
+        draw: Draw,
+        preview: Draw | None,
+        rest: float,
+        save_as: str | None,
+        settings: Mapping[str, Any] | None,
+    ):
         self.draw, self.preview, self.rest = draw, preview, rest
         self.save_as, self.settings = save_as, dict(settings or {})
-        self.picture = self.error = self.box = None
-        self.controls, self._start = {}, {}
-        self._sweep = self._frames = self._play = self._save = None
+        self.picture: Any = None
+        self.error: BaseException | None = None
+        self.box: Any = None
+        self.controls: dict[str, Any] = {}
+        self._start: dict[str, Any] = {}
+        self._sweep = ""  # the name of the slider that plays
+        self._frames: Iterator[float] | None = None
+        self._play: Any = None
+        self._save: Any = None
         self._position = self._previewed = self._drawn = 0  # counts of changes, and which of them was drawn
         self._changed = self._shown = 0.0
         self._working = False
 
     # For notebooks and tests
 
-    def values(self):
+    def values(self) -> dict[str, Any]:
         """The present position: {name: value}."""
         return self._start | {name: tidy(control.value) for name, control in self.controls.items()}
 
-    def parameters(self):
+    def parameters(self) -> dict[str, Any]:
         """Settings and position as plain JSON values, enough to make the picture again."""
         told = {name: c.describe() for name, c in self.controls.items() if hasattr(c, "describe")}
         values = json.dumps(self.settings | self.values() | told, default=_plain)
         return json.loads(values, parse_constant=str)  # JSON has no NaN and no infinity: they become texts
 
-    def set(self, **values):
+    def set(self, **values: Any) -> None:
         """Move controls, as a hand would."""
         for name, value in values.items():
             if name not in self.controls:
@@ -115,7 +131,7 @@ class Panel:
                 )
             self.controls[name].value = value
 
-    def settle(self, timeout=60.0):
+    def settle(self, timeout: float = 60.0) -> plotting.Picture:
         """Wait until the full picture of the present position is there → picture; raises what it raised."""
         if self.box is not None and not worker().wait_for(self._is_settled, timeout):
             raise TimeoutError(f"the picture was not finished within timeout = {timeout} seconds")
@@ -123,7 +139,7 @@ class Panel:
             raise self.error
         return self.picture
 
-    def save(self):
+    def save(self) -> Path:
         """Save the present picture and its parameters as figures/SAVE_AS_NN.png and .json → path."""
         if not self._is_settled() or self.error is not None:
             raise RuntimeError("there is no finished picture of the present position to save; wait for it")
@@ -132,21 +148,21 @@ class Panel:
             number += 1
         return plotting.save_figure(self.picture, f"{stem}_{number:02d}", self.parameters(), sidecar=True)
 
-    def play(self, on=True):
+    def play(self, on: bool = True) -> None:
         """Start or stop the sweep: once through the slider's range, and back to where it was."""
         if self._play is None:
             raise ValueError("play needs a slider and a front end; name one in explore(play=…)")
         self._play.value = on
 
-    def _repr_mimebundle_(self, include=None, exclude=None, **_):
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
         bundle = {"text/plain": f"Panel({self.parameters()})"}
         bundle["image/png"] = base64.b64encode(plotting.png_bytes(self.picture)).decode()
         return bundle if self.box is None else bundle | self.box._repr_mimebundle_()
 
     # The parts
 
-    def _build(self, controls, play, width):
-        self.controls, self._sweep = controls, play
+    def _build(self, controls: dict[str, Any], play: str | None, width: int) -> None:
+        self.controls, self._sweep = controls, play or ""
         across = {"width": f"{width}px"}
         height, wide = plotting.to_array(self.picture).shape[:2]
         area = across | {
@@ -174,20 +190,20 @@ class Panel:
             control.observe(self._moved, names="value")
         worker().watch_cells()
 
-    def _show(self, picture, note):
+    def _show(self, picture: plotting.Picture, note: str) -> None:
         data = plotting.png_bytes(picture)
         self._status.value = note  # before the picture, so that no preview is ever taken for the full one
         self._image.value = data
         self._shown = time.monotonic()
 
-    def _tell(self, error):
+    def _tell(self, error: BaseException) -> None:
         lines = html.escape("".join(traceback.format_exception(error)))
         self._status.value = (
             f"<div class='dsnb-error' style='color:#b00020'>{html.escape(f'{type(error).__name__}: {error}')}"
             f"<details><summary>traceback</summary><pre>{lines}</pre></details></div>"
         )
 
-    def _clicked_save(self, _):
+    def _clicked_save(self, _: Any) -> None:
         try:
             path = self.save()
         except Exception as error:  # a button has nobody to raise to
@@ -197,7 +213,7 @@ class Panel:
 
     # The work
 
-    def _moved(self, _):
+    def _moved(self, _: Any) -> None:
         with worker().condition:
             self._position += 1
             self._changed = time.monotonic()
@@ -205,10 +221,10 @@ class Panel:
                 self._save.disabled = True
         worker().wake(self)
 
-    def _is_settled(self):
+    def _is_settled(self) -> bool:
         return self._drawn == self._position and self._frames is None
 
-    def due(self):
+    def due(self) -> tuple[float, str] | None:
         """(when, what) is to be done next, or None; the worker asks, with its lock held."""
         next_frame = self._shown + FRAME
         if self.preview is not None and self._previewed < self._position:
@@ -217,7 +233,7 @@ class Panel:
             return (next_frame if self._frames else self._changed + self.rest), "full"
         return None
 
-    def _toggled_play(self, change):
+    def _toggled_play(self, change: dict[str, Any]) -> None:
         with worker().condition:
             if change["new"] and self._frames is None:
                 slider = self.controls[self._sweep]
@@ -230,20 +246,20 @@ class Panel:
                 self._frames = None
         worker().wake(self)
 
-    def _next_frame(self):
-        slider = self.controls[self._sweep]
-        value = next(self._frames, None)
+    def _next_frame(self) -> None:
+        slider, frames = self.controls[self._sweep], self._frames or iter(())
+        value = next(frames, None)
         while value is not None and min(value, slider.max) == slider.value:  # no change would be noticed
-            value = next(self._frames, None)
+            value = next(frames, None)
         if value is None:
             self._frames, self._play.value = None, False
         else:
             slider.value = value
 
-    def _draw_first(self, values):
+    def _draw_first(self, values: dict[str, Any]) -> None:
         with worker().paused(), tqdm(desc="drawing", delay=PATIENCE, leave=False) as bar:
 
-            def report(done, total=None):
+            def report(done: Any, total: int | None = None) -> None:
                 done, bar.total = _progress(done, total)
                 bar.update(done - bar.n)
 
@@ -251,11 +267,11 @@ class Panel:
             self.picture = _call(self.draw, values, report)
         plotting.to_array(self.picture, "what draw returned")
 
-    def work(self, what):
+    def work(self, what: str) -> None:
         """Draw the preview or the full picture of the present position, in the worker's thread."""
         position, started = self._position, time.monotonic()
 
-        def report(done, total=None):
+        def report(done: Any, total: int | None = None) -> None:
             # A preview is short and is finished, otherwise a hand that keeps moving would never see one.
             if worker().held or (what == "full" and self._position != position):
                 raise Superseded
@@ -269,7 +285,8 @@ class Panel:
         alarm.start()
         error = None
         try:
-            picture = _call(self.preview if what == "preview" else self.draw, self.values(), report)
+            function = self.preview if what == "preview" and self.preview else self.draw
+            picture = _call(function, self.values(), report)
             if what == "preview" or self._position == position:
                 self._show(picture, "preview" if what == "preview" else "")
         except Superseded:
@@ -292,12 +309,12 @@ class Panel:
             if self._frames is not None:
                 self._next_frame() if error is None else self.play(False)
 
-    def _still_working(self):
+    def _still_working(self) -> None:
         if self._working:
             self._bar.layout.visibility = "visible"
 
 
-def _call(function, values, report):
+def _call(function: Draw, values: dict[str, Any], report: Callable[..., None]) -> plotting.Picture:
     takes = inspect.signature(function).parameters
     reports = "report" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
     picture = function(**values, **({"report": report} if reports else {}))
@@ -306,10 +323,10 @@ def _call(function, values, report):
     return picture
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else str(value)
 
 
-def _progress(done, total):
+def _progress(done: Any, total: int | None) -> tuple[int, int]:
     """(done, total) from `report(done, total)`, or from `report(step)` of a denoising loop."""
     return (done.index + 1, done.total) if total is None else (done, total)

@@ -1,0 +1,115 @@
+"""One call of `blend`, and what the methods have in common: encode, predict, and run over the trajectory."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .epsilon import Predictions
+from .families import Prompts
+from .inversion import Trajectory, guided_eps
+from .masks import Mask
+from .models import Model, decode_latents, encode_prompts, predict, refuse_ip_adapter, schedule_of
+from .sampling import Network, Step, denoise
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of `blend`, checked; guidance is (N,)."""
+
+    model: Model
+    trajectory: Trajectory
+    prompts: list[str]
+    mask: Mask
+    guidance: Tensor
+    negative_prompt: str
+    one_prompt: str | None
+    switch: float
+    regional: bool
+    passes: tuple[float, ...]
+    callback: Callable[[Step], None] | None
+    progress: bool
+
+    def decode(self, prompt: str, guidance: Tensor) -> Tensor:
+        """The images of one prompt alone, without the mask."""
+        return self.run(guided_eps(self.model, prompt, guidance.item(), self.negative_prompt))
+
+    def run(self, network: Network) -> Tensor:
+        """The images that a network draws over the trajectory."""
+        latents = decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
+        return decode_latents(self.model, latents)
+
+    def contexts(self) -> Prompts:
+        """What the network reads: one row per style, after the negative prompt's where the model has that."""
+        if self.model.guided:
+            return encode_prompts(self.model, [self.negative_prompt, *self.prompts])
+        return encode_prompts(self.model, self.prompts, self.guidance)
+
+    def predict(self, x_t: Tensor, t: Tensor, rows: Prompts, weights: Tensor) -> Predictions:
+        """One network call for all rows, which are as in `contexts` (one style may stand for all)."""
+        outputs = predict(self.model, x_t.repeat(len(rows), 1, 1, 1), t, rows.repeat(len(x_t)))
+        outputs = outputs.unflatten(0, (len(rows), len(x_t)))
+        if self.model.guided:
+            uncond, cond, guidance = outputs[0], outputs[1:], self.guidance
+        else:  # the blend alone: o_1 + sum_i M_i (o_i - o_1)
+            uncond, cond, guidance = outputs[0], outputs, torch.ones_like(self.guidance)
+        return Predictions(uncond, cond.expand(self.mask.n, *x_t.shape), weights, guidance)
+
+    def mixed(self, contexts: Prompts, weights: Tensor) -> Prompts:
+        """The unconditional row and one for all styles. Pooled vectors have no position: each counts by its area."""
+        rows = contexts[:2]
+        if contexts.pooled is None:
+            return rows
+        mean = (weights.mean((1, 2))[:, None] * contexts.pooled[1:]).sum(0, keepdim=True)
+        return replace(rows, pooled=torch.cat([contexts.pooled[:1], mean.to(contexts.pooled)]))
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        height, width = self.trajectory.x_T.shape[-2:]
+        return height, width
+
+    def latent_weights(self) -> Callable[[float], Tensor]:
+        """progress -> weights (N, h, w) of the latents; made before the first step, which finds what is wrong."""
+        weights = lambda progress: self.mask.weights(*self.size(), progress).to(self.model.device)
+        total = len(self.trajectory.noises) if self.mask.timed else 1
+        every = [weights(i / total) for i in range(total)]
+        return lambda progress: every[round(progress * total) if self.mask.timed else 0]
+
+
+def decode_trajectory(
+    model: Model,
+    trajectory: Trajectory,
+    network: Network,
+    callback: Callable[[Step], None] | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Runs any network(x_t, t, progress) over the trajectory's steps and noise -> clean latents (B, C, h, w).
+
+    ValueError for a trajectory that does not fit the model's latents, a warning for one of another model,
+    NotImplementedError for a UNet with an IP-Adapter.
+    """
+    refuse_ip_adapter(model.network)
+    height, width = trajectory.x_T.shape[-2:]
+    channels = model.channels
+    if trajectory.x_T.shape[1] != channels:
+        raise ValueError(
+            f"trajectory is of {trajectory.model!r} with {trajectory.x_T.shape[1]} latent channels, but "
+            f"{model.name!r} has {channels}; invert the picture with this model"
+        )
+    if trajectory.model != model.name:
+        warnings.warn(
+            f"the trajectory is of {trajectory.model!r}, the model is {model.name!r}; unless they are the same, "
+            "invert the picture with this model",
+            stacklevel=2,
+        )
+    return denoise(
+        network,
+        trajectory.x_T.to(model.device, copy=True),  # a callback may change what it sees, not the trajectory
+        schedule_of(model, trajectory.steps, trajectory.skip, (height, width)),
+        eta=trajectory.eta,
+        noises=trajectory.noises.to(model.device),
+        callback=callback,
+        progress=progress,
+    )
