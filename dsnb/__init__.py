@@ -20,9 +20,9 @@ _EXPORTS = {
     "decode": "methods",
 }
 _MODULES = (
-    "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "films", "guider", "images",
-    "inversion", "joint", "kernels", "lab", "masks", "memory", "methods", "metrics", "models", "panel", "plotting",
-    "prompts", "regional", "sampling", "weights", "widgets",
+    "adapters", "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "films", "guider",
+    "images", "inversion", "joint", "kernels", "lab", "masks", "memory", "methods", "metrics", "models", "panel",
+    "plotting", "prompts", "regional", "sampling", "weights", "widgets",
 )  # fmt: skip
 
 __all__ = [*_EXPORTS, "data_path"]

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import checks
+from .families import Prompts
 from .files import write_whole
 from .images import LARGEST_SIDE, read_image
 from .kernels import linear_step
@@ -266,19 +267,19 @@ def _eta(method: str, eta: float | None) -> float:
 
 
 def guided_eps(
-    model: Model, prompt: str | Sequence[str], guidance: float, negative_prompt: str = ""
+    model: Model, prompt: str | Sequence[str] | Prompts, guidance: float, negative_prompt: str = ""
 ) -> PlainNetwork:
     """The network of one prompt, or one for each image, with guidance away from the negative prompt.
 
     With guidance 1 the negative half is not computed.
     """
     refuse_blending(model.network)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
     each = lambda rows, x_t: rows if len(rows) == len(x_t) else rows.repeat(len(x_t))
     if guidance == 1 or not model.guided:
         alone = encode_prompts(model, prompts, [float(guidance)] * len(prompts))
         return lambda x_t, t, progress: predict(model, x_t, t, each(alone, x_t))
-    both = encode_prompts(model, [negative_prompt, *prompts])
+    both = encode_prompts(model, prompts, negative_prompt=negative_prompt)
 
     def network(x_t: Tensor, t: Tensor, progress: float) -> Tensor:
         batch = len(x_t)

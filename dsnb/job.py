@@ -21,7 +21,7 @@ class Job:
 
     model: Model
     trajectory: Trajectory
-    prompts: list[str]
+    prompts: list[str] | Prompts
     mask: Mask
     guidance: Tensor
     negative_prompt: str
@@ -31,21 +31,26 @@ class Job:
     passes: tuple[float, ...]
     callback: Callable[[Step], None] | None
     progress: bool
+    loras: tuple[str | None, ...] | None = None
 
-    def decode(self, prompt: str, guidance: Tensor) -> Tensor:
+    def decode(self, prompt: str | Prompts, guidance: float) -> Tensor:
         """The images of one prompt alone, without the mask."""
-        return self.run(guided_eps(self.model, prompt, guidance.item(), self.negative_prompt))
+        return self.run(guided_eps(self.model, prompt, guidance, self.negative_prompt))
 
     def run(self, network: Network) -> Tensor:
         """The images that a network draws over the trajectory."""
         latents = decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
         return decode_latents(self.model, latents)
 
+    def styles(self) -> list[tuple[str | Prompts, float]]:
+        """The prompt and the guidance of each style."""
+        prompts: list[str | Prompts] = [*self.prompts]
+        return list(zip(prompts, self.guidance.tolist(), strict=True))
+
     def contexts(self) -> Prompts:
         """What the network reads: one row per style, after the negative prompt's where the model has that."""
-        if self.model.guided:
-            return encode_prompts(self.model, [self.negative_prompt, *self.prompts])
-        return encode_prompts(self.model, self.prompts, self.guidance)
+        negative = self.negative_prompt if self.model.guided else None
+        return encode_prompts(self.model, self.prompts, self.guidance, negative)
 
     def predict(self, x_t: Tensor, t: Tensor, rows: Prompts, weights: Tensor) -> Predictions:
         """One network call for all rows, which are as in `contexts` (one style may stand for all)."""

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .adapters import check_adapters, switched_adapters
 from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
+from .families import Prompts
 from .inversion import FROM_NOISE, Trajectory, guided_eps
 from .job import Job, decode_trajectory
 from .joint import joint_rows
@@ -29,13 +31,14 @@ OPTIONS = {
     "switch": ("combined",),
     "regional": ("combined",),
     "passes": ("attention", "regional", "combined"),
+    "loras": ("epsilon",),
 }
 
 
 def blend(
     model: Model,
     trajectory: Trajectory,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Prompts,
     mask: Mask,
     *,
     method: str = "epsilon",
@@ -45,6 +48,7 @@ def blend(
     switch: float | None = None,
     regional: bool | None = None,
     passes: Sequence[float] | None = None,
+    loras: Sequence[str | None] | None = None,
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
@@ -53,7 +57,8 @@ def blend(
     Args:
         model: the model that recorded the trajectory.
         trajectory: from `invert` or `from_noise`, of B images.
-        prompts: one text per style, in the mask's order.
+        prompts: one text per style, in the mask's order; or encoded prompts with one row per style, for example
+            with weighted words of compel (see the docs, "Model families").
         mask: where each style goes.
         method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, then the images
             blended), "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "regional"
@@ -68,6 +73,9 @@ def blend(
         regional: of method "combined", whether "regional" follows after the switch instead of "attention".
         passes: of the methods with cross-attention, weights of repeated passes through each layer, see
             `attention.blend_cross_attention`; default one plain pass.
+        loras: of method "epsilon", one name per style of an adapter that `model.pipe.load_lora_weights` loaded, or
+            None for no adapter. Its strength is what `model.pipe.set_adapters` gave it. Costs N network calls of 2
+            samples per step instead of one call of N + 1. Afterwards the same adapters are on as before.
         callback: called with a `sampling.Step` after each step.
         progress: whether to show a progress bar.
 
@@ -81,16 +89,21 @@ def blend(
         RuntimeError: inside the callback of a blend with the same model.
     """
     _check(model, trajectory, callback)
-    prompts = checks.texts("prompts", prompts)
+    if not isinstance(prompts, Prompts):
+        prompts = checks.texts("prompts", prompts)
     _refuse_other(model, method)
     checks.one_of("method", method, methods_of(model))
     checks.instance("mask", mask, Mask, "dsnb.masks.from_weights(array) makes one")
     if len(prompts) != mask.n:
         raise ValueError(f"the mask has {mask.n} styles, so {mask.n} prompts are needed; got {len(prompts)}")
-    for name, value in zip(OPTIONS, (one_prompt, switch, regional, passes), strict=True):
+    for name, value in zip(OPTIONS, (one_prompt, switch, regional, passes, loras), strict=True):
         if value is not None and method not in OPTIONS[name]:
             takes = " and ".join(repr(other) for other in OPTIONS[name])
             raise ValueError(f"{name} is for method {takes}, not for {method!r}; leave it out")
+    if method == "prompt" and one_prompt is None:
+        if isinstance(prompts, Prompts):
+            raise ValueError("one_prompt must be a text where prompts are encoded already, got None")
+        one_prompt = name_places(prompts)
     guidance = default_guidance(model, trajectory, method) if guidance is None else guidance
     job = Job(
         model,
@@ -105,6 +118,7 @@ def blend(
         (1.0,) if passes is None else tuple(checks.numbers("passes", passes, None, 0, 1)),
         callback,
         progress,
+        None if loras is None else check_adapters(model.pipe, "loras", loras, mask.n),
     )
     with model.lock:
         refuse_blending(model.network)
@@ -114,7 +128,7 @@ def blend(
 def decode(
     model: Model,
     trajectory: Trajectory,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | Prompts,
     *,
     guidance: float | None = None,
     negative_prompt: str = "",
@@ -129,7 +143,7 @@ def decode(
     Args:
         model: the model that recorded the trajectory.
         trajectory: of B images.
-        prompt: one text, or a list with one for each image.
+        prompt: one text, or a list with one for each image; or encoded prompts with one row, or one for each image.
         guidance: default `model.settings.guidance`, or `sampling_guidance` for a trajectory from noise.
         negative_prompt: the text in place of the empty prompt, which guidance moves away from.
         callback: called with a `sampling.Step` after each step.
@@ -144,7 +158,12 @@ def decode(
         RuntimeError: inside the callback of a blend with the same model.
     """
     _check(model, trajectory, callback)
-    prompt = checks.one_or_each("prompt", prompt, len(trajectory.x_T))
+    if not isinstance(prompt, Prompts):
+        prompt = checks.one_or_each("prompt", prompt, len(trajectory.x_T))
+    elif len(prompt) not in (1, len(trajectory.x_T)):
+        raise ValueError(
+            f"prompt must have 1 row, or one for each image ({len(trajectory.x_T)}); got {len(prompt)}"
+        )
     guidance = (
         default_guidance(model, trajectory) if guidance is None else checks.number("guidance", guidance)
     )
@@ -200,21 +219,40 @@ def name_places(prompts: Sequence[str]) -> str:
 
 
 def _prompt(job: Job) -> Tensor:
-    text = name_places(job.prompts) if job.one_prompt is None else job.one_prompt
-    return job.decode(text, job.guidance.mean())
+    return job.decode(job.one_prompt or "", job.guidance.mean().item())
 
 
 def _pixel(job: Job) -> Tensor:
     refuse_timed(job.mask)  # before the work
-    each = [job.decode(prompt, s) for prompt, s in zip(job.prompts, job.guidance, strict=True)]
+    each = [job.decode(prompt, guidance) for prompt, guidance in job.styles()]
     return blend_pixels(torch.stack(each), job.mask)
 
 
 def _epsilon(job: Job) -> Tensor:
     """One UNet call of N + 1 samples per step: eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0))."""
+    if job.loras is not None:
+        return _epsilon_with_loras(job, job.loras)
     contexts, weights = job.contexts(), job.latent_weights()
-
     return job.run(lambda x_t, t, progress: job.predict(x_t, t, contexts, weights(progress)))
+
+
+def _epsilon_with_loras(job: Job, loras: Sequence[str | None]) -> Tensor:
+    """Each style has an adapter of its own, for both of its predictions: eps = sum_i M_i (u_i + s_i (eps_i - u_i))."""
+    weights, ones = job.latent_weights(), torch.ones_like(job.guidance)
+    with switched_adapters(job.model.pipe) as switch:
+        styles = []
+        for lora, (prompt, guidance) in zip(loras, job.styles(), strict=True):
+            switch(lora)  # its text encoder may have one too
+            styles.append(guided_eps(job.model, prompt, guidance, job.negative_prompt))
+
+        def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
+            guided = []
+            for lora, style in zip(loras, styles, strict=True):
+                switch(lora)
+                guided.append(style(x_t, t, progress))
+            return Predictions(guided[0], torch.stack(guided), weights(progress), ones)
+
+        return job.run(network)
 
 
 def _attention(job: Job) -> Tensor:

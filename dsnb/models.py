@@ -154,22 +154,36 @@ def _shift(model: Model) -> float:
 
 
 def encode_prompts(
-    model: Model, prompts: Sequence[str], guidance: Tensor | Sequence[float] | None = None
+    model: Model,
+    prompts: Sequence[str] | Prompts,
+    guidance: Tensor | Sequence[float] | None = None,
+    negative_prompt: str | None = None,
 ) -> Prompts:
     """Encodes prompts as the pipeline itself does. Warns with the words that did not fit into the text encoder.
 
     Args:
         model: the model.
-        prompts: P texts.
+        prompts: P texts, or P rows that are encoded already.
         guidance: one per prompt, for a model that is told its guidance (`Model.guided` is False).
+        negative_prompt: a text whose row comes first.
 
     Returns:
         One row per prompt.
 
     Raises:
-        ValueError: for a guidance that the model cannot take.
+        ValueError: for a guidance that the model cannot take, and for rows of another shape than its own.
     """
-    prompts = list(prompts)
+    told = None
+    if guidance is not None and not model.guided:
+        told = model.family.tell_guidance(model.pipe, torch.as_tensor(guidance, device=model.device))
+    first = [] if negative_prompt is None else [negative_prompt]
+    if not isinstance(prompts, Prompts):
+        return replace(_encode_texts(model, [*first, *prompts]), guidance=told)
+    rows = prompts.after(_encode_texts(model, first or [""]))
+    return replace(rows if first else rows[1:], guidance=told)
+
+
+def _encode_texts(model: Model, prompts: Sequence[str]) -> Prompts:
     tokenizer, room = model.family.text_room(model.pipe)
     convert = getattr(model.pipe, "maybe_convert_prompt", lambda prompt, tokenizer: prompt)
     for prompt in prompts:
@@ -180,11 +194,8 @@ def encode_prompts(
                 f"prompt {prompt[:40]!r}… has {len(ids)} tokens, the text encoder takes {room}; cut off: {cut!r}",
                 stacklevel=2,
             )
-    told = None
-    if guidance is not None and not model.guided:
-        told = model.family.tell_guidance(model.pipe, torch.as_tensor(guidance, device=model.device))
     with model.lock, torch.no_grad(), quietly():
-        return replace(model.family.encode_prompts(model.pipe, prompts), guidance=told)
+        return model.family.encode_prompts(model.pipe, prompts)
 
 
 def refuse_blending(network: ModelMixin) -> None:

@@ -16,7 +16,7 @@ TIERS = [
     ["epsilon", "formulas", "images", "kernels", "plotting", "prompts"],
     ["families", "films", "masks", "sampling", "widgets"],
     ["models"],
-    ["guider", "joint", "weights"],
+    ["adapters", "guider", "joint", "weights"],
     ["inversion", "attention", "metrics"],
     ["attention_maps", "regional"],
     ["job"],

@@ -353,3 +353,100 @@ def test_lora_weights_from_a_file_are_drawn_with(tiny, trajectory, method, tmp_p
     finally:
         tiny.pipe.unload_lora_weights()
     torch.testing.assert_close(single(tiny, trajectory, LEFT), plain, atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def adapters(tiny):
+    """Two random LoRAs, "one" at half strength and on."""
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"])
+        tiny.unet.add_adapter(config, name)
+    tiny.pipe.set_adapters(["one", "two"], [0.5, 1.0])
+    tiny.pipe.set_adapters("one", 0.5)
+    yield
+    tiny.pipe.unload_lora_weights()
+
+
+def test_a_lora_for_each_style(tiny, trajectory, adapters):
+    on = single(tiny, trajectory, LEFT)
+    tiny.pipe.disable_lora()
+    plain = single(tiny, trajectory, RIGHT)
+    tiny.pipe.enable_lora()
+    tiny.pipe.set_adapters("two")
+    other = single(tiny, trajectory, RIGHT)
+    tiny.pipe.set_adapters("one", 0.5)
+    assert (plain - other).abs().max() > 1e-3
+    for style, loras, expected in (
+        (0, ["one", "two"], on),
+        (1, ["one", "two"], other),
+        (1, ["one", None], plain),
+    ):
+        drawn = run(tiny, trajectory, mask=only(style), loras=loras)
+        torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
+    with models.count_unet_samples(tiny.unet) as count:
+        run(tiny, trajectory, loras=["one", None])
+    assert (count.calls, count.samples) == (4 * 2, 4 * 2 * 2)
+    torch.testing.assert_close(single(tiny, trajectory, LEFT), on)
+
+
+def test_the_same_adapters_are_on_after_an_exception(tiny, trajectory, adapters):
+    def fail(step):
+        raise KeyError(step.index)
+
+    before = single(tiny, trajectory, LEFT)
+    learned = [p.requires_grad for p in tiny.unet.parameters()]
+    with pytest.raises(KeyError):
+        run(tiny, trajectory, loras=[None, "two"], callback=fail)
+    assert tiny.pipe.get_active_adapters() == ["one"]
+    assert [p.requires_grad for p in tiny.unet.parameters()] == learned
+    torch.testing.assert_close(single(tiny, trajectory, LEFT), before)
+
+
+@pytest.mark.parametrize(
+    ("loras", "error", "words"),
+    [
+        ("one", TypeError, "loras must be a list with one name per style, got 'one'"),
+        (["one"], ValueError, "one name for each of the 2 styles, got 1"),
+        (["one", "three"], ValueError, r"loras\[1\] must be .* one of \['one', 'two'\]; got 'three'"),
+    ],
+)
+def test_adapters_that_are_not_there(tiny, trajectory, adapters, loras, error, words):
+    with pytest.raises(error, match=words):
+        run(tiny, trajectory, loras=loras)
+    with pytest.raises(ValueError, match="loras is for method 'epsilon', not for 'pixel'"):
+        run(tiny, trajectory, loras=[None, None], method="pixel")
+    tiny.pipe.fuse_lora(adapter_names=["one"])
+    with pytest.raises(ValueError, match="loras cannot be switched while they are fused"):
+        run(tiny, trajectory, loras=["one", None])
+    tiny.pipe.unfuse_lora()
+
+
+@pytest.mark.parametrize("method", ["prompt", *BLENDING])
+def test_encoded_prompts_are_drawn_like_their_texts(tiny, trajectory, method):
+    rows, options = models.encode_prompts(tiny, [LEFT, RIGHT]), {}
+    if method == "prompt":
+        options = {"one_prompt": MIDDLE}
+    expected = run(tiny, trajectory, method=method, **options)
+    torch.testing.assert_close(run(tiny, trajectory, rows, method=method, **options), expected)
+    torch.testing.assert_close(single(tiny, trajectory, rows[:1]), single(tiny, trajectory, LEFT))
+
+
+def test_encoded_prompts_must_fit(tiny, trajectory):
+    rows = models.encode_prompts(tiny, [LEFT, RIGHT])
+    with pytest.raises(ValueError, match="one_prompt must be a text where prompts are encoded"):
+        run(tiny, trajectory, rows, method="prompt")
+    with pytest.raises(
+        ValueError, match=r"text of shape \(P, \*\(77, 32\)\) for this model, got \(P, \*\(76, 32\)\)"
+    ):
+        run(tiny, trajectory, models.Prompts(rows.text[:, 1:]))
+    with pytest.raises(ValueError, match="prompt must have 1 row, or one for each image .1.; got 2"):
+        single(tiny, trajectory, rows)
+
+
+def test_words_weighted_by_compel(tiny, trajectory):
+    compel = pytest.importorskip("compel").Compel(tokenizer=tiny.tokenizer, text_encoder=tiny.text_encoder)
+    plain, heavy = (models.Prompts(compel([LEFT, text]).detach()) for text in (RIGHT, f"({RIGHT})1.5"))
+    expected = run(tiny, trajectory)
+    torch.testing.assert_close(run(tiny, trajectory, plain), expected, atol=1e-5, rtol=0)
+    assert (run(tiny, trajectory, heavy) - expected).abs().max() > 1e-3

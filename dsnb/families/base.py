@@ -45,6 +45,21 @@ class Prompts:
         take = lambda part: None if part is None else part[rows]
         return Prompts(self.text[rows], take(self.pooled), take(self.guidance), self.bias)
 
+    def __iter__(self) -> Iterator["Prompts"]:
+        return (self[[row]] for row in range(len(self)))
+
+    def after(self, first: "Prompts") -> "Prompts":
+        """These rows after those of another, in its dtype. Raises ValueError for texts of another length or width."""
+        join = lambda a, b: None if a is None or b is None else torch.cat([a, b.to(a)])
+        for name in ("text", "pooled"):
+            one, other = getattr(first, name), getattr(self, name)
+            here, there = (None if part is None else tuple(part.shape[1:]) for part in (one, other))
+            if here != there:
+                raise ValueError(
+                    f"prompts must have a {name} of shape (P, *{here}) for this model, got (P, *{there})"
+                )
+        return Prompts(torch.cat([first.text, self.text.to(first.text)]), join(first.pooled, self.pooled))
+
     def repeat(self, batch: int) -> "Prompts":
         """Each row `batch` times in a row, for a batch of images per prompt."""
         return self[torch.arange(len(self)).repeat_interleave(batch).to(self.text.device)]

@@ -1,0 +1,85 @@
+"""A LoRA per style: which of a pipeline's loaded adapters is on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+
+def check_adapters(
+    pipe: DiffusionPipeline, name: str, given: Sequence[str | None], n: int
+) -> tuple[str | None, ...]:
+    """n names of loaded adapters, or None for no adapter.
+
+    Args:
+        pipe: the pipeline, after `load_lora_weights`.
+        name: the parameter that a message names.
+        given: what the user passed.
+        n: how many there must be.
+
+    Returns:
+        The names.
+
+    Raises:
+        TypeError: for something that is not a list.
+        ValueError: for another number of them, a name that is not loaded, and adapters that are fused.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f"{name} must be a list with one name per style, got {given!r}")
+    if len(given) != n:
+        raise ValueError(f"{name} must have one name for each of the {n} styles, got {len(given)}")
+    loaded = sorted({each for names in pipe.get_list_adapters().values() for each in names})
+    for i, each in enumerate(given):
+        if each is not None and each not in loaded:
+            raise ValueError(
+                f"{name}[{i}] must be None or the name of a loaded adapter, one of {loaded}; got {each!r}. "
+                "model.pipe.load_lora_weights(file, adapter_name=...) loads one"
+            )
+    if any(layer.merged for layer in _layers(pipe)):
+        raise ValueError(
+            f"{name} cannot be switched while they are fused; call model.pipe.unfuse_lora() first"
+        )
+    return tuple(given)
+
+
+@contextmanager
+def switched_adapters(pipe: DiffusionPipeline) -> Iterator[Callable[[str | None], None]]:
+    """While the block runs, a function turns one adapter on by its name and all others off; None turns all off.
+
+    Strengths stay as they are. What was on before is on again afterwards, whatever happens.
+    """
+    layers = _layers(pipe)
+    before = [
+        (
+            layer,
+            list(layer.active_adapters),
+            layer.disable_adapters,
+            [p.requires_grad for p in layer.parameters()],
+        )
+        for layer in layers
+    ]
+
+    def switch(name: str | None) -> None:
+        for layer in layers:
+            layer.enable_adapters(name is not None)
+            if name is not None:
+                layer.set_adapter([name])
+
+    try:
+        yield switch
+    finally:
+        for layer, active, disabled, learned in before:
+            layer.set_adapter(active)
+            layer.enable_adapters(not disabled)
+            for parameter, requires_grad in zip(layer.parameters(), learned, strict=True):
+                parameter.requires_grad_(requires_grad)
+
+
+def _layers(pipe: DiffusionPipeline) -> list[Any]:
+    """All layers of the pipeline's networks that carry adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return [layer for part in parts for layer in part.modules() if isinstance(layer, BaseTunerLayer)]
