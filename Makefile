@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Threads that wait for each other sleep instead of spinning, which is much faster on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo lab figures compare bench test test-all docs train trials lint constraints clean
+.PHONY: help demo lab app figures compare bench test test-all docs train trials lint constraints clean
 
 help:  ## lists these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,9 @@ demo: $(VENV)/.base  ## blends two styles in one image and prints the path of th
 
 lab: $(VENV)/.lab  ## opens JupyterLab on the first notebook
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_blend_two_styles.ipynb
+
+app: $(VENV)/.app  ## serves the panel of notebook 00 without code, for your own image, at http://localhost:8866
+	DSNB_INTERACTIVE=1 $(BIN)/voila --Voila.ip=127.0.0.1 notebooks/app/blend.ipynb
 
 figures: $(VENV)/.lab  ## runs the notebooks whose outputs are out of date, and redraws figures/
 	$(BIN)/python docs/diagrams.py
@@ -67,7 +70,7 @@ $(VENV)/.%: pyproject.toml constraints.txt
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.$(patsubst %,[%],$(filter-out base,$*))'
 	touch $@
 
-EXTRAS := dev docs browser lpips
+EXTRAS := dev docs browser lpips app
 constraints: $(EXTRAS:%=$(VENV)/.%)  ## writes the installed versions into constraints.txt
 	$(BIN)/pip list --format freeze --exclude dsnb --exclude pip | sed 's/+.*//' > constraints.tmp && mv constraints.tmp constraints.txt
 

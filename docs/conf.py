@@ -90,7 +90,7 @@ def fill_in(app, docname, source) -> None:
 
 def check_tests(app, docname, source) -> None:
     """Raises ValueError for a test that a page names and that does not exist."""
-    for file, name in re.findall(r"`(tests/\w+\.py)::(\w+)`", source[0]):
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", source[0]):
         if f"def {name}(" not in (ROOT / file).read_text():
             raise ValueError(f"{docname} names {file}::{name}, which does not exist")
 

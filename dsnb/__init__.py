@@ -20,7 +20,7 @@ _EXPORTS = {
     "decode": "methods",
 }
 _MODULES = (
-    "adapters", "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "films", "guider",
+    "adapters", "app", "attention", "attention_maps", "checkpoints", "checks", "epsilon", "families", "films", "guider",
     "images", "inversion", "joint", "kernels", "lab", "masks", "memory", "methods", "metrics", "models", "panel",
     "plotting", "prompts", "regional", "sampling", "weights", "widgets",
 )  # fmt: skip

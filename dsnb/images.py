@@ -17,7 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF
 
 
 def read_image(
-    source: str | os.PathLike | Image.Image | np.ndarray,
+    source: str | os.PathLike | Image.Image | np.ndarray | IO[bytes],
     model: Any = None,
     size: int | tuple[int, int] | None = None,
 ) -> Tensor:
@@ -26,7 +26,8 @@ def read_image(
     The EXIF tag turns it upright. Transparent parts become white. Of an animation the first frame is read.
 
     Args:
-        source: a file, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4): uint8, or float in [0, 1].
+        source: a file, also an open one, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4): uint8, or float in
+            [0, 1].
         model: its image size is the default size.
         size: pixels, one number for a square or (height, width), multiples of 8; without a model the default is
             the image's own size.

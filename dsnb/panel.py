@@ -1,7 +1,9 @@
 """The panel of notebook 00: one image in two styles, with the mask, the method and the noise under sliders."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from .methods import blend
 from .models import Model
 from .sampling import Step
 from .widgets import Panel, explore
+from .widgets.painting import Painter
 
 # What a mask can be: a function of sharpness and angle in degrees.
 SHAPES: Mapping[str, Callable[[float, float], Mask]] = {
@@ -46,8 +49,10 @@ def blend_panel(
     seed: int = 0,
     steps: int | None = None,
     preview_steps: int = 10,
+    painter: Painter | None = None,
     save_as: str | None = "blend",
     settings: Mapping[str, object] | None = None,
+    progress: bool = True,
 ) -> Panel:
     """A panel that blends two styles in an image, and compares two methods with a wipe.
 
@@ -65,8 +70,10 @@ def blend_panel(
         seed: of the noise, at the start.
         steps: of the full image; default the model's own.
         preview_steps: of the coarse image while a slider moves.
+        painter: a mask to paint, from `widgets.paint`; it becomes the shape "painted".
         save_as: how the names of saved files begin; None for a panel that does not save.
         settings: what saved files note besides the sliders.
+        progress: whether the first image shows a progress bar.
 
     Returns:
         The panel, as `widgets.explore` makes it.
@@ -84,13 +91,21 @@ def blend_panel(
         guidance = model.settings.method_guidance.get(method, model.settings.guidance)
     steps = model.settings.steps if steps is None else steps
     pair = (pair[0], pair[1])
+    shapes: dict[str, Callable[..., Mask]] = dict(SHAPES)
+    more: dict[str, Any] = {}  # controls that need more than one image, or a painter
+    if len(images) > 1:
+        more["picture"] = {text: index for index, text in enumerate(captions)}
+    if painter is not None:
+        shapes["painted"], more["painted"] = masks.from_weights, painter
     drawn: dict[tuple, Tensor] = {}  # the last images
 
     def one(
-        image: int, pair: tuple[str, str], method: str, shape: str, sharpness: float, angle: float, guidance: float,
-        seed: int, from_noise_: bool, steps: int, report: Callable[[Step], None] | None,
+        image: int, pair: tuple[str, str], method: str, mask: tuple, guidance: float, seed: int, from_noise_: bool,
+        steps: int, report: Callable[[Step], None] | None,
     ) -> Tensor:  # fmt: skip
-        key = (image, pair, method, shape, sharpness, angle, guidance, seed, from_noise_, steps)
+        shape, *drawing = mask
+        painted = drawing[0].tobytes() if shape == "painted" else tuple(drawing)
+        key = (image, pair, method, shape, painted, guidance, seed, from_noise_, steps)
         if key not in drawn:
             height, width = images[image].shape[-2:]
             if from_noise_:
@@ -98,9 +113,9 @@ def blend_panel(
             else:
                 start = invert(image, seed, steps)
             texts = [prompts.prompt(style, captions[image]) for style in pair]
-            mask = SHAPES[shape](sharpness, angle)
+            chosen = shapes[shape](*drawing)
             result = blend(
-                model, start, texts, mask, method=method, guidance=guidance, callback=report, progress=False
+                model, start, texts, chosen, method=method, guidance=guidance, callback=report, progress=False
             )
             while len(drawn) >= KEPT:
                 drawn.pop(next(iter(drawn)))
@@ -109,10 +124,12 @@ def blend_panel(
 
     def draw(
         picture: int = 0, pair: tuple[str, str] = pair, method: str = method, other: str = "pixel", wipe: float = 1.0,
-        shape: str = shape, sharpness: float = sharpness, angle: float = angle % 360, guidance: float = guidance,
-        seed: int = seed, from_noise: bool = False, steps: int = steps, report: Callable[[Step], None] | None = None,
+        shape: str = shape, sharpness: float = sharpness, angle: float = angle % 360, painted: np.ndarray | None = None,
+        guidance: float = guidance, seed: int = seed, from_noise: bool = False, steps: int = steps,
+        report: Callable[[Step], None] | None = None,
     ) -> Tensor:  # fmt: skip
-        rest = (shape, sharpness, angle, guidance, seed, from_noise, steps, report)
+        mask = (shape, painted) if shape == "painted" else (shape, sharpness, angle)
+        rest = (mask, guidance, seed, from_noise, steps, report)
         left = one(picture, pair, method, *rest)
         column = round(wipe * left.shape[-1])  # where the other method begins
         if column == left.shape[-1]:
@@ -125,17 +142,19 @@ def blend_panel(
         play="angle",
         save_as=save_as,
         settings={"model": model.name, "captions": list(captions), "steps": steps, **(settings or {})},
-        picture={text: index for index, text in enumerate(captions)},
         pair=_pairs(pair),
         method={title: name for name, title in TITLES.items()},
         other={title: name for name, title in TITLES.items()},
         wipe=(0.0, 1.0, 0.05),
-        shape=list(SHAPES),
+        shape=list(shapes),
         sharpness=(1.0, max(100.0, sharpness), 1.0),
         angle=(0.0, 360.0, 15.0),
         guidance=(0.0, max(30.0, guidance), 0.5),
         seed=(0, max(20, seed)),
         from_noise=False,
+        **more,
+        labels={"pair": "styles", "other": "other method", "shape": "mask"},
+        progress=progress,
     )
 
 

@@ -23,7 +23,7 @@ TIERS = [
     ["methods"],
     ["checkpoints"],
     ["demo", "lab", "memory", "panel"],
-    ["__main__"],
+    ["__main__", "app"],
 ]
 LAB_TIERS = [["grid", "world"], ["compare", "bench", "outputs"], ["training", "trials"]]
 TIER = {

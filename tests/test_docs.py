@@ -30,7 +30,7 @@ def test_the_table_has_every_notebook_in_order(page):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_time_and_level_are_those_of_the_course(path):
     first = nbformat.read(path, as_version=4).cells[0].source
-    said = re.search(r"\*\*Time · level:?\*\* (\d+) minutes · (★+)", first)
+    said = re.search(r"\*\*Time · level:?\*\*:? (\d+) minutes · (★+)", first)
     row = re.search(rf"\({re.escape('../notebooks/' + path.name)}\) \| [^|]+ \| (\d+) \| (★+) \|", COURSE)
     assert said is None or said.groups() == row.groups()
 

@@ -6,6 +6,7 @@ import torch
 import dsnb
 from dsnb import masks
 from dsnb.panel import SHAPES, TITLES, blend_panel
+from dsnb.widgets import paint, painting
 
 CAPTION, PAIR = "a bear on grass", ("a mosaic of [prompt]", "a sketch of [prompt]")
 
@@ -59,3 +60,19 @@ def test_wrong_choices_are_named(tiny):
         blend_panel(tiny, [image], [CAPTION], None, method="epsilonn")
     with pytest.raises(ValueError, match="captions must be one different text"):
         blend_panel(tiny, [image, image], [CAPTION, CAPTION], None)
+
+
+def test_a_painted_mask_is_one_of_the_shapes(tiny, panel):
+    image = torch.rand(1, 3, 32, 32)
+    painter = paint(image, strokes=[{"style": 1, "points": [(0.5, 0.2), (0.5, 0.8)]}])
+    options = {"pair": PAIR, "method": "epsilon", "steps": 4, "preview_steps": 2, "painter": painter}
+    painted = blend_panel(tiny, [image], [CAPTION], lambda *_: panel.trajectory, **options)
+    painted.rest = 0.02
+    painted.set(shape="painted")
+    texts = [dsnb.prompts.prompt(style, CAPTION) for style in PAIR]
+    mask, drawn = masks.from_weights(painter.value), {"guidance": tiny.settings.guidance, "progress": False}
+    expected = dsnb.blend(tiny, panel.trajectory, texts, mask, method="epsilon", **drawn)
+    assert torch.allclose(painted.settle(), expected, atol=1e-5)
+    painter.add(painting.Stroke(1, ((0.1, 0.1), (0.9, 0.1)), 0.2))
+    assert not torch.allclose(painted.settle(), expected, atol=1e-3)
+    assert len(painted.parameters()["painted"]["strokes"]) == 2

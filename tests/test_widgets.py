@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import math
 import threading
@@ -10,6 +12,7 @@ import papermill
 import pytest
 import torch
 from matplotlib import pyplot
+from PIL import Image
 
 from dsnb import plotting
 from dsnb.widgets import explore, paint, painting, sliders
@@ -148,7 +151,12 @@ def test_headless_panel_is_the_static_picture_of_the_start(monkeypatch):
     seen = []
     panel = explore(lambda value: seen.append(value) or shade(value), value=(0.0, 1.0, 0.1, 0.3))
     assert seen == [0.3] and panel.box is None and panel.settle() is panel.picture
-    assert set(panel._repr_mimebundle_()) == {"text/plain", "image/png"}
+    still = panel._repr_mimebundle_()
+    assert set(still) == {"text/plain", "image/png"}
+    assert Image.open(io.BytesIO(base64.b64decode(still["image/png"]))).size == (
+        400,
+        400,
+    )  # as the panel shows it
     assert np.all(plotting.to_array(panel.picture) == 77)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import traitlets
-from ipycanvas import MultiCanvas, hold_canvas
+from ipycanvas import Canvas, MultiCanvas, hold_canvas
 from PIL import Image, ImageDraw, ImageFilter
 
 from .. import checks, plotting
@@ -209,7 +209,7 @@ class Painter(traitlets.HasTraits):
         self._canvas.on_touch_start(lambda touches: self.begin(*touches[0]))
         self._canvas.on_touch_move(lambda touches: self.move(*touches[0]))
         self._canvas.on_touch_end(lambda _: self.end())
-        self._canvas.on_client_ready(self._redraw)
+        self._canvas.on_client_ready(self._greet)
         self._redraw()
 
     def begin(self, x: float, y: float) -> None:
@@ -246,6 +246,11 @@ class Painter(traitlets.HasTraits):
         stroke, self._open = self._open, None
         if stroke is not None:
             self.add(stroke)
+
+    def _greet(self) -> None:
+        # A page that connects late has missed which canvas is drawn on, and would fail for good without a change.
+        Canvas(width=1, height=1).clear()
+        self._redraw()
 
     def _place(self, x: float, y: float) -> tuple[float, float]:
         return x / self._canvas.width, y / self._canvas.height

@@ -21,6 +21,7 @@ from typing import Any
 import ipywidgets
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .. import checks, plotting
@@ -46,6 +47,7 @@ def explore(
     settings: Mapping[str, Any] | None = None,
     labels: Mapping[str, str] | None = None,
     width: int = 400,
+    progress: bool = True,
     interactive: bool | None = None,
     **controls: Any,
 ) -> "Panel":
@@ -60,6 +62,7 @@ def explore(
     rest: seconds without a change before `draw` runs. play: name of the slider that the play button sweeps.
     save_as: stem of the files that the save button writes into figures/; settings: what they note besides.
     labels: {name: text beside the control}. width: of the picture, in CSS pixels.
+    progress: whether a slow first picture shows a progress bar.
     """
     if not callable(draw):
         raise TypeError(f"draw must be a function of the controls' values, got a {type(draw).__name__}")
@@ -76,11 +79,11 @@ def explore(
     sliders = [name for name, (_, options) in specs.items() if "step" in options]
     if play is not None and play not in sliders:
         raise ValueError(f"play is {play!r}; expected the name of a slider, one of {sliders}")
-    panel = Panel(draw, preview, rest, save_as, settings)
-    panel._draw_first({name: tidy(options["value"]) for name, (_, options) in specs.items()})
+    panel = Panel(draw, preview, rest, save_as, settings, width)
+    panel._draw_first({name: tidy(options["value"]) for name, (_, options) in specs.items()}, progress)
     if is_interactive() if interactive is None else interactive:
         texts = {name: name.replace("_", " ") for name in specs} | dict(labels or {})
-        panel._build({name: make_control(*spec, texts[name]) for name, spec in specs.items()}, play, width)
+        panel._build({name: make_control(*spec, texts[name]) for name, spec in specs.items()}, play)
     return panel
 
 
@@ -94,8 +97,9 @@ class Panel:
         rest: float,
         save_as: str | None,
         settings: Mapping[str, Any] | None,
+        width: int,
     ):
-        self.draw, self.preview, self.rest = draw, preview, rest
+        self.draw, self.preview, self.rest, self.width = draw, preview, rest, width
         self.save_as, self.settings = save_as, dict(settings or {})
         self.picture: Any = None
         self.error: BaseException | None = None
@@ -155,14 +159,18 @@ class Panel:
         self._play.value = on
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
+        still = Image.fromarray(plotting.to_array(self.picture))
+        if still.width < self.width:  # as large as the panel shows it
+            size = (self.width, round(self.width * still.height / still.width))
+            still = still.resize(size, Image.Resampling.BICUBIC)
         bundle = {"text/plain": f"Panel({self.parameters()})"}
-        bundle["image/png"] = base64.b64encode(plotting.png_bytes(self.picture)).decode()
+        bundle["image/png"] = base64.b64encode(plotting.png_bytes(still)).decode()
         return bundle if self.box is None else bundle | self.box._repr_mimebundle_()
 
     # The parts
 
-    def _build(self, controls: dict[str, Any], play: str | None, width: int) -> None:
-        self.controls, self._sweep = controls, play or ""
+    def _build(self, controls: dict[str, Any], play: str | None) -> None:
+        self.controls, self._sweep, width = controls, play or "", self.width
         across = {"width": f"{width}px"}
         height, wide = plotting.to_array(self.picture).shape[:2]
         area = across | {
@@ -209,7 +217,11 @@ class Panel:
         except Exception as error:  # a button has nobody to raise to
             self._tell(error)
         else:
-            self._status.value = html.escape(f"saved as {path.parent.name}/{path.name}")
+            data = base64.b64encode(path.read_bytes()).decode()
+            self._status.value = (
+                f"{html.escape(f'saved as {path.parent.name}/{path.name}')} · <a class='dsnb-download' "
+                f"download='{html.escape(path.name)}' href='data:image/png;base64,{data}'>download</a>"
+            )
 
     # The work
 
@@ -256,8 +268,9 @@ class Panel:
         else:
             slider.value = value
 
-    def _draw_first(self, values: dict[str, Any]) -> None:
-        with worker().paused(), tqdm(desc="drawing", delay=PATIENCE, leave=False) as bar:
+    def _draw_first(self, values: dict[str, Any], progress: bool) -> None:
+        bar = tqdm(desc="drawing", delay=PATIENCE, leave=False, disable=not progress)
+        with worker().paused(), bar:
 
             def report(done: Any, total: int | None = None) -> None:
                 done, bar.total = _progress(done, total)

@@ -6,9 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,7 @@ def lab(tmp_path_factory):
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
@@ -82,27 +81,37 @@ def lab(tmp_path_factory):
         "--IdentityProvider.token=",
         f"--ServerApp.root_dir={folder}",
     ]
-    log = (home / "lab.log").open("wb")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-    address = f"http://127.0.0.1:{port}"
+    with serving(command, environment, folder, port):
+        yield f"http://127.0.0.1:{port}", folder
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(command, environment, folder, port):
+    """A server that listens on `port` while the block runs → its process."""
+    log = Path(tempfile.mkdtemp(), "log")
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=folder)
     try:
         for _ in range(300):
-            if server.poll() is not None:
-                break
             try:
-                urllib.request.urlopen(f"{address}/api", timeout=1).read()
-                yield address, folder
-                return
-            except (urllib.error.URLError, OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert server.poll() is None, f"{command} ended:\n{log.read_text()[-2000:]}"
                 time.sleep(0.2)
-        pytest.fail(f"JupyterLab did not start:\n{(home / 'lab.log').read_text()[-2000:]}")
+        yield server
     finally:
         server.terminate()
         try:
             server.wait(15)
         except subprocess.TimeoutExpired:
             server.kill()
-        log.close()
 
 
 @pytest.fixture

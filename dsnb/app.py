@@ -1,0 +1,83 @@
+"""The app: the panel of notebook 00 for an image of one's own, without code. `make app` serves it."""
+
+import functools
+import html
+import io
+from collections.abc import Sequence
+
+import ipywidgets
+import torch
+from torch import Tensor
+
+from .images import read_image
+from .inversion import Trajectory, invert
+from .models import Model
+from .panel import blend_panel
+from .prompts import Picture, pictures
+from .widgets import paint
+
+STEPS = 12  # of a full image, so that it comes within seconds on a CPU
+WIDE = {"style": {"description_width": "130px"}, "layout": {"width": "420px"}}
+
+
+def make_app(model: Model, steps: int = STEPS) -> ipywidgets.VBox:
+    """A form that chooses an image, above the panel that blends two styles in it.
+
+    Args:
+        model: the model to draw with; one with a UNet.
+        steps: of a full image.
+
+    Returns:
+        The form and the panel, to be the last line of a cell in a front end that can answer.
+    """
+    bundled = {f"{image.caption} ({image.file.stem})": image for image in pictures()}
+    choice = ipywidgets.Dropdown(description="image", options=bundled, **WIDE)
+    upload = ipywidgets.FileUpload(description="or your own", accept="image/*", layout={"width": "200px"})
+    caption = ipywidgets.Text(description="it shows", placeholder="a dog on a beach", **WIDE)
+    start = ipywidgets.Button(description="use this image", icon="check", button_style="primary")
+    status, below = ipywidgets.HTML(), ipywidgets.VBox()
+    status.add_class("dsnb-app-status")
+
+    def use(_: object = None) -> None:
+        try:
+            name, image, text = _chosen(choice.value, upload.value, caption.value, model)
+        except (ValueError, OSError) as error:
+            status.value = f"<span style='color:#b00020'>{html.escape(str(error))}</span>"
+            return
+        status.value = f"Drawing {html.escape(name)} …"
+        below.children = [_panel(model, image, text, name, steps)]
+        status.value = ""
+
+    start.on_click(use)
+    use()
+    form = ipywidgets.VBox([choice, ipywidgets.HBox([upload, caption]), start, status])
+    return ipywidgets.VBox([form, below])
+
+
+def _chosen(
+    bundled: Picture, uploaded: Sequence[dict], caption: str, model: Model
+) -> tuple[str, Tensor, str]:
+    """(name, image, caption) of what the form holds; an upload comes first."""
+    if not uploaded:
+        return bundled.file.name, read_image(bundled.file, model), bundled.caption
+    if not caption.strip():
+        raise ValueError("Say in 'it shows' what your image shows, for example: a dog on a beach")
+    (file,) = uploaded
+    content = io.BytesIO(file["content"])
+    content.name = file["name"]  # for the message of an error
+    return content.name, read_image(content, model), caption.strip()
+
+
+def _panel(model: Model, image: Tensor, caption: str, name: str, steps: int) -> ipywidgets.Widget:
+    @functools.lru_cache(maxsize=8)
+    def inverted(index: int, seed: int, steps: int) -> Trajectory:
+        generator = torch.Generator().manual_seed(seed)
+        return invert(model, image, caption, steps=steps, generator=generator, progress=False)
+
+    painter = paint(image, labels=["first style", "second style"], width=300)
+    panel = blend_panel(
+        model, [image], [caption], inverted, steps=steps, preview_steps=5, painter=painter,
+        settings={"image": name}, progress=False,
+    )  # fmt: skip
+    painter.observe(lambda _: panel.set(shape="painted"), names="value")
+    return panel.box
