@@ -41,7 +41,7 @@ def blend(
     prompts: Sequence[str] | Prompts,
     mask: Mask,
     *,
-    method: str = "epsilon",
+    method: str | None = None,
     guidance: float | Sequence[float] | None = None,
     negative_prompt: str = "",
     one_prompt: str | None = None,
@@ -63,14 +63,15 @@ def blend(
         method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, then the images
             blended), "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "regional"
             (attention with `regional.regional_context`), "combined" (epsilon while the progress is below `switch`,
-            attention after) or "joint" (a masked bias in joint attention, see `joint.joint_bias`). Models with a UNet
+            regional after) or "joint" (a masked bias in joint attention, see `joint.joint_bias`). Models with a UNet
             have all but "joint"; transformers with joint attention have "prompt", "pixel", "epsilon" and "joint".
+            Default `default_method(model)`.
         guidance: one number, or one per prompt; default the model's for the method, see `models.Settings`. Method
             "prompt" takes their mean.
         negative_prompt: the text in place of the empty prompt, which guidance moves away from.
         one_prompt: the text of method "prompt"; default the prompts from left to right.
         switch: of method "combined", from 0 to 1; default 0.5.
-        regional: of method "combined", whether "regional" follows after the switch instead of "attention".
+        regional: of method "combined", whether "regional" follows after the switch, or "attention"; default True.
         passes: of the methods with cross-attention, weights of repeated passes through each layer, see
             `attention.blend_cross_attention`; default one plain pass.
         loras: of method "epsilon", one name per style of an adapter that `model.pipe.load_lora_weights` loaded, or
@@ -91,6 +92,7 @@ def blend(
     _check(model, trajectory, callback)
     if not isinstance(prompts, Prompts):
         prompts = checks.texts("prompts", prompts)
+    method = default_method(model) if method is None else method
     _refuse_other(model, method)
     checks.one_of("method", method, methods_of(model))
     checks.instance("mask", mask, Mask, "dsnb.masks.from_weights(array) makes one")
@@ -114,7 +116,7 @@ def blend(
         _check_negative(model, negative_prompt),
         None if one_prompt is None else checks.text("one_prompt", one_prompt),
         0.5 if switch is None else checks.number("switch", switch, 0, 1),
-        False if regional is None else checks.flag("regional", regional),
+        True if regional is None else checks.flag("regional", regional),
         (1.0,) if passes is None else tuple(checks.numbers("passes", passes, None, 0, 1)),
         callback,
         progress,
@@ -171,6 +173,11 @@ def decode(
     with model.lock:
         eps = guided_eps(model, prompt, guidance, negative_prompt)
         return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
+
+
+def default_method(model: Model) -> str:
+    """ "combined", which lost a style least often on validation images (figures/10_trials.csv), or else "epsilon"."""
+    return "combined" if "combined" in methods_of(model) else "epsilon"
 
 
 def default_guidance(model: Model, trajectory: Trajectory, method: str = "") -> float:
@@ -266,7 +273,7 @@ def _regional(job: Job) -> Tensor:
 
 
 def _combined(job: Job) -> Tensor:
-    """The epsilon mask while progress < switch, then attention interpolation, under the same hooks."""
+    """The epsilon mask while progress < switch, then (regional) attention interpolation, under the same hooks."""
     return _hooked(job, job.switch, job.regional)
 
 

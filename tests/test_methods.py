@@ -47,7 +47,7 @@ def test_a_mask_of_one_style_is_that_style_alone(tiny, trajectory, method, style
     torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", [method for method in BLENDING if method != "regional"])
+@pytest.mark.parametrize("method", [method for method in BLENDING if method not in ("regional", "combined")])
 def test_equal_prompts_are_one_prompt_whatever_the_mask(tiny, trajectory, method):
     mixed = run(tiny, trajectory, (LEFT,) * 3, masks.radial(3), method)
     torch.testing.assert_close(mixed, single(tiny, trajectory, LEFT), atol=1e-5, rtol=0)
@@ -126,6 +126,12 @@ def test_combined_is_epsilon_at_one_end_and_attention_at_the_other(tiny, traject
     ):
         combined = run(tiny, trajectory, method="combined", switch=switch, regional=regional)
         torch.testing.assert_close(combined, run(tiny, trajectory, method=method), atol=1e-5, rtol=0)
+
+
+def test_the_default_is_combined_with_regional_attention(tiny, trajectory):
+    usual = run(tiny, trajectory, method=None)
+    expected = run(tiny, trajectory, method="combined", switch=0.5, regional=True)
+    torch.testing.assert_close(usual, expected, atol=1e-5, rtol=0)
 
 
 def test_a_timed_mask_reaches_both_methods(tiny, trajectory):

@@ -17,7 +17,7 @@ TEXTS = ["a mosaic of a bear", "a sketch of a bear"]
         ("epsilon", {}, Trial("", "", switch=1.0)),
         ("attention", {}, Trial("", "")),
         ("regional", {}, Trial("", "", norm=True, strength=1.0)),
-        ("combined", {}, Trial("", "", switch=0.5)),
+        ("combined", {"regional": False}, Trial("", "", switch=0.5)),
         (
             "combined",
             {"regional": True, "switch": 0.25},
