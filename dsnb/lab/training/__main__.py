@@ -18,91 +18,71 @@ from .diffusion import SIZES
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and work on the recipe."""
-    parser = argparse.ArgumentParser("python -m dsnb.lab.training", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(
+        "python -m dsnb.lab.training",
+        description=__doc__.split("\n\n")[0],
+        argument_default=argparse.SUPPRESS,  # what is not given is the recipe's own
+    )
+    add, fraction = parser.add_argument, {"type": float, "metavar": "FRACTION"}
     add("--minutes", type=float, default=25, help="time for training in this run (default 25)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     add(
         "--state",
         type=Path,
         default=Path("runs/training"),
-        help="checkpoints and logs; a later training run continues there",
+        help="checkpoints and logs, where a later run continues",
     )
-    add(
-        "--out",
-        type=Path,
-        help="write the model to this folder at the end, in the place of what is there; the evaluator CLIP beside it",
-    )
+    add("--out", type=Path, help="write the model in the place of this folder, the evaluator CLIP beside it")
     add(
         "--size",
         choices=[*SIZES, "auto"],
         default="auto",
         help="of the UNet; auto: large on a GPU, else small",
     )
-    add("--latent-channels", type=int, default=recipe.autoencoders.LATENT_CHANNELS)
+    add("--latent-channels", type=int)
     add(
         "--stages",
         nargs="*",
         choices=list(recipe.STAGES),
-        default=list(recipe.STAGES),
-        help="work on these only; none: export and evaluate what there is",
+        help="work on these only; none: export and evaluate",
     )
-    add("--seed", type=int, default=0)
+    add("--seed", type=int)
     add(
         "--from",
         dest="source",
         metavar="FOLDER",
-        help="start from these exported weights; only the UNet and the decoder learn then",
+        help="start from exported weights; only UNet and decoder learn",
     )
+    add("--fraction", **fraction, help="of the UNet's training images in several styles (default 0.2)")
+    add("--steps", type=int, help="at which each stage ends, if its time is not over before")
     add(
-        "--fraction",
-        type=float,
-        default=0.2,
-        help="fraction of the UNet's training images in several styles (default 0.2)",
+        "--threads",
+        type=int,
+        default=0,
+        help="of the CPU; 1 is fastest on a machine that is busy with other work",
     )
-    add("--steps", type=int, default=10**9, help="at which each stage ends, if its time is not over before")
-    add("--threads", type=int, help="CPU threads; 1 is fastest on a machine that is busy with other work")
     add(
         "--cooldown",
-        type=float,
-        default=0.2,
-        help="fraction of a stage's time in which its learning rate falls to zero; 0 in all training runs but the last",
+        **fraction,
+        help="of each stage, in which its learning rate falls to 0; 0 in all runs but the last",
     )
-    add("--compile", action="store_true", help="run the UNet through torch.compile")
-    add("--pictures", type=int, default=90, help="pictures for the evaluation; 0 leaves it out")
+    add("--compile", dest="compiled", action="store_true", help="run the UNet through torch.compile")
+    add("--pictures", type=int, help="images for the evaluation (default 90); 0 leaves it out")
     add(
         "--figures",
         type=Path,
-        help="write the evaluation's pictures and the plot of the logs into this folder (default: the state's)",
+        help="folder of the evaluation's images and the plot of the logs (default: the state's)",
     )
-    options = parser.parse_args(arguments)
-    try:
-        choose_device(options.device)
-    except ValueError as error:
-        parser.error(str(error))
+    given = vars(parser.parse_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    size = ("small" if options.device == "cpu" else "large") if options.size == "auto" else options.size
+    if threads := given.pop("threads"):
+        torch.set_num_threads(threads)
+    if given["size"] == "auto":
+        given["size"] = "small" if given["device"] == "cpu" else "large"
     try:
-        work = recipe.Recipe(
-            minutes=options.minutes,
-            device=options.device,
-            state=options.state,
-            out=options.out,
-            source=options.source,
-            size=size,
-            fraction=options.fraction,
-            steps=options.steps,
-            latent_channels=options.latent_channels,
-            seed=options.seed,
-            compiled=options.compile,
-            stages=tuple(options.stages),
-            pictures=options.pictures,
-            cooldown=options.cooldown,
-            figures=options.figures,
-        )
+        choose_device(given["device"])
+        work = recipe.Recipe(**given)
     except ValueError as error:
         parser.error(str(error))
     recipe.run(work)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,14 +31,15 @@ def stage_rows(state: Path, batches: dict[str, int]) -> list[dict]:
         file = Path(state) / f"{stage}.csv"
         if file.is_file():
             log = read_log(file)
-            loss, tenth = log["loss"], max(1, len(log["loss"]) // 10)
-            last, before = (
-                round(sum(part) / len(part), 4) if part else None
-                for part in (loss[-tenth:], loss[-2 * tenth : -tenth])
-            )
-            hours = round(sum(run_lengths(log["seconds"])) / 3600, 2)
-            rows.append({"stage": stage, "steps": int(log["step"][-1]), "images per step": batch, "hours": hours,
-                         "mean loss of its last tenth": last, "of the tenth before": before})  # fmt: skip
+            tenth = max(1, len(log) // 10)
+            last, before = log.loss[-tenth:], log.loss[-2 * tenth : -tenth]
+            # the seconds of a log start anew with each training run
+            ends = log.seconds > log.seconds.shift(-1, fill_value=0)
+            rows.append({
+                "stage": stage, "steps": int(log.step.iloc[-1]), "images per step": batch,
+                "hours": round(log.seconds[ends].sum() / 3600, 2), "mean loss of its last tenth": round(last.mean(), 4),
+                "of the tenth before": round(before.mean(), 4) if len(before) else None,
+            })  # fmt: skip
     return rows
 
 
@@ -52,14 +52,21 @@ def write_history(folder: Path, state: Path, batches: dict[str, int]) -> Path:
     return path
 
 
+def named(rows: list[Row]) -> list[tuple[str, Row]]:
+    """The rows with their full names: one that begins with "…" is about the last one that does not."""
+    found, subject = [], ""
+    for row in rows:
+        more = row.name.startswith("…")
+        subject = subject if more else row.name
+        found.append((f"{subject} {row.name}" if more else subject, row))
+    return found
+
+
 def missed(rows: list[Row]) -> str:
     """Every bar that was missed, by how much, and the stage of the recipe that would have to go on."""
-    lines, subject = [], ""
-    for row in rows:
-        more = row.name.startswith("…")  # a row about the one before it
-        subject = subject if more else row.name
+    lines = []
+    for name, row in named(rows):
         if row.passed is False:
-            name = f"{subject} {row.name}" if more else subject
             stage = next((stage for stage in ("evaluator", "autoencoder") if name.startswith(stage)), "unet")
             lines.append(
                 f"- {name}: {row.value:.2f} of {row.bar:.2f}; the stage `{stage}` would have to go on."
@@ -79,24 +86,17 @@ encoder means another UNet.
 
 def uncertain(rows: list[Row]) -> str:
     """The bars that were met by less than one standard error, and what is read less often than in the ground truth."""
-    lines, subject = [], ""
-    for before, row in zip([None, *rows], rows, strict=False):
-        name = f"{subject} {row.name}" if row.name.startswith("…") else row.name
+    lines, before = [], ("", None)
+    for name, row in named(rows):
         if row.passed and abs(row.value - row.bar) < row.error:
             lines.append(f"- {name}: met by less than one standard error.")
-        if "in the ground" in row.name and row.value - before.value > 2 * math.hypot(row.error, before.error):
-            what = f"{subject} {before.name}" if before.name.startswith("…") else before.name
-            lines.append(f"- {what}: {before.value:.2f}, where the ground truth gets {row.value:.2f}.")
-        subject = subject if row.name.startswith("…") else row.name
+        what, drawn = before
+        if "in the ground" in row.name and row.value - drawn.value > 2 * math.hypot(row.error, drawn.error):
+            lines.append(f"- {what}: {drawn.value:.2f}, where the ground truth gets {row.value:.2f}.")
+        before = name, row
     if not lines:
         return ""
     return "With less certainty, or less often than in the ground truth:\n\n" + "\n".join(lines) + "\n"
-
-
-def run_lengths(seconds: Sequence[float]) -> list[float]:
-    """The length of each training run, from a log's seconds, which start anew with each."""
-    following = [*seconds[1:], 0.0]
-    return [now for now, after in zip(seconds, following, strict=False) if after < now]
 
 
 def write_card(folder: Path, rows: list[Row], recipe: "Recipe", *, unet_parameters: int) -> Path:

@@ -183,10 +183,6 @@ def measure_photographs(model: models.Model) -> tuple[list[Row], Figure]:
     return rows, show_grid([*above, *below], columns=len(shown), row_titles=["photograph", "rebuilt"])
 
 
-BLENDS = {"prompt": (0.10, True), "pixel": (None, False), "epsilon": (0.95, False), "attention": (0.60, False),
-          "combined": (0.95, False)}  # method: its bar, and whether that is the most there may be  # fmt: skip
-
-
 # method: its bar, and whether that is the most there may be
 BLENDS = {
     "prompt": (0.10, True),

@@ -1,14 +1,13 @@
 """Write the trained networks as a Stable Diffusion folder, and plot the logs."""
 
 import copy
-import csv
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-import torch
+import pandas as pd
 from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
@@ -62,28 +61,19 @@ def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
     return folder
 
 
-def read_log(path: Path) -> dict[str, list[float]]:
-    """The columns of a stage's CSV log; where a resumed run repeated steps, the later row counts."""
-    rows = {}
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            rows[int(row["step"])] = {name: float(value) for name, value in row.items()}
-    ordered = [rows[step] for step in sorted(rows)]
-    return {name: [row[name] for row in ordered] for name in (ordered[0] if ordered else {})}
+def read_log(path: Path) -> pd.DataFrame:
+    """A stage's CSV log; where a resumed run repeated steps, the later row counts."""
+    return pd.read_csv(path).drop_duplicates("step", keep="last").sort_values("step")
 
 
 def plot_logs(folder: Path) -> Figure:
     """The loss of every stage that has a log in `folder`, and its mean over 20 rows."""
-    logs = {file.stem: read_log(file) for stage in ("autoencoder", "generator", "evaluator", "unet")
-            if (file := Path(folder) / f"{stage}.csv").is_file()}  # fmt: skip
-    figure = Figure(figsize=(3.2 * max(1, len(logs)), 2.6), layout="constrained")
-    for axes, (stage, columns) in zip(
-        figure.subplots(1, max(1, len(logs)), squeeze=False)[0], logs.items(), strict=False
-    ):
-        loss = torch.tensor(columns["loss"]).view(1, 1, -1)
-        width = min(20, loss.shape[-1])
-        smooth = torch.nn.functional.avg_pool1d(loss, width, stride=1).flatten().tolist()
-        axes.plot(columns["step"], columns["loss"], alpha=0.25)
-        axes.plot(columns["step"][width - 1 :], smooth)
-        axes.set(title=stage, xlabel="step", ylabel="loss")
+    files = [Path(folder, f"{stage}.csv") for stage in ("autoencoder", "generator", "evaluator", "unet")]
+    files = [file for file in files if file.is_file()]
+    figure = Figure(figsize=(3.2 * max(1, len(files)), 2.6), layout="constrained")
+    for axes, file in zip(figure.subplots(1, max(1, len(files)), squeeze=False)[0], files, strict=False):
+        log = read_log(file)
+        axes.plot(log.step, log.loss, alpha=0.25)
+        axes.plot(log.step, log.loss.rolling(min(20, len(log))).mean())
+        axes.set(title=file.stem, xlabel="step", ylabel="loss")
     return figure

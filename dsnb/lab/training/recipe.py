@@ -41,13 +41,8 @@ STAGES = {
 }
 CONTINUED = 1 / 3  # of these learning rates, where training starts from exported weights
 GOOD_PSNR, GOOD_OBJECTS, GOOD_STYLES = 28.5, 0.97, 0.995
-FIXED = (
-    "size",
-    "latent_channels",
-    "latent_scale",
-    "seed",
-    "source",
-)  # what a later training run cannot change
+# what a later training run cannot change
+FIXED = ("size", "latent_channels", "latent_scale", "seed", "source")
 
 
 @dataclass(frozen=True)
@@ -88,16 +83,14 @@ class Recipe:
     figures: Path | None = None
 
     def __post_init__(self):
-        unknown = [stage for stage in self.stages if stage not in STAGES]
-        if unknown:
-            raise ValueError(f"stages has {unknown}, expected some of {', '.join(STAGES)}")
+        for stage in self.stages:
+            checks.one_of("stages", stage, STAGES)
         checks.number("minutes", self.minutes, above=0)
         checks.number("fraction", self.fraction, 0, 1)
         checks.integer("steps", self.steps, 1)
-        if not 0 <= self.cooldown < 1:
-            raise ValueError(f"cooldown is {self.cooldown}, expected a fraction in [0, 1)")
-        if self.size not in diffusion.SIZES:
-            raise ValueError(f"size is {self.size!r}, expected one of {', '.join(diffusion.SIZES)}")
+        if checks.number("cooldown", self.cooldown, 0, 1) == 1:
+            raise ValueError("cooldown must be below 1, got 1")
+        checks.one_of("size", self.size, diffusion.SIZES)
         begun = {"autoencoder": self.state / "autoencoder.pt", "generator": self.state / "generator.pt"}
         missing = [stage for stage, path in begun.items() if not path.is_file()]
         exported = self.source or (self.state / "text_encoder").is_dir()
@@ -191,11 +184,8 @@ def decodes_well(device):
     images, _, _ = ground_truth(90, 8, device)
 
     def good(network) -> bool:
-        value = (
-            torch.cat([autoencoders.psnr(network, part.to(device)) for part in images.split(30)])
-            .mean()
-            .item()
-        )
+        parts = [autoencoders.psnr(network, part.to(device)) for part in images.split(30)]
+        value = torch.cat(parts).mean().item()
         log.info("autoencoder PSNR %.2f dB", value)
         return value >= GOOD_PSNR
 
@@ -206,9 +196,7 @@ def plan_for(recipe: Recipe, stage: str, seconds: float) -> Plan:
     """How a stage is trained on this device for `seconds`."""
     _, batches, rates = STAGES[stage]
     gpu = int(torch.device(recipe.device).type != "cpu")
-    offset = {"evaluator": 1}.get(
-        stage, 0
-    )  # the evaluator CLIP must not start where the generator's network starts
+    offset = int(stage == "evaluator")  # it must not start where the generator's network starts
     return Plan(
         batches[gpu],
         rates[gpu] * (CONTINUED if recipe.source else 1),
