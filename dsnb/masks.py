@@ -109,8 +109,8 @@ class Mask:
         Args:
             factors: n numbers of at least 0.
         """
-        factors = torch.tensor(checks.numbers("factors", factors, self.n, 0))
-        each = lambda x: factors.to(x).reshape(-1, *[1] * x.dim())
+        each_style = torch.tensor(checks.numbers("factors", factors, self.n, 0))
+        each = lambda x: each_style.to(x).reshape(-1, *[1] * x.dim())
         return replace(self, field=lambda x, y, p: self.field(x, y, p) * each(x))
 
     def active(self, starts: Sequence[float], ends: Sequence[float]) -> "Mask":
