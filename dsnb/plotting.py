@@ -1,8 +1,8 @@
-"""Grids, film strips, overlays and the `figures/` folder.
+"""Grids, film strips, overlays and the folder of figures.
 
-A *picture* here is any of: a float tensor in [0, 1] of shape (1, 3, H, W), (3, H, W) or (H, W); a numpy
-array (H, W) or (H, W, 3), float in [0, 1] or uint8; a PIL image; a matplotlib figure. Other ranges are
-refused, not guessed. Figures are built without pyplot, so that threads may draw them and none is left open.
+An *image* here is any of these: a float tensor in [0, 1] of shape (1, 3, H, W), (3, H, W) or (H, W); a numpy array
+(H, W) or (H, W, 3), float in [0, 1] or uint8; a PIL image; a matplotlib figure. Other ranges raise `ValueError`.
+Figures are built without pyplot, so threads may draw them, and none stays open.
 """
 
 import io
@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
@@ -53,28 +53,39 @@ class Sheet(Figure):
         return axes
 
 
-def to_array(picture: Picture, name: str = "picture") -> np.ndarray:
-    """One picture as uint8 (H, W, 3); ValueError on a batch, a wrong shape, NaN or values outside [0, 1]."""
-    if isinstance(picture, Figure):
+def to_array(image: Picture, name: str = "image") -> np.ndarray:
+    """Converts one image to an array.
+
+    Args:
+        image: the image.
+        name: what an error calls it.
+
+    Returns:
+        uint8, (H, W, 3).
+
+    Raises:
+        ValueError: for a batch, a wrong shape, NaN, or values outside [0, 1].
+    """
+    if isinstance(image, Figure):
         buffer = io.BytesIO()
-        if not isinstance(picture.canvas, FigureCanvasAgg):
-            FigureCanvasAgg(picture)
-        picture.savefig(buffer, format="png", bbox_inches=None if isinstance(picture, Sheet) else "tight")
-        picture = Image.open(buffer)
-    if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
-    if isinstance(picture, torch.Tensor):
-        tensor: Tensor = checks.dense(name, picture, Tensor, "").detach().float().cpu()
+        if not isinstance(image.canvas, FigureCanvasAgg):
+            FigureCanvasAgg(image)
+        image.savefig(buffer, format="png", bbox_inches=None if isinstance(image, Sheet) else "tight")
+        image = Image.open(buffer)
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, torch.Tensor):
+        tensor: Tensor = checks.dense(name, image, Tensor, "").detach().float().cpu()
         if tensor.ndim == 4 and tensor.shape[0] == 1:
             tensor = tensor[0]
         if tensor.ndim == 3 and tensor.shape[0] in (1, 3):
             tensor = tensor.permute(1, 2, 0)
-        picture = tensor.numpy()
-    array = np.asarray(picture)
+        image = tensor.numpy()
+    array = np.asarray(image)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or array.size == 0:
-        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected one picture, such as (1, 3, H, W)")
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected one image, such as (1, 3, H, W)")
     if array.dtype != np.uint8:
         low, high = float(array.min()), float(array.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
@@ -83,28 +94,37 @@ def to_array(picture: Picture, name: str = "picture") -> np.ndarray:
     return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
 
 
-def png_bytes(picture: Picture, parameters: dict | None = None, largest: int | None = None) -> bytes:
-    """PNG file of a picture; `parameters` go into the text chunk of that name, as JSON.
+def png_bytes(image: Picture, parameters: dict | None = None, largest: int | None = None) -> bytes:
+    """Encodes an image as a PNG file.
 
-    With `largest` (bytes) the picture is first reduced to 256 colours, then shrunk, until it fits.
+    Args:
+        image: the image.
+        parameters: plain JSON values, which go into the text chunk "parameters".
+        largest: bytes; a larger file is first reduced to 256 colours and then shrunk until it fits.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ValueError: for an image that `to_array` rejects.
     """
     note = PngImagePlugin.PngInfo()
     if parameters is not None:
         note.add_text("parameters", _json(parameters))
-    picture = Image.fromarray(to_array(picture))
-    data = _encode(picture, note)
+    image = Image.fromarray(to_array(image))
+    data = _encode(image, note)
     scale = 1.0
     while largest is not None and len(data) > largest and scale > 0.1:
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        small = picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        small = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
         data = _encode(small.quantize(256, method=Image.Quantize.MEDIANCUT), note)
         scale *= 0.85
     return data
 
 
-def _encode(picture: Image.Image, note: PngImagePlugin.PngInfo) -> bytes:
+def _encode(image: Image.Image, note: PngImagePlugin.PngInfo) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True, pnginfo=note)
+    image.save(buffer, format="PNG", optimize=True, pnginfo=note)
     return buffer.getvalue()
 
 
@@ -116,14 +136,25 @@ def show_grid(
     row_titles: Sequence[str] | None = None,
     width: float = 1.7,
 ) -> Sheet:
-    """Pictures in a grid → figure. `images`: a batch (B, 3, H, W) or a list of pictures.
+    """Draws images in a grid.
 
-    `titles`: one per picture, or one per column (then only the first row carries them).
-    `width`: inches per picture. `path`: also save the figure there, as `save_figure` does.
+    Args:
+        images: a batch (B, 3, H, W) or a list of images.
+        titles: one per image, or one per column above the first row.
+        columns: images in a row; default at most 8.
+        path: where to save the figure, as in `save_figure`.
+        row_titles: one per row, at its left.
+        width: inches per image.
+
+    Returns:
+        The figure, which shows itself in a notebook.
+
+    Raises:
+        ValueError: for no image, or a wrong number of titles or columns.
     """
     arrays = [to_array(image, f"images[{i}]") for i, image in enumerate(images)]
     if not arrays:
-        raise ValueError("images is empty; expected at least one picture")
+        raise ValueError("images is empty; expected at least one image")
     columns = min(len(arrays), 8) if columns is None else columns
     if columns < 1:
         raise ValueError(f"columns is {columns}; expected at least 1")
@@ -131,7 +162,7 @@ def show_grid(
     titles = list(titles or [])
     if titles and len(titles) not in (columns, len(arrays)):
         raise ValueError(
-            f"titles has {len(titles)} entries; expected {len(arrays)}, one per picture, "
+            f"titles has {len(titles)} entries; expected {len(arrays)}, one per image, "
             f"or {columns}, one per column"
         )
     row_titles = list(row_titles or [])
@@ -163,17 +194,26 @@ def show_grid(
 def film_strip(
     rows: Mapping[str, Pictures], labels: Sequence[str] | None = None, frames: int = 8, width: float = 1.2
 ) -> Sheet:
-    """Steps from left to right, one row per kind of picture → figure.
+    """Draws steps from left to right, one row per kind of image.
 
-    `rows`: {"$x_t$": pictures, "predicted $x_0$": pictures, …}, equally many in each; `frames` of them are
-    shown, evenly spread, the first and the last included. `labels`: one per step, such as the timesteps.
+    Args:
+        rows: {title of the row: its images}, equally many in each row.
+        labels: one per step, such as the timesteps.
+        frames: how many steps are shown, evenly spread, the first and the last included.
+        width: inches per image.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for rows of different lengths, or a wrong number of labels or frames.
     """
     if not rows:
-        raise ValueError("rows is empty; expected a dictionary from row title to pictures")
+        raise ValueError("rows is empty; expected a dictionary from row title to images")
     lengths = {title: len(pictures) for title, pictures in rows.items()}
     total = next(iter(lengths.values()))
     if len(set(lengths.values())) != 1 or total == 0:
-        raise ValueError(f"rows has {lengths} pictures per row; expected equally many, at least one")
+        raise ValueError(f"rows has {lengths} images per row; expected equally many, at least one")
     if frames < 1:
         raise ValueError(f"frames is {frames}; expected at least 1")
     shown = np.unique(np.linspace(0, total - 1, min(frames, total)).round().astype(int))
@@ -193,10 +233,21 @@ def overlay(
     low: float | None = None,
     high: float | None = None,
 ) -> Tensor:
-    """A heat map (h, w) over a picture → (1, 3, H, W) in [0, 1].
+    """Lays a heat map over an image.
 
-    The map is resized to the picture and scaled from [low, high] (its own minimum and maximum by default) to
-    the colours; a constant map shows the lowest colour. Give `low` and `high` to compare several maps.
+    Args:
+        image: the image.
+        heat: (h, w), resized to the image.
+        opacity: of the map, from 0 to 1.
+        colormap: a name that matplotlib knows.
+        low, high: the values of the first and the last colour; default the map's minimum and maximum. Give both to
+            compare several maps. A constant map shows the first colour.
+
+    Returns:
+        (1, 3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: for a map of another shape, or with values that are not finite.
     """
     picture = _tensor(image)
     heat = torch.as_tensor(np.asarray(heat), dtype=torch.float32)
@@ -212,7 +263,19 @@ def overlay(
 
 
 def color_weights(weights: Tensor | np.ndarray, image: Picture | None = None, opacity: float = 0.6) -> Tensor:
-    """Mask weights (N, H, W) as colours, one per style → (1, 3, H, W); over a picture where one is given."""
+    """Shows mask weights as colours, one colour per style.
+
+    Args:
+        weights: (N, H, W).
+        image: what lies under the colours; default nothing.
+        opacity: of the colours over the image, from 0 to 1.
+
+    Returns:
+        (1, 3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: for weights of another shape, or that are not finite.
+    """
     weights = _weights(weights)
     palette = torch.tensor([matplotlib.colors.to_rgb(color) for color in STYLE_COLORS])
     palette = palette[torch.arange(len(weights)) % len(palette)]
@@ -231,9 +294,23 @@ def show_mask(
     contours: Sequence[float] = (0.25, 0.5, 0.75),
     width: float = 1.7,
 ) -> Sheet:
-    """Mask weights (N, H, W) → figure: the styles as colours with contours, then each weight in grey."""
+    """Draws a mask: all styles as colours with contour lines, then each weight in grey.
+
+    Args:
+        weights: (N, H, W).
+        image: what lies under the colours; default nothing.
+        labels: names of the styles; default "style 1" to "style N".
+        contours: the weights at which a line is drawn.
+        width: inches per image.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for weights of another shape, or a wrong number of labels.
+    """
     weights = _weights(weights)
-    labels = [f"style {i}" for i in range(len(weights))] if labels is None else list(labels)
+    labels = [f"style {i + 1}" for i in range(len(weights))] if labels is None else list(labels)
     if len(labels) != len(weights):
         raise ValueError(f"labels has {len(labels)} entries; expected {len(weights)}, one per style")
     pictures = [color_weights(weights, image), *(weight.clamp(0, 1) for weight in weights)]
@@ -251,10 +328,13 @@ def show_mask(
 
 
 def figures_folder() -> Path:
-    """Folder that figures are saved in: DSNB_FIGURES, or `runs/figures/` of the repository, or `./figures/`.
+    """The folder in which figures are saved.
 
-    The committed `figures/` are redrawn only by the commands `dsnb figures`, `compare` and `bench`, so that a run
-    with other parameters never replaces them.
+    Only `dsnb figures`, `compare` and `bench` redraw the committed `figures/`. So a run with other parameters never
+    replaces them.
+
+    Returns:
+        DSNB_FIGURES where it is set, else `runs/figures/` of the repository, else `./figures/`.
     """
     chosen = os.environ.get("DSNB_FIGURES")
     if chosen:
@@ -267,19 +347,29 @@ def figures_folder() -> Path:
 
 
 def save_figure(
-    picture: Picture, name: str | Path, parameters: dict | None = None, sidecar: bool = False
+    image: Picture, name: str | Path, parameters: dict | None = None, sidecar: bool = False
 ) -> Path:
-    """Save an image as NAME.png in `figures_folder()`, under 500 kB → path; a `name` with a folder is kept.
+    """Saves an image as a PNG of at most 500 kB. Files appear whole or not at all.
 
-    `parameters` go into the PNG's text chunk; with `sidecar` into NAME.json too. Files appear whole or not
-    at all. OSError names the folder where it cannot be written.
+    Args:
+        image: the image or figure.
+        name: the file, with or without ".png"; without a folder it goes into `figures_folder()`.
+        parameters: plain JSON values, which go into the PNG; `read_parameters` reads them.
+        sidecar: also write them into NAME.json.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: for a name that is not a file's, or parameters that are not plain.
+        OSError: if the folder cannot be written to.
     """
     path = Path(name)
     if path.name in ("", ".."):
         raise ValueError(f"name must be the name of a file, got {str(name)!r}")
     path = path if path.name != str(name) else figures_folder() / path
     path = path if path.suffix.lower() == ".png" else path.with_name(path.name + ".png")
-    files = {path: png_bytes(picture, parameters, LARGEST_FILE)}
+    files = {path: png_bytes(image, parameters, LARGEST_FILE)}
     if sidecar:
         note = {"picture": path.name, "parameters": parameters or {}}
         files[path.with_suffix(".json")] = (_json(note, indent=2, ensure_ascii=False) + "\n").encode()
@@ -287,10 +377,20 @@ def save_figure(
     return path
 
 
-def read_parameters(path: str | Path) -> dict:
-    """The parameters that `save_figure` put into a PNG → dictionary; ValueError where there are none."""
-    with Image.open(path) as picture:
-        note = getattr(picture, "text", {}).get("parameters")
+def read_parameters(path: str | Path | IO[bytes]) -> dict:
+    """Reads the parameters that `save_figure` put into a PNG.
+
+    Args:
+        path: the file, also an open one.
+
+    Returns:
+        The parameters.
+
+    Raises:
+        ValueError: for a PNG without parameters.
+    """
+    with Image.open(path) as image:
+        note = getattr(image, "text", {}).get("parameters")
     if note is None:
         raise ValueError(f"path is {str(path)!r}, which has no parameters; expected a PNG saved from a panel")
     return json.loads(note)

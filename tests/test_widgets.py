@@ -486,7 +486,7 @@ def test_what_json_lacks_becomes_a_text():
 def test_an_unfinished_picture_is_not_saved():
     panel = live(lambda angle: shade(0), rest=30, save_as="x", angle=(0, 10, 1, 0))
     panel.set(angle=1)
-    with pytest.raises(RuntimeError, match="no finished picture"):
+    with pytest.raises(RuntimeError, match="no finished image"):
         panel.save()
     panel.rest = 0.0
     worker().wake(panel)

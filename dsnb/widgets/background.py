@@ -1,6 +1,6 @@
 """One thread that draws for every panel of a notebook, and stands back while a cell runs.
 
-Two pictures must not be drawn at once: they would share the model, and its attention hooks. So all panels
+Two images must not be drawn at once: they would share the model and its attention hooks. So all panels
 queue here, a running cell comes first, and what the thread was drawing then begins again after the cell.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 
 class Superseded(BaseException):
-    """Raised out of `report` when the picture being drawn is no longer wanted; not an error."""
+    """Raised out of `report` when the image that is being drawn is no longer wanted; not an error."""
 
 
 class Task(Protocol):
@@ -29,7 +29,7 @@ class Worker(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="dsnb-panels", daemon=True)
         self.condition = threading.Condition()
-        self.held = False  # a cell is running: end the present picture at its next step, begin no other
+        self.held = False  # a cell is running: end the present image at its next step, begin no other
         self._busy = False
         self._tasks: list[Task] = []
         self._shell: Any = None

@@ -78,9 +78,7 @@ def make_control(kind: Any, options: dict[str, Any], text: str) -> Any:
     """The widget for what `read_control` found; an object given by the caller stays as it is."""
     if not isinstance(kind, type):
         return kind
-    if (
-        kind is ipywidgets.Dropdown
-    ):  # chosen by its place, because None as `value` would mean that nothing is chosen
+    if kind is ipywidgets.Dropdown:  # chosen by its index: None as `value` would mean that nothing is chosen
         values = [each[1] if isinstance(each, tuple) else each for each in options["options"]]
         options = {"options": options["options"], "index": values.index(options["value"])}
     return kind(description=text, **LOOK, **options)

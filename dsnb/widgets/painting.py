@@ -1,9 +1,9 @@
-"""A mask painted with the mouse on the picture → weights (N, H, W).
+"""A mask that is painted with the mouse on an image; its weights are (N, H, W).
 
     mask = paint(image, n=2)      # last line of a cell; paint with the mouse
     masks.from_weights(mask.value)
 
-What is kept are the strokes, in units of the picture, so a painted mask has every resolution, can be undone,
+The strokes are kept, in units of the image. So a painted mask has every resolution, can be undone,
 and can be written down: `paint(image, strokes=mask.strokes)` is the same again. The canvas is ipycanvas's.
 """
 
@@ -30,7 +30,7 @@ from .controls import is_interactive
 class Stroke:
     """One stroke of the brush: `points` (x, y) in [0, 1], from the upper left corner.
 
-    radius: of the brush, in widths of the picture. softness: 0 a sharp edge, 1 one as wide as the brush.
+    radius: of the brush, in widths of the image. softness: 0 a sharp edge, 1 one as wide as the brush.
     """
 
     style: int
@@ -80,11 +80,24 @@ def paint(
     width: int = 400,
     interactive: bool | None = None,
 ) -> "Painter":
-    """A picture to paint a mask of `n` styles on → `Painter`, whose `value` are the weights (n, H, W).
+    """An image on which a mask is painted with the mouse.
 
-    strokes: what is painted already (`Stroke`s, or dictionaries as `Painter.strokes` gives them). Without a
-    front end it is, unless given, one fixed stroke of style 1 across the middle: a notebook runs headless.
-    labels: names of the styles. brush: radius in widths of the picture. width: of the canvas, in CSS pixels.
+    Args:
+        image: the image, as `plotting.to_array` takes it.
+        n: the number of styles, at least 2.
+        strokes: what is painted already: `Stroke`s, or dictionaries as in `Painter.strokes`. Where nobody can paint,
+            the default is one stroke of the second style across the middle.
+        labels: names of the styles; default "style 1" to "style N".
+        brush: radius of the brush in widths of the image, from 0.01 to 0.4.
+        softness: of the edge, from 0 (sharp) to 1 (as wide as the brush).
+        width: of the canvas, in CSS pixels.
+        interactive: whether somebody can paint; default `is_interactive()`.
+
+    Returns:
+        A painter, whose `value` are the weights (n, H, W).
+
+    Raises:
+        ValueError: for a number out of range, a wrong stroke, or a wrong number of labels.
     """
     n = checks.integer("n", n, 2, 100)
     width = checks.integer("width", width, 16, 4096)
@@ -94,7 +107,7 @@ def paint(
         line = tuple((0.25 + 0.5 * i / 16, 0.5 + 0.12 * np.sin(i / 16 * 2 * np.pi)) for i in range(17))
         strokes = [] if interactive else [Stroke(1, line, brush, softness)]
     painted = [_checked(stroke, n) for stroke in strokes]
-    labels = [f"style {i}" for i in range(n)] if labels is None else list(labels)
+    labels = [f"style {i + 1}" for i in range(n)] if labels is None else list(labels)
     if len(labels) != n:
         raise ValueError(f"labels has {len(labels)} entries; expected {n}, one per style")
     painter = Painter(image, n, painted)
@@ -139,7 +152,7 @@ class Painter(traitlets.HasTraits):
         return [asdict(stroke) for stroke in self._strokes]
 
     def describe(self) -> dict[str, Any]:
-        """The value as a panel notes it beside a saved picture."""
+        """The value as a panel notes it beside a saved image."""
         return {"n": self.n, "strokes": self.strokes}
 
     def add(self, stroke: Stroke | dict[str, Any]) -> None:
@@ -158,7 +171,7 @@ class Painter(traitlets.HasTraits):
         self._refresh()
 
     def weights(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The mask at any resolution → (n, height, width), the picture's own by default."""
+        """The mask (n, height, width) at any resolution, by default the image's own."""
         own = self._picture.shape
         return weights_of(self._strokes, height or own[0], width or own[1], self.n)
 

@@ -1,10 +1,10 @@
-"""A panel of sliders around a callable: coarse preview while a slider moves, the full picture when it rests.
+"""A panel of sliders around a function: a coarse preview while a slider moves, the full image when it rests.
 
     panel = explore(draw, preview=coarse, play="angle", save_as="00_mine", angle=(0, 360, 15, 0), seed=0)
 
-`draw(**values)` returns a picture (see `plotting`). It runs in the background, one picture at a time for all
-panels of a notebook. Without a front end that can answer (papermill, nbconvert, plain Python) the panel is
-the static picture of its start position, drawn by the same callable. An error at the start is raised.
+`draw(**values)` returns an image (see `plotting`). It runs in the background, one image at a time for all panels of a
+notebook. Where nobody can move a slider (papermill, nbconvert, plain Python), the panel is one still image of its start
+position, drawn by the same function. An error at the start is raised.
 """
 
 import base64
@@ -33,7 +33,7 @@ __all__ = ["Panel", "Superseded", "explore", "paint"]
 
 Draw = Callable[..., plotting.Picture]
 PATIENCE = 2.0  # seconds; a wait that will be longer gets a progress bar
-FRAME = 0.1  # seconds; the shortest time between two pictures of a sweep
+FRAME = 0.1  # seconds; the shortest time between two images of a sweep
 FRAMES = 24  # at most, in a sweep
 
 
@@ -51,18 +51,29 @@ def explore(
     interactive: bool | None = None,
     **controls: Any,
 ) -> "Panel":
-    """Panel of controls around `draw(**values)` → `Panel`; make it the last line of a cell to see it.
+    """A panel of controls around `draw(**values)`; make it the last line of a cell to see it.
 
-    controls: name=(low, high[, step[, start]]) slider · [choices] or {label: choice} menu · True/False box ·
-        number or text field · any object with `value` and `observe`: a widget, or what `paint` returns.
-        A start that is not given is `draw`'s default for that name, else the first choice or the middle.
-    preview(**values): a quick stand-in for `draw` while a control moves.
-    Both may take `report`: call `report(done, total)`, or pass it on as the `callback` of a denoising loop.
-        It moves the progress bar, and ends a picture that a newer position has superseded.
-    rest: seconds without a change before `draw` runs. play: name of the slider that the play button sweeps.
-    save_as: stem of the files that the save button writes into figures/; settings: what they note besides.
-    labels: {name: text beside the control}. width: of the picture, in CSS pixels.
-    progress: whether a slow first picture shows a progress bar.
+    Args:
+        draw: draws the full image. It may take `report`: call `report(done, total)`, or pass it on as the `callback` of
+            a denoising loop. This moves the progress bar, and ends an image that a newer position has superseded.
+        preview: a quick stand-in for `draw` while a control moves; may take `report`, too.
+        rest: seconds without a change before `draw` runs.
+        play: the name of the slider that the play button sweeps.
+        save_as: how the files begin that the save button writes; None for no button.
+        settings: what these files note besides the controls.
+        labels: {name: text beside the control}.
+        width: of the image, in CSS pixels.
+        progress: whether a slow first image shows a progress bar.
+        interactive: whether somebody can move a slider; default `is_interactive()`.
+        controls: name=(low, high[, step[, start]]) for a slider, a list or {label: choice} for a menu, True or False
+            for a box, a number or a text for a field, or an object with `value` and `observe`: a widget, or what
+            `paint` returns. A start that is not given is `draw`'s default, else the first choice or the middle.
+
+    Returns:
+        The panel.
+
+    Raises:
+        ValueError: for what makes no control, and for a start outside its control.
     """
     if not callable(draw):
         raise TypeError(f"draw must be a function of the controls' values, got a {type(draw).__name__}")
@@ -88,7 +99,7 @@ def explore(
 
 
 class Panel:
-    """What `explore` returns: `values()`, `picture`, `error`, `set(…)`, `settle()`, `save()`, `play()`."""
+    """What `explore` returns. `picture` is the last full image, `error` what went wrong with it, or None."""
 
     def __init__(
         self,
@@ -121,7 +132,7 @@ class Panel:
         return self._start | {name: tidy(control.value) for name, control in self.controls.items()}
 
     def parameters(self) -> dict[str, Any]:
-        """Settings and position as plain JSON values, enough to make the picture again."""
+        """Settings and position as plain JSON values, enough to draw the image again."""
         told = {name: c.describe() for name, c in self.controls.items() if hasattr(c, "describe")}
         values = json.dumps(self.settings | self.values() | told, default=_plain)
         return json.loads(values, parse_constant=str)  # JSON has no NaN and no infinity: they become texts
@@ -136,17 +147,36 @@ class Panel:
             self.controls[name].value = value
 
     def settle(self, timeout: float = 60.0) -> plotting.Picture:
-        """Wait until the full picture of the present position is there → picture; raises what it raised."""
+        """Wait until the full image of the present position is there.
+
+        Args:
+            timeout: seconds.
+
+        Returns:
+            The image.
+
+        Raises:
+            TimeoutError: if it takes longer.
+            Exception: what `draw` raised.
+        """
         if self.box is not None and not worker().wait_for(self._is_settled, timeout):
-            raise TimeoutError(f"the picture was not finished within timeout = {timeout} seconds")
+            raise TimeoutError(f"the image was not finished within timeout = {timeout} seconds")
         if self.error is not None:
             raise self.error
         return self.picture
 
     def save(self) -> Path:
-        """Save the present picture and its parameters as figures/SAVE_AS_NN.png and .json → path."""
+        """Save the present image and its parameters as figures/SAVE_AS_NN.png and .json.
+
+        Returns:
+            The path of the PNG.
+
+        Raises:
+            RuntimeError: while there is no finished image.
+            OSError: if the folder cannot be written to.
+        """
         if not self._is_settled() or self.error is not None:
-            raise RuntimeError("there is no finished picture of the present position to save; wait for it")
+            raise RuntimeError("there is no finished image of the present position to save; wait for it")
         stem, number = self.save_as or "picture", 1
         while (plotting.figures_folder() / f"{stem}_{number:02d}.png").exists():
             number += 1
@@ -200,7 +230,7 @@ class Panel:
 
     def _show(self, picture: plotting.Picture, note: str) -> None:
         data = plotting.png_bytes(picture)
-        self._status.value = note  # before the picture, so that no preview is ever taken for the full one
+        self._status.value = note  # before the image, so that no preview is ever taken for the full one
         self._image.value = data
         self._shown = time.monotonic()
 
@@ -281,7 +311,7 @@ class Panel:
         plotting.to_array(self.picture, "what draw returned")
 
     def work(self, what: str) -> None:
-        """Draw the preview or the full picture of the present position, in the worker's thread."""
+        """Draw the preview or the full image of the present position, in the worker's thread."""
         position, started = self._position, time.monotonic()
 
         def report(done: Any, total: int | None = None) -> None:

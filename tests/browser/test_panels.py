@@ -42,7 +42,7 @@ def test_an_error_is_seen_in_the_panel(notebook):
     book.press(0, "x", "ArrowRight", 5)
     shown = book.page.locator(".dsnb-error")
     shown.wait_for()
-    assert "ValueError: picture has values from" in shown.inner_text()
+    assert "ValueError: image has values from" in shown.inner_text()
     book.press(0, "x", "Home")
     shown.wait_for(state="detached")
 
