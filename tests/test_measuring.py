@@ -1,11 +1,13 @@
 """All measures at once, on true images against their mirrors."""
 
 import pytest
+import torch
 
-from dsnb import masks
+from dsnb import masks, metrics
 from dsnb.lab import compare
 from dsnb.lab.compare import tables
-from dsnb.lab.world import draw_mix, split
+from dsnb.lab.world import draw, draw_mix, faulty_images, split
+from dsnb.metrics.classifiers import style_shown
 from dsnb.metrics.networks import load_lpips
 
 PAIRS = [("minecraft", "vangogh"), ("mosaic", "warhol")]
@@ -65,3 +67,20 @@ def test_the_unchanged_image_and_what_is_left_out(nets):
     values = compare.measure(fewer, task.image, compare.prepare(fewer, bare, weights))
     assert set(values) == (source - {"truth"}) & set(values) | {"smoothness", "smoothness_per_pixel", "seam"}
     assert bare.pair == "own prompts"
+
+
+def test_every_fault_is_seen_by_a_measure(nets):
+    pair, weights = PAIRS[0], masks.logistic(20).weights(128, 128)
+    pictures, generator = split("validation", 2), torch.Generator().manual_seed(1)
+    images = faulty_images(pictures, pair, weights, generator)
+    source, singles = draw(pictures, "plain"), torch.stack([draw(pictures, style) for style in pair], 1)
+    shown = {
+        name: style_shown(nets.classifier, batch, weights, pair)["both"] for name, batch in images.items()
+    }
+    seams = {name: metrics.seam(batch, weights, singles=singles) for name, batch in images.items()}
+    layouts = {name: metrics.layout(batch, source) for name, batch in images.items()}
+    for name in ("mirror", "one style", "untouched", "ghost"):
+        assert shown[name].sum() == 0 and shown["ground truth"].all()
+    assert (seams["smeared"] < 0.5 * seams["ground truth"]).all()
+    for name in ("misfit", "stranger"):
+        assert (layouts[name] < layouts["ground truth"] - 0.05).all()
