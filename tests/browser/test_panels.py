@@ -36,6 +36,20 @@ def test_slider_moves_the_picture(notebook):
     book.assert_no_error()
 
 
+def test_arrow_keys_move_a_menu_and_not_the_cells(notebook):
+    menu = "explore(lambda x: torch.full((1, 3, 8, 8), x), x={'dark': 0.0, 'grey': 0.5, 'light': 1.0})"
+    book = notebook([SETUP, menu, "1 + 1"])
+    before = book.picture()
+    select = book.page.locator(".dsnb-panel select")
+    select.focus()
+    book.page.keyboard.press("ArrowDown")
+    book.wait_for_change(book.picture, before)
+    assert select.evaluate("menu => menu.selectedOptions[0].innerText") == "grey"
+    book.page.keyboard.press("ArrowUp")
+    book.wait_for(book.picture, before)
+    book.assert_no_error()
+
+
 def test_an_error_is_seen_in_the_panel(notebook):
     broken = "explore(lambda x: torch.full((1, 3, 8, 8), x / 2), x=(0, 10, 1, 0))"
     book = notebook([SETUP, broken])
