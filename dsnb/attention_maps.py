@@ -1,7 +1,8 @@
-"""Which token each place looks at: cross-attention maps, kept as running sums while the UNet works.
+"""Which token each position reads: attention maps, kept as running sums while the network works.
 
-`record_attention` puts processors into a diffusers UNet and takes them out again. What it keeps is one sum
-for each layer, part of the denoising, prompt, head group and token, so its size does not grow with the steps.
+`record_attention` puts processors into a diffusers UNet and takes them out again; in a transformer with joint
+attention it watches the part from the image to the text. What it keeps is one sum for each layer, part of the
+denoising, prompt, head group and token, so its size does not grow with the steps.
 """
 
 import re
@@ -11,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttentionProcessor
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import checks
 from .attention import check_hookable, cross_attention_layers, token_sizes
@@ -23,6 +24,7 @@ from .masks import Mask, from_weights
 from .models import Model, encode_prompts
 
 Layers = Callable[[str], bool] | Collection[str] | None
+ATTEND = F.scaled_dot_product_attention
 
 
 @contextmanager
@@ -46,22 +48,26 @@ def record_attention(
     by name. groups: parts that each layer's heads are divided into. buckets: parts of the time from noise to
     picture. A `blend_cross_attention` may be entered inside, or any method of `dsnb.blend`; prompt i is then
     recorded with its mask, M_i softmax(Q K_i^T / sqrt(d)); for that each prompt's attention is computed once more.
-    The processors are restored whatever happens.
+    The processors are restored whatever happens. In a transformer with joint attention the layers are its blocks, the
+    image and all of the text share one softmax, and method "joint" cannot be recorded. With several text encoders a
+    map is of the tokens of one: T5 where there is one, else the first CLIP.
     A UNet under `torch.compile` is recorded too, but the sums are kept outside of its graphs, which costs a
     graph break in every recorded layer: compile it without `fullgraph`.
     Raises RuntimeError when the UNet is hooked already, ValueError for wrong numbers or layers,
     NotImplementedError for attention that cannot be recorded.
     """
+    if model.family.attention == "joint":
+        with model.lock, _record_joint(model, prompts, size, layers, groups, buckets) as maps:
+            yield maps
+        return
     unet = model.unet
     names = _chosen(cross_attention_layers(unet), layers)
     check_hookable(unet, names)
     heads = min(unet.get_submodule(name).heads for name in names)
     groups = checks.integer("groups", groups, 1, heads)  # the fewest heads of a layer
-    buckets = checks.integer("buckets", buckets, 1)
-    prompts = [prompts] if isinstance(prompts, str) else checks.texts("prompts", prompts)
     with model.lock:
         before = dict(unet.attn_processors)
-        maps = AttentionMaps(model, prompts, checks.size("size", size), groups, buckets)
+        maps = AttentionMaps(model, prompts, size, groups, buckets)
         ours = {
             f"{name}.processor": RecordProcessor(name, before[f"{name}.processor"], maps) for name in names
         }
@@ -74,21 +80,61 @@ def record_attention(
             unet.set_attn_processor(before)
 
 
+@contextmanager
+def _record_joint(
+    model: Model,
+    prompts: str | Sequence[str],
+    size: tuple[int, int],
+    layers: Layers,
+    groups: int,
+    buckets: int,
+) -> Iterator["AttentionMaps"]:
+    """`record_attention` of a transformer with joint attention: what the image reads of the text in each block."""
+    network = model.network
+    blocks = [
+        name
+        for name, _ in network.named_modules()
+        if re.fullmatch(r"(single_)?transformer_blocks\.\d+", name)
+    ]
+    names, heads = _chosen(blocks, layers), network.config.num_attention_heads
+    maps = AttentionMaps(model, prompts, size, checks.integer("groups", groups, 1, heads), buckets)
+    watch = JointWatch(blocks, names, maps, model.family.text_first)
+    before = network.register_forward_pre_hook(watch.begin, with_kwargs=True)
+    after = network.register_forward_hook(watch.end, always_call=True)
+    try:
+        with watch:
+            yield maps
+    finally:
+        before.remove()
+        after.remove()
+
+
 class AttentionMaps:
     """What `record_attention` yields: `heat` reads a map, `mask` makes a mask of it."""
 
-    def __init__(self, model: Model, prompts: list[str], size: tuple[int, int], groups: int, buckets: int):
-        if not prompts:
+    def __init__(
+        self, model: Model, prompts: str | Sequence[str], size: tuple[int, int], groups: int, buckets: int
+    ):
+        self.prompts = [prompts] if isinstance(prompts, str) else checks.texts("prompts", prompts)
+        if not self.prompts:
             raise ValueError("prompts is empty; expected at least one")
-        self.prompts, self.size, self.groups, self.buckets = prompts, size, groups, buckets
+        self.size, self.groups = checks.size("size", size), groups
+        self.buckets = checks.integer("buckets", buckets, 1)
         self.layers: dict[str, tuple[int, int]] = {}  # the layers recorded so far, and their height and width
-        self._tokenizer = model.tokenizer
-        length = model.tokenizer.model_max_length
-        self._ids = [model.tokenizer(p, truncation=True, max_length=length).input_ids for p in prompts]
-        self._embedded = encode_prompts(model, prompts).text.float()
+        self._tokenizer, room = model.family.text_room(model.pipe)
+        length = room + self._tokenizer.num_special_tokens_to_add()
+        options = {"truncation": True, "max_length": length, "return_offsets_mapping": True}
+        read = [self._tokenizer(prompt, **options) for prompt in self.prompts]
+        self._ids = [each.input_ids for each in read]
+        self._spans: list[list[tuple[int, int]]] = [
+            each.offset_mapping for each in read
+        ]  # letters of each token
+        self._offset = model.family.text_offset(model.pipe)
+        self._embedded = encode_prompts(model, self.prompts).text.float()
         self._tolerance = max(1e-4, 4 * torch.finfo(model.dtype).eps)  # other batches round otherwise
         self._trained = model.scheduler.config.num_train_timesteps
-        self._sizes = token_sizes(*self.size)
+        self._time_unit = model.family.time_unit
+        self._sizes = token_sizes(*(side // model.family.patch for side in self.size))
         self._indices = torch.arange(max(map(len, self._ids)), device=model.device)
         self._sums: dict[str, Tensor] = {}  # layer -> (buckets, prompts, groups, T, tokens)
         self._counts: dict[str, Tensor] = {}  # layer -> (buckets, prompts), rows added to each
@@ -110,7 +156,7 @@ class AttentionMaps:
     def tokens(self, prompt: int = 0) -> list[str]:
         """The prompt's tokens as texts, start and end mark included; the index is what `heat` takes."""
         texts = self._tokenizer.convert_ids_to_tokens(self._ids[self._prompt(prompt)])
-        return [text.removesuffix("</w>") for text in texts]
+        return [text.removesuffix("</w>").removeprefix("\u2581") for text in texts]  # marks of CLIP and of T5
 
     def words(self, prompt: int = 0) -> dict[str, list[int]]:
         """The words of a prompt that have a map, in order -> the indices of their tokens."""
@@ -188,11 +234,12 @@ class AttentionMaps:
 
     def _find(self, word: str, prompt: int) -> list[int]:
         """Indices of all tokens of all places where the word stands in the prompt, as whole words."""
-        part, ids = self._tokenizer(word, add_special_tokens=False).input_ids, self._ids[prompt]
-        texts = self._tokenizer.convert_ids_to_tokens(ids)
-        begins = [i for i in range(1, len(ids) - 1) if i == 1 or texts[i - 1].endswith("</w>")]
-        starts = [i for i in begins if part and ids[i : i + len(part)] == part]
-        return sorted({start + i for start in starts for i in range(len(part))})
+        if not word.strip():
+            return []
+        pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
+        found = [match.span() for match in re.finditer(pattern, self.prompts[prompt], re.IGNORECASE)]
+        inside = lambda start, end: start < end and any(start < b and a < end for a, b in found)
+        return [i for i, span in enumerate(self._spans[prompt]) if inside(*span)]
 
     def _where(self, word: str | int | Sequence[int], prompt: int) -> list[int]:
         if isinstance(word, str):
@@ -218,9 +265,10 @@ class AttentionMaps:
     # Recording
 
     @torch.compiler.disable
-    def _next_call(self, unet: UNet2DConditionModel, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _next_call(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before each UNet call: where in the denoising it stands, and which prompt each of its rows has."""
-        time = int(args[1] if len(args) > 1 else kwargs["timestep"])
+        given = args[1] if len(args) > 1 else kwargs["timestep"]
+        time = round(float(torch.as_tensor(given).flatten()[0]) * self._time_unit)
         self._bucket = min(int((1 - (time + 1) / self._trained) * self.buckets), self.buckets - 1)
         first, last = self._times.get(self._bucket, (time, time))
         self._times[self._bucket] = max(first, time), min(last, time)
@@ -228,15 +276,19 @@ class AttentionMaps:
 
     def _match(self, contexts: Tensor) -> list[int | None]:
         """Which of the prompts each text embedding (B, L, D) is, if any."""
+        if contexts.shape[1] != self._embedded.shape[1]:
+            raise NotImplementedError(
+                "method 'joint' reads all texts in one row, which cannot be recorded; use 'epsilon'"
+            )
         gaps = (contexts.float()[:, None] - self._embedded).flatten(2).norm(dim=-1)
         nearest = gaps.min(1)
         near = nearest.values <= self._tolerance * self._embedded.flatten(1).norm(dim=-1)[nearest.indices]
         return [i if ok else None for i, ok in zip(nearest.indices.tolist(), near.tolist(), strict=True)]
 
     @torch.compiler.disable
-    def _plain(self, layer: str, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention of each row to its own text, recorded -> (B, heads, T, d)."""
-        out, maps = self._attend(query, keys, values)
+    def _plain(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, first: int = 0) -> Tensor:
+        """Attention of each row to its own text, whose first key is given, recorded -> (B, heads, T, d)."""
+        out, maps = self._attend(query, keys, values, first)
         for prompt in {one for one in self._rows if one is not None}:
             rows = [row for row, one in enumerate(self._rows) if one == prompt]
             self._add(layer, prompt, maps[:, rows].sum(1), len(rows))
@@ -257,16 +309,17 @@ class AttentionMaps:
                 prompt, spread = self._texts[i], (stop - start, -1, -1, -1)
                 if prompt is not None:
                     part = query[start:stop], keys[i : i + 1].expand(spread), values[i : i + 1].expand(spread)
-                    maps = self._attend(*part)[1] * plan.weights[role, i][:, None]
+                    maps = self._attend(*part, 0)[1] * plan.weights[role, i][:, None]
                     key = start, stop, prompt
                     found[key] = found[key] + maps if key in found else maps
         for (start, stop, prompt), maps in found.items():
             self._add(layer, prompt, maps.sum(1), stop - start)
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Attention (B, heads, T, d), and its maps (groups, B, T, tokens), means over each group."""
         split = [x.tensor_split(self.groups, 1) for x in (query, keys, values)]
-        both = [attention_with_maps(q, k, v, self._indices) for q, k, v in zip(*split, strict=True)]
+        tokens = self._indices + first
+        both = [attention_with_maps(q, k, v, tokens) for q, k, v in zip(*split, strict=True)]
         return torch.cat([out for out, _ in both], 1), torch.stack([maps for _, maps in both])
 
     def _add(self, layer: str, prompt: int, maps: Tensor, rows: int) -> None:
@@ -313,6 +366,42 @@ class RecordProcessor:
         if attn.residual_connection:
             out = out + hidden_states
         return out / attn.rescale_output_factor
+
+
+class JointWatch(TorchFunctionMode):
+    """Shows the maps every attention of a transformer that has the image and the text in one sequence.
+
+    diffusers has a processor for each family, and all of them end in the same function of torch, which is watched here.
+    """
+
+    def __init__(self, blocks: list[str], names: list[str], maps: AttentionMaps, text_first: bool):
+        super().__init__()
+        self.blocks, self.names, self.maps, self.text_first = blocks, names, maps, text_first
+        self.left: list[str] = []  # blocks of the present call that are to come
+        self.length = 0  # of the text
+
+    def begin(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.maps._next_call(network, args, kwargs)
+        self.left, self.length = list(self.blocks), kwargs["encoder_hidden_states"].shape[1]
+
+    def end(self, *_: Any) -> None:
+        self.left = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is ATTEND and self.left:
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            positions = given["query"].shape[2] - self.length
+            if positions == max(self.maps._sizes):  # not an attention of the image alone
+                self._see(positions, given["query"], given["key"], given["value"])
+        return function(*args, **kwargs)
+
+    def _see(self, positions: int, query: Tensor, keys: Tensor, values: Tensor) -> None:
+        name = self.left.pop(0)
+        if name in self.names:
+            image = query[:, :, self.length :] if self.text_first else query[:, :, :positions]
+            first = self.maps._offset + (0 if self.text_first else positions)
+            self.maps._plain(name, image, keys, values, first)
 
 
 def _chosen(names: Collection[str], layers: Layers) -> list[str]:

@@ -22,6 +22,7 @@ from transformers import (
 
 import dsnb
 from dsnb import masks, methods, models
+from dsnb.attention_maps import record_attention
 from dsnb.guider import MaskGuider
 from dsnb.joint import joint_bias
 
@@ -247,8 +248,7 @@ def test_what_a_family_cannot_do_is_said_before_any_work(model, noise):
                 with pytest.raises(NotImplementedError, match=f"'{method}' is not there.*epsilon, joint"):
                     run(model, noise, [LEFT, RIGHT], masks.linear(), method)
             with pytest.raises(NotImplementedError, match="no UNet and no cross-attentions"):
-                with dsnb.attention_maps.record_attention(model, [LEFT], (8, 12)):
-                    pass
+                model.unet  # noqa: B018
         else:
             with pytest.raises(NotImplementedError, match="'joint' is not there"):
                 run(model, noise, [LEFT, RIGHT], masks.linear(), "joint")
@@ -290,6 +290,53 @@ def test_lora_weights_are_drawn_with_and_leave_without_a_trace(model, noise, tmp
     finally:
         model.pipe.unload_lora_weights()
     close(single(model, noise, LEFT), plain)
+
+
+def test_a_lora_for_one_style_of_two(model, noise):
+    plain = single(model, noise, LEFT)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"])
+    model.network.add_adapter(config, "one")
+    try:
+        tuned = single(model, noise, LEFT)
+        assert (tuned - plain).abs().max() > 1e-3
+        for style, expected in ((0, tuned), (1, plain)):
+            drawn = run(model, noise, [LEFT, LEFT], only(style), loras=["one", None])
+            close(drawn, expected)
+        close(single(model, noise, LEFT), tuned)
+    finally:
+        model.pipe.unload_lora_weights()
+
+
+def test_attention_maps_are_what_the_image_reads_of_the_text(model, noise, monkeypatch):
+    size, plain = tuple(noise.x_T.shape[-2:]), single(model, noise, LEFT)
+    with record_attention(model, LEFT, size) as maps:
+        close(single(model, noise, LEFT), plain)
+    assert "".join(maps.tokens()[i] for i in maps.words()["mosaic"]) == "mosaic"
+    height, width = (side // model.family.patch for side in size)
+    assert maps.heat("mosaic", size=(height, width)).isfinite().all() and len(maps.steps) == STEPS
+
+    if (
+        model.family.attention == "cross"
+    ):  # test_attention_maps.py compares those with the layer's own attention
+        return
+    (name, *_), seen, attend = maps.layers, [], torch.nn.functional.scaled_dot_product_attention
+    rows = models.encode_prompts(model, [LEFT], [guidance_of(model)])
+    with monkeypatch.context() as patch, record_attention(model, LEFT, size) as maps:
+        see = lambda query, key, value, **rest: seen.append((query, key)) or attend(query, key, value, **rest)
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", see)
+        models.predict(model, noise.x_T[:1], 500, rows)
+    query, key = seen[0]
+    scores = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)[0].mean(0)  # (S, S)
+    length, positions = rows.text.shape[1], height * width
+    image, text = (length, 0) if model.family.name == "FLUX.1" else (0, positions)
+    first = text + (77 if model.family.name.startswith("Stable Diffusion 3") else 0)
+    for index in maps.words()["mosaic"]:
+        expected = scores[image : image + positions, first + index].reshape(height, width)
+        close(maps.heat(index, layers=[name]), expected)
+    with pytest.raises(NotImplementedError, match="method 'joint' .* cannot be recorded; use 'epsilon'"):
+        with record_attention(model, [LEFT, RIGHT], size):
+            run(model, noise, [LEFT, RIGHT], masks.linear(), "joint")
 
 
 def test_images_must_fit_the_patches(model):

@@ -76,6 +76,8 @@ class Family:
     network = "unet"  # the component that predicts
     attention = "cross"  # how it reads the text: "cross" or "joint"
     patch = 1  # latents are read in patches of patch x patch
+    text_first = False  # whether joint attention has the text before the image
+    time_unit = 1  # what the network is told, times this, is the schedule's timestep
     settings = Settings()
 
     def settings_of(self, pipe: Any) -> Settings:
@@ -107,6 +109,10 @@ class Family:
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         """The tokenizer that reads the most of a prompt, and how many tokens it may have."""
         return pipe.tokenizer, pipe.tokenizer.model_max_length - 2
+
+    def text_offset(self, pipe: Any) -> int:
+        """Where the tokens of that tokenizer begin in an encoded prompt."""
+        return 0
 
     def text_length(self, pipe: Any) -> int:
         """Tokens of one encoded prompt."""

@@ -22,6 +22,8 @@ class Flux(Family):
     network = "transformer"
     attention = "joint"
     patch = 2
+    text_first = True
+    time_unit = 1000
     settings = Settings(steps=28, skip=3, encoder_guidance=1.0, guidance=5.5, sampling_guidance=3.5)
 
     def settings_of(self, pipe: Any) -> Settings:

@@ -30,6 +30,9 @@ class StableDiffusion3(Family):
             return pipe.tokenizer, pipe.tokenizer.model_max_length - 2
         return pipe.tokenizer_3, TEXT_LENGTH - 1
 
+    def text_offset(self, pipe: Any) -> int:
+        return 0 if pipe.text_encoder_3 is None else pipe.tokenizer_max_length
+
     def text_length(self, pipe: Any) -> int:
         return pipe.tokenizer_max_length + TEXT_LENGTH
 
