@@ -31,10 +31,14 @@ html_math_renderer = "mathml"
 
 def costs() -> str:
     """Both methods of the bundled model beside the source project's way, from figures/15_cost_cpu.csv."""
-    measured = pd.read_csv(ROOT / "figures" / "15_cost_cpu.csv", comment="#")
+    file = ROOT / "figures" / "15_cost_cpu.csv"
+    measured = pd.read_csv(file, comment="#")
+    head = dict(re.findall(r"^# (\w+): (.*)$", file.read_text(), re.M))
     measured = measured[measured.case.str.startswith("bundled, N = ")]
     found = measured.set_index(["case", "variant", "metric"])
     value = lambda *key: f"{found.loc[key, 'value']:g}"
+    whole, each = (value("bundled, N = 2", "attention", f"UNet samples per {per}") for per in ("picture", "step"))
+    said = f"{float(whole) / float(each):g} steps · {head['device']} · {head['dtype']} · {head['date']}\n\n"
     spread = lambda *key: "{value:.2f} ± {spread:.2f}".format(**found.loc[key])
     rows = []
     for method in ("epsilon", "attention"):
@@ -50,7 +54,7 @@ def costs() -> str:
                     "times faster": spread(*ours, "times faster than the source's"),
                 }
             )
-    return table(pd.DataFrame(rows))
+    return said + table(pd.DataFrame(rows))
 
 
 def findings() -> str:
@@ -64,9 +68,11 @@ def findings() -> str:
         "lpips": "LPIPS to the source image ↓",
     }
     means = pd.read_csv(ROOT / "figures" / "14_table.csv")
+    said = ", ".join(f"{means[name].max():g} {name}" for name in ("images", "seeds")).replace(" 1 seeds", " 1 seed")
+    said += f" per image · pairs: {', '.join(means.pair.unique())} · masks: {', '.join(means['mask'].unique())}\n\n"
     means = means.pivot_table(index="measure", columns="method", values="mean", sort=False)
     means = means.loc[[name for name in measures if name in means.index]].map("{:.2f}".format)
-    return table(means.rename(index=measures).reset_index())
+    return said + table(means.rename(index=measures).reset_index())
 
 
 def table(frame: pd.DataFrame) -> str:

@@ -288,7 +288,7 @@ def write_table(rows: list[Row], path: Path) -> None:
 
 def as_markdown(rows: list[Row]) -> str:
     """The rows as a table for the model card, each with its standard error."""
-    lines = ["| | measured | bar | pictures |", "|---|---|---|---|"]
+    lines = ["| | measured | bar | images |", "|---|---|---|---|"]
     for row in rows:
         sign = "≤" if row.at_most else "≥"
         bar = "" if row.bar is None else f"{sign} {row.bar:.2f}" + ("" if row.passed else ", missed")
