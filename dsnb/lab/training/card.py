@@ -63,13 +63,13 @@ def named(rows: list[Row]) -> list[tuple[str, Row]]:
 
 
 def missed(rows: list[Row]) -> str:
-    """Every bar that was missed, by how much, and the stage of the recipe that would have to go on."""
+    """Every bar that was missed, by how much, and the stage of the recipe that would have to continue."""
     lines = []
     for name, row in named(rows):
         if row.passed is False:
             stage = next((stage for stage in ("evaluator", "autoencoder") if name.startswith(stage)), "unet")
             lines.append(
-                f"- {name}: {row.value:.2f} of {row.bar:.2f}; the stage `{stage}` would have to go on."
+                f"- {name}: {row.value:.2f} of {row.bar:.2f}; the stage `{stage}` would have to continue."
             )
     if not lines:
         return "No bar was missed.\n" if rows else ""
