@@ -37,9 +37,9 @@ def costs() -> str:
     measured = measured[measured.case.str.startswith("bundled, N = ")]
     found = measured.set_index(["case", "variant", "metric"])
     value = lambda *key: f"{found.loc[key, 'value']:g}"
-    whole, each = (value("bundled, N = 2", "attention", f"UNet samples per {per}") for per in ("picture", "step"))
-    said = f"{float(whole) / float(each):g} steps · {head['device']} · {head['dtype']} · {head['date']}\n\n"
-    spread = lambda *key: "{value:.2f} ± {spread:.2f}".format(**found.loc[key])
+    samples = found.loc[("bundled, N = 2", "attention"), "value"]
+    steps = samples["UNet samples per picture"] / samples["UNet samples per step"]
+    said = f"{steps:g} steps · {head['device']} · {head['dtype']} · {head['date']}\n\n"
     rows = []
     for method in ("epsilon", "attention"):
         for n in sorted(int(case.split()[-1]) for case in measured.case.unique()):
@@ -68,8 +68,8 @@ def findings() -> str:
         "lpips": "LPIPS to the source image ↓",
     }
     means = pd.read_csv(ROOT / "figures" / "14_table.csv")
-    said = ", ".join(f"{means[name].max():g} {name}" for name in ("images", "seeds")).replace(" 1 seeds", " 1 seed")
-    said += f" per image · pairs: {', '.join(means.pair.unique())} · masks: {', '.join(means['mask'].unique())}\n\n"
+    said = f"Images: {means.images.max()} · seeds per image: {means.seeds.max()}"
+    said += f" · pairs: {', '.join(means.pair.unique())} · masks: {', '.join(means['mask'].unique())}\n\n"
     means = means.pivot_table(index="measure", columns="method", values="mean", sort=False)
     means = means.loc[[name for name in measures if name in means.index]].map("{:.2f}".format)
     return said + table(means.rename(index=measures).reset_index())
