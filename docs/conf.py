@@ -37,8 +37,12 @@ def costs() -> str:
     measured = measured[measured.case.str.startswith("bundled, N = ")]
     found = measured.set_index(["case", "variant", "metric"])
     value = lambda *key: f"{found.loc[key, 'value']:g}"
-    samples = found.loc[("bundled, N = 2", "attention"), "value"]
-    steps = samples["UNet samples per picture"] / samples["UNet samples per step"]
+    spread = lambda *key: "{value:.2f} ± {spread:.2f}".format(**found.loc[key])
+    whole, one = (
+        found.loc[("bundled, N = 2", "prompt", f"UNet samples per {per}"), "value"]
+        for per in ("picture", "step")
+    )
+    steps = whole / one
     said = f"{steps:g} steps · {head['device']} · {head['dtype']} · {head['date']}\n\n"
     rows = []
     for method in ("epsilon", "attention"):
