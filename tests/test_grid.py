@@ -191,7 +191,7 @@ def test_a_grid_becomes_a_table_and_only_what_is_missing_runs_again(notebook, tm
 
 def test_a_stopped_or_killed_grid_goes_on_from_there(notebook, tmp_path):
     output, log, sharpness = tmp_path / "out", tmp_path / "log", [1, 2, 3, 4, 5, 6]
-    words = ["-m", "dsnb", "run", str(notebook), "--output", str(output), "--workers", "1", "-p", "pause=0.5"]
+    words = ["-m", "dsnb", "run", str(notebook), "--output", str(output), "--workers", "1", "-p", "pause=2"]
     words += ["-p", f"log={log}", "--grid", f"sharpness={','.join(map(str, sharpness))}"]
     for how in ("Ctrl-C", "kill -9"):
         before = len(finished(output))

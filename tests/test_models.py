@@ -46,13 +46,14 @@ def test_a_folder_without_settings_gets_the_papers(tiny):
     assert tiny.settings == models.Settings(99, 10, 0.1, 1.0, 20.0, 7.5)
 
 
-def test_half_precision_alone_is_found(tiny_folder, tiny, tmp_path):
+def test_half_precision_alone_is_found(tiny_folder, tmp_path):
+    expected = dsnb.load(tiny_folder, device="cpu", dtype=torch.float32).unet.state_dict()
     folder = shutil.copytree(tiny_folder, tmp_path / "half")
     for file in folder.glob("*/*.safetensors"):
         file.rename(file.with_suffix(".fp16.safetensors"))
     model = dsnb.load(folder, device="cpu", dtype=torch.float32)
     for name, value in model.unet.state_dict().items():
-        assert torch.equal(value, tiny.unet.state_dict()[name]), name
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize(
