@@ -14,7 +14,7 @@ demo: $(VENV)/.base  ## blends two styles in one image and prints the path of th
 	$(BIN)/dsnb demo
 
 lab: $(VENV)/.lab  ## opens JupyterLab on the first notebook
-	$(BIN)/jupyter lab --LabApp.app_settings_dir=.jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_blend_two_styles.ipynb
+	$(BIN)/jupyter lab --LabApp.app_settings_dir=notebooks/.jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_blend_two_styles.ipynb
 
 app: $(VENV)/.app  ## serves the panel of notebook 00 without code, for your own image, at http://localhost:8866
 	DSNB_INTERACTIVE=1 $(BIN)/voila --Voila.ip=127.0.0.1 notebooks/app/blend.ipynb

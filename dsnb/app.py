@@ -16,11 +16,10 @@ from .panel import blend_panel
 from .prompts import Picture, pictures
 from .widgets import paint
 
-STEPS = 12  # of a full image, so that it comes within seconds on a CPU
 WIDE = {"style": {"description_width": "130px"}, "layout": {"width": "420px"}}
 
 
-def make_app(model: Model, steps: int = STEPS) -> ipywidgets.VBox:
+def make_app(model: Model, steps: int) -> ipywidgets.VBox:
     """A form that chooses an image, above the panel that blends two styles in it.
 
     Args:

@@ -185,7 +185,7 @@ def default_guidance(model: Model, trajectory: Trajectory, method: str = "") -> 
     settings = model.settings
     if trajectory.method == FROM_NOISE:
         return settings.sampling_guidance
-    return settings.method_guidance.get(method, settings.guidance)
+    return settings.guidance_of(method)
 
 
 def _check_negative(model: Model, negative_prompt: str) -> str:

@@ -88,7 +88,7 @@ def blend_panel(
             f"captions must be one different text per image ({len(images)}), got {list(captions)}"
         )
     if guidance is None:
-        guidance = model.settings.method_guidance.get(method, model.settings.guidance)
+        guidance = model.settings.guidance_of(method)
     steps = model.settings.steps if steps is None else steps
     pair = (pair[0], pair[1])
     shapes: dict[str, Callable[..., Mask]] = dict(SHAPES)

@@ -25,6 +25,10 @@ class Settings:
     sampling_guidance: float = 7.5
     method_guidance: Mapping[str, float] = field(default_factory=dict)
 
+    def guidance_of(self, method: str) -> float:
+        """The guidance with which a method decodes an inversion."""
+        return self.method_guidance.get(method, self.guidance)
+
 
 @dataclass(frozen=True)
 class Prompts:

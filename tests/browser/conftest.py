@@ -80,7 +80,7 @@ def lab(tmp_path_factory):
         "--ServerApp.disable_check_xsrf=True",
         "--IdentityProvider.token=",
         f"--ServerApp.root_dir={folder}",
-        f"--LabApp.app_settings_dir={ROOT / '.jupyterlab'}",  # as `make lab`
+        f"--LabApp.app_settings_dir={ROOT / 'notebooks' / '.jupyterlab'}",  # as `make lab`
     ]
     with serving(command, environment, folder, port):
         yield f"http://127.0.0.1:{port}", folder

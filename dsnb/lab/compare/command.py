@@ -183,7 +183,7 @@ def plan(part: str, given: argparse.Namespace, chosen: dict, model: Model) -> li
     for group in groups:  # each method may have a usual guidance of its own
         own = getattr(usual, part)
         if own is None:
-            own = model.settings.method_guidance.get(group[0], model.settings.guidance)
+            own = model.settings.guidance_of(group[0])
         for value in sorted({own, *(value for value in QUESTIONS[part] if value < limit)}):
             setting, label = replace(settings, **{part: value}), f"{part} {value:g}"
             runs.append(Run(part, tasks, group, ("logistic",), setting, label, value == own))

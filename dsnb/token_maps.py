@@ -1,0 +1,263 @@
+"""Attention maps of the tokens of a prompt: what is summed up while a network works, and read as images and masks.
+
+One sum is kept for each layer, part of the denoising, prompt, head group and token, so the size does not grow with the
+steps. `attention_maps.record_attention` fills them.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import checks
+from .attention import token_sizes
+from .images import LARGEST_SIDE
+from .kernels import AttentionPlan, attention_with_maps
+from .masks import Mask, from_weights
+from .models import Model, encode_prompts
+
+Layers = Callable[[str], bool] | Collection[str] | None
+
+
+class AttentionMaps:
+    """What `record_attention` yields: `heat` reads a map, `mask` makes a mask of it."""
+
+    def __init__(
+        self, model: Model, prompts: str | Sequence[str], size: tuple[int, int], groups: int, buckets: int
+    ):
+        self.prompts = [prompts] if isinstance(prompts, str) else checks.texts("prompts", prompts)
+        if not self.prompts:
+            raise ValueError("prompts is empty; expected at least one")
+        self.size, self.groups = checks.size("size", size), groups
+        self.buckets = checks.integer("buckets", buckets, 1)
+        self.layers: dict[str, tuple[int, int]] = {}  # the layers recorded so far, and their height and width
+        self._tokenizer, room = model.family.text_room(model.pipe)
+        length = room + self._tokenizer.num_special_tokens_to_add()
+        options = {"truncation": True, "max_length": length, "return_offsets_mapping": True}
+        read = [self._tokenizer(prompt, **options) for prompt in self.prompts]
+        self._ids = [each.input_ids for each in read]
+        # letters of each token
+        self._spans: list[list[tuple[int, int]]] = [each.offset_mapping for each in read]
+        self.text_offset = model.family.text_offset(model.pipe)
+        self._embedded = encode_prompts(model, self.prompts).text.float()
+        self._tolerance = max(1e-4, 4 * torch.finfo(model.dtype).eps)  # other batches round otherwise
+        self._trained = model.scheduler.config.num_train_timesteps
+        self._time_unit = model.family.time_unit
+        self._sizes = token_sizes(*(side // model.family.patch for side in self.size))
+        self._indices = torch.arange(max(map(len, self._ids)), device=model.device)
+        self._sums: dict[str, Tensor] = {}  # layer -> (buckets, prompts, groups, T, tokens)
+        self._counts: dict[str, Tensor] = {}  # layer -> (buckets, prompts), rows added to each
+        self._times: dict[int, tuple[int, int]] = {}  # bucket -> the earliest and the latest timestep seen
+        self._bucket = 0
+        self._rows: list[int | None] = []  # the prompt of each row of the present call
+        self._contexts: Tensor | None = None
+
+    @property
+    def steps(self) -> dict[int, tuple[int, int]]:
+        """The parts of the denoising that were recorded, in order: bucket -> its first and last timestep."""
+        return {bucket: self._times[bucket] for bucket in sorted(self._times)}
+
+    @property
+    def positions(self) -> int:
+        """How many positions the finest layers have."""
+        return max(self._sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all sums in bytes."""
+        return sum(sums.nbytes for sums in self._sums.values())
+
+    def tokens(self, prompt: int = 0) -> list[str]:
+        """The prompt's tokens as texts, start and end mark included; the index is what `heat` takes."""
+        texts = self._tokenizer.convert_ids_to_tokens(self._ids[self._prompt(prompt)])
+        return [text.removesuffix("</w>").removeprefix("\u2581") for text in texts]  # marks of CLIP and of T5
+
+    def words(self, prompt: int = 0) -> dict[str, list[int]]:
+        """The words of a prompt that have a map, in order -> the indices of their tokens."""
+        text = self.prompts[self._prompt(prompt)]
+        found = {word: self._find(word, prompt) for word in re.findall(r"\w+", text.lower())}
+        return {word: where for word, where in found.items() if where}
+
+    def heat(
+        self,
+        word: str | int | Sequence[int],
+        *,
+        prompt: int = 0,
+        layers: Layers = None,
+        steps: int | Sequence[int] | None = None,
+        group: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """How much each place looks at a word -> (H, W) in [0, 1]; all tokens together would make 1.
+
+        word: a word or phrase of the prompt (its tokens' maps are added up), or indices of tokens. layers,
+        steps (buckets), group (of heads): what to average over, default all. size: of the result, default that
+        of the finest of these layers; each is read bilinearly at it. Raises ValueError naming what there is instead.
+        """
+        where = self._where(word, self._prompt(prompt))
+        if not self._counts or not any(counts[:, prompt].any() for counts in self._counts.values()):
+            raise ValueError(
+                f"nothing was recorded for prompt {prompt}, {self.prompts[prompt]!r}: "
+                "call the UNet with it inside the block"
+            )
+        buckets = self._which("steps", steps, list(self.steps))
+        names = choose_layers(self.layers, layers)
+        finest = max((self.layers[name] for name in names), key=lambda s: s[0] * s[1])
+        size = finest if size is None else checks.size("size", size, high=LARGEST_SIDE)
+        names = [name for name in names if self._counts[name][buckets, prompt].any()]
+        if not names:
+            raise ValueError(
+                f"nothing was recorded for prompt {prompt} in these layers and steps; leave one of them out"
+            )
+        parts = self._which("group", group, list(range(self.groups)))
+        total = torch.zeros(1, 1, *size)
+        for name in names:
+            sums = self._sums[name][buckets, prompt].sum(0)[parts].mean(0)[:, where].sum(-1).float().cpu()
+            mean = sums / self._counts[name][buckets, prompt].sum().clamp(min=1)
+            mean = mean.reshape(1, 1, *self.layers[name])
+            total += F.interpolate(mean, size, mode="bilinear", align_corners=False)
+        return (total[0, 0] / len(names)).clamp(0, 1)
+
+    def mask(
+        self,
+        word: str | int | Sequence[int],
+        *,
+        threshold: float = 0.5,
+        sharpness: float = 10.0,
+        **options: Any,
+    ) -> Mask:
+        """A mask of two styles: the first where the word is, the second on the rest. options: as for `heat`.
+
+        The map, stretched to [0, 1], becomes the weight 1 / (1 + exp(-sharpness (map - threshold))).
+        """
+        threshold = checks.number("threshold", threshold)
+        sharpness = checks.number("sharpness", sharpness, above=0)
+        heat = self.heat(word, **options)
+        low, high = heat.min(), heat.max()
+        if not high > low:
+            raise ValueError(
+                f"the map of {word!r} is {low:.3g} everywhere and names no place; try other layers"
+            )
+        first = torch.sigmoid(sharpness * ((heat - low) / (high - low) - threshold))
+        return from_weights(torch.stack([first, 1 - first]))
+
+    # Reading
+
+    def _prompt(self, prompt: int) -> int:
+        return checks.integer("prompt", prompt, 0, len(self.prompts) - 1)
+
+    def _find(self, word: str, prompt: int) -> list[int]:
+        """Indices of all tokens of all places where the word stands in the prompt, as whole words."""
+        if not word.strip():
+            return []
+        pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
+        found = [match.span() for match in re.finditer(pattern, self.prompts[prompt], re.IGNORECASE)]
+        inside = lambda start, end: start < end and any(start < b and a < end for a, b in found)
+        return [i for i, span in enumerate(self._spans[prompt]) if inside(*span)]
+
+    def _where(self, word: str | int | Sequence[int], prompt: int) -> list[int]:
+        if isinstance(word, str):
+            where = self._find(word, prompt)
+            if not where:
+                raise ValueError(f"word must be one of {', '.join(self.words(prompt))}; got {word!r}")
+            return where
+        last, given = len(self._ids[prompt]) - 1, list(word) if isinstance(word, Iterable) else [word]
+        try:
+            where = [checks.integer("word", index, 0, last) for index in given]
+        except (TypeError, ValueError):
+            where = []
+        if not where:
+            raise ValueError(f"word must be a word, or indices of tokens from 0 to {last}; got {word!r}")
+        return where
+
+    def _which(self, name: str, given: int | Sequence[int] | None, there: list[int]) -> list[int]:
+        chosen = there if given is None else list(given) if isinstance(given, Iterable) else [given]
+        if not chosen or not all(each in there for each in chosen):
+            raise ValueError(f"{name} must be among {there}, got {given}")
+        return chosen
+
+    # Recording
+
+    @torch.compiler.disable
+    def next_call(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before each UNet call: where in the denoising it stands, and which prompt each of its rows has."""
+        given = args[1] if len(args) > 1 else kwargs["timestep"]
+        time = round(float(torch.as_tensor(given).flatten()[0]) * self._time_unit)
+        self._bucket = min(int((1 - (time + 1) / self._trained) * self.buckets), self.buckets - 1)
+        first, last = self._times.get(self._bucket, (time, time))
+        self._times[self._bucket] = max(first, time), min(last, time)
+        self._rows = self._match(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
+
+    def _match(self, contexts: Tensor) -> list[int | None]:
+        """Which of the prompts each text embedding (B, L, D) is, if any."""
+        if contexts.shape[1] != self._embedded.shape[1]:
+            raise NotImplementedError(
+                "method 'joint' reads all texts in one row, which cannot be recorded; use 'epsilon'"
+            )
+        gaps = (contexts.float()[:, None] - self._embedded).flatten(2).norm(dim=-1)
+        nearest = gaps.min(1)
+        near = nearest.values <= self._tolerance * self._embedded.flatten(1).norm(dim=-1)[nearest.indices]
+        return [i if ok else None for i, ok in zip(nearest.indices.tolist(), near.tolist(), strict=True)]
+
+    @torch.compiler.disable
+    def add_plain(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, first: int = 0) -> Tensor:
+        """Records and returns attention (B, heads, T, d) of each row to its own text, whose first key is `first`."""
+        out, maps = self._attend(query, keys, values, first)
+        for prompt in {one for one in self._rows if one is not None}:
+            rows = [row for row, one in enumerate(self._rows) if one == prompt]
+            self._add(layer, prompt, maps[:, rows].sum(1), len(rows))
+        return out
+
+    @torch.compiler.disable
+    def add_blended(
+        self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts: Tensor, plan: AttentionPlan
+    ) -> None:
+        """Records what `attention.BlendProcessor` mixes: each prompt's attention times its weight in the plan."""
+        if contexts is not self._contexts:
+            self._contexts, self._texts = contexts, self._match(contexts)
+        # rows and prompt -> maps; several texts may be the same prompt's
+        found: dict[tuple[int, int, int], Tensor] = {}
+        for start, stop, role, texts, _ in plan.spans:
+            for i in texts:
+                prompt, spread = self._texts[i], (stop - start, -1, -1, -1)
+                if prompt is not None:
+                    part = query[start:stop], keys[i : i + 1].expand(spread), values[i : i + 1].expand(spread)
+                    maps = self._attend(*part, 0)[1] * plan.weights[role, i][:, None]
+                    key = start, stop, prompt
+                    found[key] = found[key] + maps if key in found else maps
+        for (start, stop, prompt), maps in found.items():
+            self._add(layer, prompt, maps.sum(1), stop - start)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Attention (B, heads, T, d), and its maps (groups, B, T, tokens), means over each group."""
+        split = [x.tensor_split(self.groups, 1) for x in (query, keys, values)]
+        tokens = self._indices + first
+        both = [attention_with_maps(q, k, v, tokens) for q, k, v in zip(*split, strict=True)]
+        return torch.cat([out for out, _ in both], 1), torch.stack([maps for _, maps in both])
+
+    def _add(self, layer: str, prompt: int, maps: Tensor, rows: int) -> None:
+        """maps (groups, T, tokens), summed over `rows` rows of the batch."""
+        if layer not in self._sums:
+            if maps.shape[1] not in self._sizes:
+                raise ValueError(
+                    f"a cross-attention with {maps.shape[1]} places does not fit latents halved as "
+                    f"{list(self._sizes.values())}; pass `size` as the height and width of the UNet's latents"
+                )
+            self.layers[layer] = self._sizes[maps.shape[1]]
+            self._sums[layer] = maps.new_zeros(self.buckets, len(self.prompts), *maps.shape)
+            self._counts[layer] = torch.zeros(self.buckets, len(self.prompts))
+        self._sums[layer][self._bucket, prompt] += maps
+        self._counts[layer][self._bucket, prompt] += rows
+
+
+def choose_layers(names: Collection[str], layers: Layers) -> list[str]:
+    """The names that `layers` chooses: a function of the name, or a collection of names; all without it."""
+    if layers is not None and not callable(layers) and not set(layers) <= set(names):
+        raise ValueError(f"layers has {sorted(set(layers) - set(names))}; expected names among {list(names)}")
+    chosen = [n for n in names if layers is None or (layers(n) if callable(layers) else n in layers)]
+    if not chosen:
+        raise ValueError(f"layers chooses none of {list(names)}")
+    return chosen
