@@ -328,6 +328,18 @@ def test_links_lead_somewhere(name):
     assert not missing, f"{name} links to files that do not exist: {missing}"
 
 
+@pytest.mark.parametrize("name", [name for name in FOUND if f"solutions/{name}" in FOUND])
+def test_each_exercise_has_a_solution_of_the_same_name(name):
+    book, solved = (
+        "\n".join(cell.source for cell in read(part).cells if cell.cell_type == "markdown")
+        for part in (name, f"solutions/{name}")
+    )
+    asked = re.findall(r"^(\d+)\. (★+) \*\*(.+?)\.?\*\* ", book[book.index("## Exercises") :], re.M)
+    assert asked and asked == re.findall(r"^## (\d+)\. (★+) (.+)$", solved, re.M)
+    title = book.splitlines()[0].removeprefix("# ")
+    assert solved.startswith(f"# Solutions to {title}\n")
+
+
 def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
     draws = np.random.default_rng(0)
     by_seed = {"control": (0, 0, 0), "random": (0, 0, 0), "fours": (0.6,) * 3, "small": (-0.6,) * 3}
