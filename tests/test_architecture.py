@@ -26,7 +26,7 @@ TIERS = [
     ["demo", "lab", "memory", "panel"],
     ["__main__", "app"],
 ]
-LAB_TIERS = [["grid", "world"], ["compare", "bench", "outputs"], ["training", "trials"]]
+LAB_TIERS = [["grid", "statistics", "world"], ["compare", "bench", "outputs"], ["training", "trials"]]
 TIER = {
     folder: {name: tier for tier, names in enumerate(tiers) for name in names}
     for folder, tiers in ((PACKAGE, TIERS), (LAB, LAB_TIERS))

@@ -105,11 +105,6 @@ def test_what_is_unknown_is_named():
             bench.run(**{name: value})
 
 
-def test_the_median_and_half_the_distance_between_the_quartiles():
-    assert bench.median_and_spread(5) == (5.0, 0.0)
-    assert bench.median_and_spread([4.0, 1.0, 2.0, 3.0, 100.0]) == (3.0, 1.0)
-
-
 @pytest.mark.parametrize(
     "value, spread, unit, said",
     [

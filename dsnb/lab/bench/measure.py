@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..statistics import median_and_spread
+
 COLUMNS = ("section", "case", "variant", "metric", "value", "spread", "unit")
 
 
@@ -80,12 +82,6 @@ class Bench:
     def slow(self, model: str) -> bool:
         """Whether one UNet call takes half a minute, so that only what matters most is measured."""
         return model == "SDXL" and self.device.type == "cpu"
-
-
-def median_and_spread(values: object) -> tuple[float, float]:
-    """The median, and half the distance between the quartiles (0 for a single value)."""
-    low, median, high = np.percentile(np.atleast_1d(values), (25, 50, 75))
-    return float(median), float(high - low) / 2
 
 
 def header(bench: Bench) -> dict[str, str]:

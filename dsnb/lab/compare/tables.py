@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
+from ..statistics import DIFFERENCE, RATE, bootstrap, interval, sign, standard_error, together
 from .tasks import GROUND_TRUTH
 
 
@@ -39,10 +39,6 @@ class Measure:
         """The values turned so that the largest is the best."""
         return {"higher": values, "lower": -values, "one": -abs(values - 1)}[self.better]
 
-
-LEAST = 6  # with fewer images no difference is called one
-RATE = (0.0, 0.0, 1.0, 1.0)  # added to rates for their interval: Agresti & Coull 1998
-DIFFERENCE = (0.5**0.5, -(0.5**0.5))  # added to differences of rates: Agresti & Min 2005
 
 MEASURES = {
     "l2": Measure("L2", "lower", 1),
@@ -92,28 +88,6 @@ def present(table: pd.DataFrame) -> list[str]:
     return [name for name in MEASURES if name in table and np.isfinite(table[name].astype(float)).any()]
 
 
-def interval(
-    values: Sequence[float], level: float = 0.95, extra: Sequence[float] = ()
-) -> tuple[float, float]:
-    """Student's confidence interval of a mean.
-
-    Args:
-        values: the values; NaN are left out.
-        level: of confidence, in (0, 1).
-        extra: `RATE` for values between 0 and 1 that are rates, `DIFFERENCE` for differences of such. Without them,
-            a few values that happen to be equal would count as certainty.
-
-    Returns:
-        Lower and upper end; (NaN, NaN) for fewer than two values.
-    """
-    kept = pd.Series(values, dtype=float).dropna()
-    if len(kept) < 2:
-        return math.nan, math.nan
-    kept = pd.Series([*kept, *extra])
-    reach = student.ppf((1 + level) / 2, len(kept) - 1) * kept.sem()
-    return float(kept.mean() - reach), float(kept.mean() + reach)
-
-
 def summary(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str] | None = None) -> pd.DataFrame:
     """Each measure in each group, with its interval over images and its spread over seeds.
 
@@ -136,7 +110,7 @@ def summary(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str] | No
         low, high = interval(by_image, extra=RATE if known.rate else ())
         if known.rate:
             low, high = max(low, 0.0), min(high, 1.0)
-        row = {"mean": by_image.mean(), "error": by_image.sem(), "low": low, "high": high}
+        row = {"mean": by_image.mean(), "error": standard_error(by_image), "low": low, "high": high}
         row |= {"worst": by_seed.iloc[0], "best": by_seed.iloc[-1]}
         row |= {"images": len(by_image), "seeds": len(by_seed)}
         rows.append(dict(zip(keys, key, strict=True)) | row)
@@ -183,14 +157,18 @@ def against_ground_truth(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     means = table.pivot_table(index="image", columns="method", values=measure, sort=False)
     if GROUND_TRUTH not in means:
         return pd.DataFrame()
-    draws = np.random.default_rng(0).integers(0, len(means), (2000, len(means)))
-    resampled = pd.DataFrame(means.to_numpy()[draws].mean(axis=1), columns=means.columns)
-    ends = resampled.div(resampled[GROUND_TRUTH], axis=0).quantile([0.025, 0.975])
+    over = means[GROUND_TRUTH]
     worst = table.groupby(["method", "seed"])[measure].mean().groupby("method").min()
-    truth = means[GROUND_TRUTH].mean()
-    found = {"fraction": means.mean() / truth, "low": ends.loc[0.025], "high": ends.loc[0.975]}
-    found = pd.DataFrame(found | {"worst": worst / truth, "images": len(means)})
-    return found.loc[means.columns.drop(GROUND_TRUTH)].rename_axis("method").reset_index()
+    rows = []
+    for method, values in means.drop(columns=GROUND_TRUTH).items():
+        low, high = bootstrap(_ratio_of_means, values, over)
+        row = {"method": method, "fraction": values.mean() / over.mean(), "low": low, "high": high}
+        rows.append(row | {"worst": worst[method] / over.mean(), "images": len(means)})
+    return pd.DataFrame(rows)
+
+
+def _ratio_of_means(values: np.ndarray, over: np.ndarray, axis: int) -> np.ndarray:
+    return values.mean(axis) / over.mean(axis)
 
 
 def paired(
@@ -215,7 +193,7 @@ def paired(
 
     Returns:
         One row per measure: measure, first, second, difference, low, high, n, better. `better` is the value whose
-        advantage the interval shows, or ""; fewer than `LEAST` images show none.
+        advantage the interval shows, or ""; fewer than `statistics.LEAST` images show none.
     """
     measures = list(measures or present(table))
     values = pd.DataFrame({name: comparable(table, name) for name in measures})
@@ -224,10 +202,9 @@ def paired(
     rows = []
     for name in measures:
         gap = gaps[name].dropna()
-        low, high = interval(gap, 1 - 0.05 / comparisons, DIFFERENCE if MEASURES[name].rate else ())
-        better = ""
-        if len(gap) >= LEAST and (low > 0 or high < 0):
-            better = first if (low > 0) == (MEASURES[name].better == "higher") else second
+        low, high = interval(gap, together(comparisons), DIFFERENCE if MEASURES[name].rate else ())
+        ahead = sign(low, high, len(gap)) * (1 if MEASURES[name].better == "higher" else -1)
+        better = {1: first, -1: second, 0: ""}[ahead]
         row = {"measure": name, "first": first, "second": second, "difference": gap.mean()}
         rows.append(row | {"low": low, "high": high, "n": len(gap), "better": better})
     return pd.DataFrame(rows)

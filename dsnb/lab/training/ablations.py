@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from scipy.stats import t as student
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from ...plotting import Sheet
+from ..statistics import sign, student, together
 
 COLORS = {"better": "#1b6ca8", "worse": "#e8743b", "not distinguished": "grey"}
 
@@ -62,17 +62,16 @@ def compare_with_control(
         each = by_image[name].unstack("change")[changes]
         gaps = each.sub(each["control"], axis=0)
         error = (gaps.var() / gaps.count() + 2 * between_seeds / seeds) ** 0.5
-        reach = student.ppf(1 - 0.05 / questions / 2, freedom) * error
         table[f"{name} less control"] = gaps.mean()
-        table[f"{name} low"], table[f"{name} high"] = gaps.mean() - reach, gaps.mean() + reach
+        ends = student(gaps.mean(), error, freedom, together(questions))
+        table[f"{name} low"], table[f"{name} high"] = ends
     return table
 
 
 def verdict(row: Mapping[str, float], name: str) -> str:
     """One of `COLORS`: what the interval of a row of `compare_with_control` says about a measure."""
-    if row[f"{name} low"] > 0:
-        return "better"
-    return "worse" if row[f"{name} high"] < 0 else "not distinguished"
+    found = sign(row[f"{name} low"], row[f"{name} high"])
+    return {1: "better", -1: "worse", 0: "not distinguished"}[found]
 
 
 def plot_changes(table: pd.DataFrame, titles: Mapping[str, str]) -> Sheet:

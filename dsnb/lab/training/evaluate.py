@@ -6,6 +6,7 @@ known, and so is what the evaluator CLIP reads in it. The model is measured as u
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -18,6 +19,7 @@ from ... import checkpoints, inversion, masks, methods, metrics, models, prompts
 from ...images import read_image
 from ...metrics.classifiers import load_probe, style_shown
 from ...plotting import show_grid
+from ..statistics import RATE, standard_error
 from ..world.captions import caption, phrase
 from ..world.scenery import SCENES
 from ..world.styles import STYLES, draw, draw_mix
@@ -45,17 +47,15 @@ class Row:
         return self.value <= self.bar if self.at_most else self.value >= self.bar
 
 
-def share(name: str, right: torch.Tensor, bar: float | None = None) -> Row:
-    """The share of pictures (B,) that are right (1) or not (0); its error as if two more were right and two wrong
-    (Agresti & Coull 1998), so that a few equal answers are no certainty."""
-    count, good = len(right), right.sum().item()
-    likely = (good + 2) / (count + 4)
-    return Row(name, good / count, count, bar, math.sqrt(likely * (1 - likely) / (count + 4)))
+def mean(name: str, values: torch.Tensor, bar: float | None = None, extra: Sequence[float] = ()) -> Row:
+    """The mean of values (B,), one per image, with its standard error."""
+    error = standard_error(values.tolist(), extra)
+    return Row(name, values.float().mean().item(), len(values), bar, error)
 
 
-def mean(name: str, values: torch.Tensor, bar: float | None = None) -> Row:
-    """The mean of values (B,), one per picture."""
-    return Row(name, values.mean().item(), len(values), bar, values.std().item() / math.sqrt(len(values)))
+def rate(name: str, right: torch.Tensor, bar: float | None = None) -> Row:
+    """The fraction of images (B,) that are right (1) or not (0)."""
+    return mean(name, right, bar, RATE)
 
 
 def measure_reading(evaluator: Evaluator, count: int) -> list[Row]:
@@ -64,8 +64,8 @@ def measure_reading(evaluator: Evaluator, count: int) -> list[Row]:
     objects = top(evaluator.objects(images, pictures, styles), pictures.object)
     shown = top(evaluator.styles(images, pictures), styles)
     return [
-        share("evaluator reads the object of drawn images", objects, 0.90),
-        share("evaluator reads the style of drawn images", shown, 0.98),
+        rate("evaluator reads the object of drawn images", objects, 0.90),
+        rate("evaluator reads the style of drawn images", shown, 0.98),
     ]
 
 
@@ -110,16 +110,16 @@ def measure_samples(model: models.Model, evaluator: Evaluator, count: int) -> tu
     shown, readable = (top(evaluator.styles(x, pictures), styles) for x in (images, true))
     worst = min(range(len(STYLES)), key=lambda style: shown[styles == style].mean())
     rows = [
-        share("style shown is the style asked", shown[:count], 0.95),
-        share("… in the ground truth", readable[:count]),
-        share(f"… in the worst style, {names[worst]}", shown[styles == worst], 0.85),
+        rate("style shown is the style asked", shown[:count], 0.95),
+        rate("… in the ground truth", readable[:count]),
+        rate(f"… in the worst style, {names[worst]}", shown[styles == worst], 0.85),
     ]
     scores, of_true = (evaluator.objects(x, pictures, styles) for x in (images, true))
     for name, chosen in (("plain", styles == 0), ("stylised", styles != 0)):
         for k, bar in ((1, 0.60), (5, 0.85)):
             right, readable = (top(x, pictures.object, k)[chosen] for x in (scores, of_true))
-            rows.append(share(f"object shown is the object asked, {name}, top {k}", right, bar))
-            rows.append(share("… in the ground truth", readable))
+            rows.append(rate(f"object shown is the object asked, {name}, top {k}", right, bar))
+            rows.append(rate("… in the ground truth", readable))
     titles = [fill(f"{phrase(pictures, k)}, {names[styles[k]]}", 24) for k in range(min(count, 30))]
     return rows, show_grid(images[: len(titles)], titles, columns=6, width=1.4)
 
@@ -145,8 +145,8 @@ def measure_inversion(model: models.Model, evaluator: Evaluator, count: int) -> 
     drawn, true = torch.cat(drawn), torch.cat(true)
     objects = top(evaluator.objects(drawn, pictures, asked), pictures.object)
     rows = [
-        share("inverted, then styled: style as asked", top(evaluator.styles(drawn, pictures), asked), 0.90),
-        share("inverted, then styled: object still read, top 1", objects),
+        rate("inverted, then styled: style as asked", top(evaluator.styles(drawn, pictures), asked), 0.90),
+        rate("inverted, then styled: object still read, top 1", objects),
     ]
     for name, measure in (("SSIM", metrics.ssim), ("layout", metrics.layout)):
         kept, without, most = (
@@ -210,7 +210,7 @@ def measure_two_styles(model: models.Model, evaluator: Evaluator, count: int, se
         truth = draw_mix(pictures, pair, mask.weights(SIZE, SIZE))
         right, by_clip = sides_right(truth, pictures, pair, mask, evaluator)
         name = f"{' / '.join(pair)}, both sides right"
-        rows += [share(f"{name}: ground-truth blend", right), share("… by the evaluator CLIP", by_clip)]
+        rows += [rate(f"{name}: ground-truth blend", right), rate("… by the evaluator CLIP", by_clip)]
         each = pictures[torch.arange(count).repeat_interleave(seeds)]
         for method, (bar, at_most) in BLENDS.items():
             right, by_clip = (
