@@ -40,7 +40,7 @@ def costs() -> str:
     spread = lambda *key: "{value:.2f} ± {spread:.2f}".format(**found.loc[key])
     whole, one = (
         found.loc[("bundled, N = 2", "prompt", f"UNet samples per {per}"), "value"]
-        for per in ("picture", "step")
+        for per in ("image", "step")
     )
     steps = whole / one
     said = f"{steps:g} steps · {head['device']} · {head['dtype']} · {head['date']}\n\n"

@@ -101,7 +101,7 @@ def _blend_step(bench: Bench, compare: Callable, batch: int) -> None:
 
 
 def _compare(bench: Bench, speed: float, case: str, calls: dict, args: tuple, usual: str, moved: int) -> None:
-    """Times, speed relative to the usual way, and the floor: the time to move the bytes at the speed of a copy."""
+    """Times, speed relative to the usual way, and the lower bound: the time to copy as many bytes."""
     gpu = bench.device.type == "cuda"
     calls = {name: partial(call, *args) for name, call in calls.items()}
     if gpu:
@@ -109,10 +109,10 @@ def _compare(bench: Bench, speed: float, case: str, calls: dict, args: tuple, us
     seconds = bench.time(calls, inner=50 if gpu else 3)
     for variant, times in seconds.items():
         bench.add("kernels", case, variant, "time", times, "s")
-        bench.add("kernels", case, variant, "share of the floor", 100 * moved / speed / times, "%")
+        bench.add("kernels", case, variant, "lower bound / time", 100 * moved / speed / times, "%")
         if variant != usual:
             bench.add("kernels", case, variant, f"times faster than {usual}", seconds[usual] / times, "×")
-    bench.add("kernels", case, "floor", "time", moved / speed, "s")
+    bench.add("kernels", case, "lower bound", "time", moved / speed, "s")
 
 
 def _graph(call: Callable) -> Callable:

@@ -95,11 +95,11 @@ def plot_kernels(rows: pd.DataFrame) -> Figure:
     found = rows[(rows.section == "kernels") & (rows.metric == "time")]
     figure, panels = _panels(found.case.nunique())
     for axes, (case, times) in zip(panels, found.groupby("case", sort=False), strict=True):
-        floor, bars = times[times.variant == "floor"].value.item(), times[times.variant != "floor"]
-        _bars(axes, bars, bars.variant != "dsnb", floor)
+        bound, bars = times[times.variant == "lower bound"].value.item(), times[times.variant != "lower bound"]
+        _bars(axes, bars, bars.variant != "dsnb", bound)
         axes.axvline(1, color="black", linewidth=1)
         axes.set_title(case, fontsize=8)
-        axes.set_xlabel("time over the floor (1: as fast as memory)")
+        axes.set_xlabel("time / lower bound (1: as fast as memory allows)")
     return figure
 
 

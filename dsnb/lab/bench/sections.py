@@ -57,6 +57,7 @@ def pictures(bench: Bench) -> None:
                     peak = torch.cuda.max_memory_allocated(bench.device) - before
                     add("peak memory", peak / 2**20, "MiB")
                 add("UNet samples per step", count.samples / steps, "")
+                add("UNet samples per image", count.samples / steps * total, "")
                 add("loop per picture", seconds[variant] / steps * total, "s")
                 if variant in ("epsilon", "attention"):
                     gain = seconds[f"source's {variant}"] / seconds[variant]
@@ -127,7 +128,7 @@ def overhead(bench: Bench) -> None:
             bare = seconds[f"bare {method}"]
             bench.add("overhead", name, method, "one bare UNet call", bare / steps, "s")
             added = 100 * (seconds[method] / bare - 1)
-            bench.add("overhead", name, method, "the loop's share over bare calls", added, "%")
+            bench.add("overhead", name, method, "the loop adds", added, "%")
 
 
 def cpu_section(bench: Bench) -> None:
@@ -170,7 +171,7 @@ def steps_section(bench: Bench) -> None:
     for method in ("epsilon", "attention"):
         longest = {}
         for steps in tqdm(counts, desc=f"fewer steps, {method}", leave=False, disable=not bench.progress):
-            add = partial(bench.add, "steps", f"bundled, {len(chosen)} pictures", f"{method}, {steps} steps")
+            add = partial(bench.add, "steps", f"bundled, {len(chosen)} images", f"{method}, {steps} steps")
             distances, layouts, weaker = [], [], []
             for entry in chosen:
                 image, texts = read_image(entry.file, model), [prompts.prompt(s, entry.caption) for s in pair]
