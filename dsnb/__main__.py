@@ -58,9 +58,9 @@ def figures(argv: list[str]) -> int:
     parser.add_argument("notebooks", nargs="*", type=Path, help=told)
     named = [path.resolve() for path in parser.parse_args(argv).notebooks]
     known = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
-    if strangers := [str(path) for path in named if path not in known]:
+    if unknown := [str(path) for path in named if path not in known]:
         parser.error(
-            f"notebooks holds {', '.join(strangers)}; expected files of {NOTEBOOKS}, without solutions"
+            f"notebooks holds {', '.join(unknown)}; expected files of {NOTEBOOKS}, without solutions"
         )
     os.environ["DSNB_INTERACTIVE"] = "0"  # a panel shows one still image
     failed = 0

@@ -1,7 +1,7 @@
 """Cross-attention interpolation: in every cross-attention, sum_i M_i softmax(Q K_i^T / sqrt(d)) V_i.
 
 `blend_cross_attention` puts processors into a diffusers UNet and takes them out again. Self-attention is left alone:
-cutting it along the mask would give two unrelated pictures.
+cutting it along the mask would give two unrelated images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -118,15 +118,27 @@ def blend_cross_attention(
     passes: Sequence[float] = (1.0,),
     sampling: str = "area",
 ) -> Iterator[Blend]:
-    """While the block runs, the UNet's cross-attentions mix the prompts of `contexts` by the mask.
+    """Mixes the prompts of `contexts` by the mask in the UNet's cross-attentions while the block runs.
 
-    contexts: (1 + N, L, D) text embeddings, the unconditional one first. size: height and width of the latents.
-    layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`; the others keep the
-    `encoder_hidden_states` of their row. passes: each layer is asked once per weight f, its last answer as the new
-    query, h <- f O(Q(h)) + (1 - f) h; (1.0,) is plain. sampling: of the mask, as for `Mask.weights`.
-    Before each UNet call, `blend.at(progress, rows)` says what each row is.
-    The processors are restored whatever happens. Raises RuntimeError when the UNet is hooked already, ValueError for
-    prompts that do not match the mask, NotImplementedError for attention that cannot be blended.
+    Args:
+        unet: the UNet.
+        contexts: (1 + N, L, D) text embeddings, the unconditional one first.
+        mask: of N styles.
+        size: height and width of the latents.
+        layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`. The others keep the
+            `encoder_hidden_states` of their row.
+        passes: a weight f per pass. Each pass takes the result of the last one as its query,
+            h <- f O(Q(h)) + (1 - f) h; (1.0,) is plain attention.
+        sampling: of the mask, as for `Mask.weights`.
+
+    Yields:
+        The blend. Call `blend.at(progress, rows)` before each UNet call, to say what each row is. When the block ends,
+        the UNet has its own processors again.
+
+    Raises:
+        RuntimeError: the UNet is hooked already.
+        ValueError: the number of prompts is not that of the mask.
+        NotImplementedError: attention that cannot be blended.
     """
     if len(contexts) != mask.n + 1:
         raise ValueError(

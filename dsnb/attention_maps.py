@@ -33,24 +33,33 @@ def record_attention(
     groups: int = 1,
     buckets: int = 10,
 ) -> Iterator[AttentionMaps]:
-    """While the block runs, sums up how much each place looks at each token of the prompts.
+    """Records, while the block runs, how much each position attends to each token of the prompts.
 
         with record_attention(model, prompt, trajectory.x_T.shape[-2:]) as maps:
             dsnb.decode(model, trajectory, prompt)
         maps.heat("bear")
 
-    prompts: the rows of a UNet call whose text is one of them are recorded, all others (such as the
-    unconditional one) pass through. size: height and width of the latents. layers: which cross-attentions,
-    by name. groups: parts that each layer's heads are divided into. buckets: parts of the time from noise to
-    picture. A `blend_cross_attention` may be entered inside, or any method of `dsnb.blend`; prompt i is then
-    recorded with its mask, M_i softmax(Q K_i^T / sqrt(d)); for that each prompt's attention is computed once more.
-    The processors are restored whatever happens. In a transformer with joint attention the layers are its blocks, the
-    image and all of the text share one softmax, and method "joint" cannot be recorded. With several text encoders a
-    map is of the tokens of one: T5 where there is one, else the first CLIP.
-    A UNet under `torch.compile` is recorded too, but the sums are kept outside of its graphs, which costs a
-    graph break in every recorded layer: compile it without `fullgraph`.
-    Raises RuntimeError when the UNet is hooked already, ValueError for wrong numbers or layers,
-    NotImplementedError for attention that cannot be recorded.
+    A `blend_cross_attention` may be entered inside, or any method of `dsnb.blend`. Prompt i is then recorded with its
+    mask, M_i softmax(Q K_i^T / sqrt(d)). For this, each prompt's attention is computed once more. In a transformer
+    with joint attention, the layers are its blocks, and the image and all of the text share one softmax. A UNet under
+    `torch.compile` has a graph break in every recorded layer, so compile it without `fullgraph`.
+
+    Args:
+        model: the model whose network is recorded.
+        prompts: rows of a UNet call with one of these texts are recorded; all others (such as the unconditional row)
+            pass through. With several text encoders, the tokens are those of T5, or else of the first CLIP.
+        size: height and width of the latents.
+        layers: which cross-attentions, by name; default all.
+        groups: number of parts that each layer's heads are divided into.
+        buckets: number of parts of the time from noise to image.
+
+    Yields:
+        The maps. When the block ends, the network has its own processors again.
+
+    Raises:
+        RuntimeError: the UNet is hooked already.
+        ValueError: wrong numbers or layers.
+        NotImplementedError: attention that cannot be recorded, such as method "joint".
     """
     if model.family.attention == "joint":
         with model.lock, _record_joint(model, prompts, size, layers, groups, buckets) as maps:

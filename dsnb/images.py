@@ -43,16 +43,16 @@ def read_image(
         size = model.image_size
     if size is not None:
         height, width = checks.size("size", size, 8, LARGEST_SIDE)
-    picture = _open(source)
-    if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray((_deep(picture) * 255).round().astype(np.uint8))
-    if _has_alpha(picture):
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
+    image = _open(source)
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray((_deep(image) * 255).round().astype(np.uint8))
+    if _has_alpha(image):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
     if size is not None:
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-    array = np.asarray(picture, dtype=np.float32) / 255
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    array = np.asarray(image, dtype=np.float32) / 255
     return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
 
 
@@ -65,15 +65,15 @@ def read_grey(source: str | os.PathLike | Image.Image | np.ndarray | IO[bytes]) 
     Raises:
         FileNotFoundError, ValueError, TypeError: as `read_image`.
     """
-    picture = _open(source)
-    if _has_alpha(picture):
-        alpha = np.asarray(picture.convert("RGBA"))[..., 3] / 255.0
+    image = _open(source)
+    if _has_alpha(image):
+        alpha = np.asarray(image.convert("RGBA"))[..., 3] / 255.0
         if np.ptp(alpha) > 0:
             return alpha
-        picture = picture.convert("RGB")
-    if picture.mode.startswith(("I", "F")):
-        return _deep(picture)
-    return np.asarray(picture.convert("L")) / 255.0
+        image = image.convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        return _deep(image)
+    return np.asarray(image.convert("L")) / 255.0
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -109,21 +109,21 @@ def _open(source: Any) -> Image.Image:
             if not Path(source).exists():
                 raise FileNotFoundError
             raise ValueError("it is a folder, or not a regular file")
-        picture = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
-        picture.load()
-        if 0 in picture.size:
+        image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+        image.load()
+        if 0 in image.size:
             raise ValueError("it has no pixels")
     except FileNotFoundError:
         raise FileNotFoundError(f"image {name!r} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {name!r} cannot be read as an image: {error}") from None
-    return _upright(picture)
+    return _upright(image)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    if picture.mode == "I" and picture.format in ("PNG", "PPM"):  # 16 bits, which Pillow reads as 32
-        picture = picture.convert("I;16")
-    return ImageOps.exif_transpose(picture)
+def _upright(image: Image.Image) -> Image.Image:
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, which Pillow reads as 32
+        image = image.convert("I;16")
+    return ImageOps.exif_transpose(image)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -142,16 +142,16 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _has_alpha(picture: Image.Image) -> bool:
-    return "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La")
+def _has_alpha(image: Image.Image) -> bool:
+    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def _deep(picture: Image.Image) -> np.ndarray:
+def _deep(image: Image.Image) -> np.ndarray:
     """Values in [0, 1] of a grey image with 16 bits or floating-point values."""
-    values = np.asarray(picture, dtype=np.float64)
-    if picture.mode.startswith("I;16"):
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode.startswith("I;16"):
         return values / 65535
-    if picture.mode == "I":
+    if image.mode == "I":
         raise ValueError(
             f"an image has 32-bit integer values from {values.min():g} to {values.max():g}, and which one is white is "
             "not known; save it with 8 or 16 bits"

@@ -243,7 +243,7 @@ def from_noise(
     shape = (batch, model.channels, height, width)
     x_T = randn_tensor(shape, generator, model.device, torch.float32)
     noises = randn_tensor((steps, *shape), generator, model.device, torch.float32)
-    noises[(schedule.s_next == 0).to(noises.device)] = 0  # a step to the clean latents has no room for noise
+    noises[(schedule.s_next == 0).to(noises.device)] = 0  # a step to the clean latents adds no noise
     guidance = settings.sampling_guidance
     return Trajectory(
         x_T,

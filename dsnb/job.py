@@ -101,12 +101,12 @@ def decode_trajectory(
     if trajectory.x_T.shape[1] != channels:
         raise ValueError(
             f"trajectory is of {trajectory.model!r} with {trajectory.x_T.shape[1]} latent channels, but "
-            f"{model.name!r} has {channels}; invert the picture with this model"
+            f"{model.name!r} has {channels}; invert the image with this model"
         )
     if trajectory.model != model.name:
         warnings.warn(
             f"the trajectory is of {trajectory.model!r}, the model is {model.name!r}; unless they are the same, "
-            "invert the picture with this model",
+            "invert the image with this model",
             stacklevel=2,
         )
     return denoise(

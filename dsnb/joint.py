@@ -1,4 +1,4 @@
-"""Joint attention with a mask: image positions read each style's text as much as the mask says.
+"""Joint attention with a mask: image positions attend to each style's text by the weight of the mask.
 
 In a transformer with joint attention, the image and the texts are one sequence. With N texts it is
 [image, text_1 ... text_N]. The mask enters as a bias on the scores.

@@ -116,7 +116,7 @@ class Mask:
     def active(self, starts: Sequence[float], ends: Sequence[float]) -> "Mask":
         """Style i is drawn only while starts[i] <= progress < ends[i]; otherwise the others take its weight.
 
-        Where no active style has weight, the active ones share equally.
+        Where no active style has weight, the active ones get equal weights.
 
         Args:
             starts, ends: n numbers in [0, 1], or one number for all styles.

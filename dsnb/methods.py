@@ -1,4 +1,4 @@
-"""The methods under one signature: a trajectory, N prompts and a mask go in, one picture comes out.
+"""The methods under one signature: a trajectory, N prompts and a mask go in, one image comes out.
 
 Each method is a noise prediction eps(x_t, t, progress) for the one denoising loop.
 """
@@ -204,22 +204,20 @@ def _check(model: Model, trajectory: Trajectory, callback: Callable | None) -> N
 
 
 def refuse_timed(mask: Mask) -> None:
-    """ValueError for a mask that changes over the steps, which finished pictures no longer have."""
+    """ValueError for a mask that changes over the steps, which finished images no longer have."""
     if mask.timed:
-        raise ValueError(
-            "the mask changes over the steps, which finished pictures no longer have; use another"
-        )
+        raise ValueError("the mask changes over the steps, which finished images no longer have; use another")
 
 
 def blend_pixels(images: Tensor, mask: Mask) -> Tensor:
-    """Finished pictures (N, B, 3, H, W) -> their masked sum (B, 3, H, W). ValueError for a timed mask."""
+    """Finished images (N, B, 3, H, W) -> their masked sum (B, 3, H, W). ValueError for a timed mask."""
     refuse_timed(mask)
     weights = mask.weights(*images.shape[-2:]).to(images)
     return (weights[:, None, None] * images).sum(0).clamp(0, 1)
 
 
 def name_places(prompts: Sequence[str]) -> str:
-    """One prompt that names every style and its place."""
+    """One prompt that names every style and its position in the image."""
     if len(prompts) == 2:
         return f"{prompts[0]} on the left and {prompts[1]} on the right"
     return "From left to right: " + "; ".join(prompts)

@@ -20,7 +20,7 @@ from .sampling import Schedule, make_schedule
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the libraries' remarks on what is normal here: no torchvision, a small autoencoder."""
+    """Silences remarks of the libraries that do not matter here: no torchvision, a small autoencoder."""
     before = [
         (library, library.get_verbosity(), library.is_progress_bar_enabled())
         for library in (diffusers_logging, transformers_logging)
@@ -100,7 +100,7 @@ def schedule_of(model: Model, steps: int, skip: int, size: tuple[int, int]) -> S
 
 
 def encode_image(model: Model, image: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] -> latents (B, C, H/f, W/f), float32, on the model's device.
+    """Images (B, 3, H, W) in [0, 1] -> latents (B, C, H/f, W/f), float32, on the model's device.
 
     Raises TypeError for something that is not a tensor, ValueError for other shapes and values, and unless H and W are
     multiples of the latent factor f.
@@ -149,7 +149,7 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
 
 
 def _shift(model: Model) -> float:
-    """What the autoencoder's latents lie off zero, before scaling."""
+    """The mean of the autoencoder's latents, which is subtracted before scaling."""
     return model.vae.config.get("shift_factor") or 0.0
 
 
@@ -222,7 +222,7 @@ def predict(model: Model, x_t: Tensor, timestep: Tensor | float, prompts: Prompt
         prompts: B rows.
 
     Returns:
-        What the network says, like x_t, float32: the noise, or another of `sampling.PREDICTIONS`.
+        The network's output, like x_t, float32: the noise, or another of `sampling.PREDICTIONS`.
     """
     timestep = torch.as_tensor(timestep, device=x_t.device)
     with model.lock, torch.no_grad():

@@ -26,7 +26,7 @@ from . import checks
 from .files import write_all_whole
 
 STYLE_COLORS = ("#1b6ca8", "#e8743b", "#2e9e5b", "#8e5ea2", "#c2a000", "#d1495b")
-LARGEST_FILE = 500_000  # bytes; what a page of a workbook should carry at most
+LARGEST_FILE = 500_000  # bytes; the most that a page of the workbook should load
 DPI = 150
 
 Picture = Tensor | np.ndarray | Image.Image | Figure

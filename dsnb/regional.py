@@ -20,7 +20,7 @@ from .attention import check_hookable, layer_level, token_sizes
 from .masks import Mask
 from .models import network_lock
 
-LEAK = 1e-3  # what a position of another region still counts in self-attention; nothing is cut
+LEAK = 1e-3  # weight of the positions of other regions in self-attention; none is cut off
 
 
 def regional_group_norm(

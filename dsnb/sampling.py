@@ -23,7 +23,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "flow")
 
 
 def clean_and_noise(prediction: str, a: Tensor, s: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """What a network's output o says of x_t = a x_0 + s e, as x_0 = c x_t + d o and e = f x_t + g o.
+    """The clean part and the noise of x_t = a x_0 + s e, from a network's output o: x_0 = c x_t + d o, e = f x_t + g o.
 
     Args:
         prediction: one of `PREDICTIONS`. "epsilon" is o = e. "v_prediction" is o = a e - s x_0 with a^2 + s^2 = 1
@@ -65,7 +65,7 @@ class Schedule:
     def sigma(self, eta: float) -> Tensor:
         """The fresh noise n of each step, shape (T,): n = eta s' sqrt(1 - (a s' / (a' s))^2).
 
-        For diffusion this is DDIM's equation 16. A step that ends at s' = 0 has no room for noise; there n = eta s is
+        For diffusion this is DDIM's equation 16. A step that ends at s' = 0 can add no noise; there n = eta s is
         the unit in which an inversion records what the prediction of x_0 lacks.
         """
         if eta == 0:
@@ -112,7 +112,7 @@ class Step:
 
 
 def make_schedule(scheduler: SchedulerMixin, steps: int, skip: int = 0, **timing: Any) -> Schedule:
-    """The `steps` steps of a scheduler without the `skip` noisiest; spacing and noise as its config says.
+    """The `steps` steps of a scheduler without the `skip` noisiest; spacing and noise are those of its config.
 
     Diffusion ends at time 0 as Stable Diffusion does, rather than without any noise. Flow matching ends at s = 0.
 
@@ -181,8 +181,8 @@ def denoise(
     """Runs the schedule from x_T to the clean latents, adding `schedule.sigma(eta)[t]` noises[t] at each step.
 
     Args:
-        network: network(x_t, t, progress) is the network's output, merged or as `Predictions`. It is what
-            `schedule.prediction` says. progress goes from 0 to below 1.
+        network: network(x_t, t, progress) is the network's output, merged or as `Predictions`, of the kind
+            `schedule.prediction`. progress goes from 0 to below 1.
         x_T: the noisy latents (B, C, h, w).
         schedule: the steps.
         eta: the fraction of fresh noise in [0, 1]; 0 needs no noises.

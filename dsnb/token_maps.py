@@ -91,11 +91,18 @@ class AttentionMaps:
         group: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """How much each place looks at a word -> (H, W) in [0, 1]; all tokens together would make 1.
+        """How much each position attends to a word -> (H, W) in [0, 1]; all tokens together would make 1.
 
-        word: a word or phrase of the prompt (its tokens' maps are added up), or indices of tokens. layers,
-        steps (buckets), group (of heads): what to average over, default all. size: of the result, default that
-        of the finest of these layers; each is read bilinearly at it. Raises ValueError naming what there is instead.
+        Args:
+            word: a word or phrase of the prompt, whose tokens' maps are added up, or indices of tokens.
+            prompt: which of the recorded prompts.
+            layers: which layers to average over, by name; default all.
+            steps: which buckets of steps; default all.
+            group: which group of heads; default all.
+            size: of the result, default that of the finest of these layers. All maps are resized to it, bilinearly.
+
+        Raises:
+            ValueError: for what was not recorded; the message names what there is instead.
         """
         where = self._where(word, self._prompt(prompt))
         if not self._counts or not any(counts[:, prompt].any() for counts in self._counts.values()):
@@ -129,9 +136,15 @@ class AttentionMaps:
         sharpness: float = 10.0,
         **options: Any,
     ) -> Mask:
-        """A mask of two styles: the first where the word is, the second on the rest. options: as for `heat`.
+        """A mask of two styles: the first where the word is, the second on the rest.
 
         The map, stretched to [0, 1], becomes the weight 1 / (1 + exp(-sharpness (map - threshold))).
+
+        Args:
+            word: as for `heat`.
+            threshold: of the stretched map, where both styles have the weight 1/2.
+            sharpness: of the border.
+            **options: as for `heat`.
         """
         threshold = checks.number("threshold", threshold)
         sharpness = checks.number("sharpness", sharpness, above=0)
@@ -139,7 +152,7 @@ class AttentionMaps:
         low, high = heat.min(), heat.max()
         if not high > low:
             raise ValueError(
-                f"the map of {word!r} is {low:.3g} everywhere and names no place; try other layers"
+                f"the map of {word!r} is {low:.3g} everywhere and shows no position; try other layers"
             )
         first = torch.sigmoid(sharpness * ((heat - low) / (high - low) - threshold))
         return from_weights(torch.stack([first, 1 - first]))
@@ -150,7 +163,7 @@ class AttentionMaps:
         return checks.integer("prompt", prompt, 0, len(self.prompts) - 1)
 
     def _find(self, word: str, prompt: int) -> list[int]:
-        """Indices of all tokens of all places where the word stands in the prompt, as whole words."""
+        """Indices of all tokens of the word, wherever the prompt has it as a whole word."""
         if not word.strip():
             return []
         pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
@@ -243,7 +256,7 @@ class AttentionMaps:
         if layer not in self._sums:
             if maps.shape[1] not in self._sizes:
                 raise ValueError(
-                    f"a cross-attention with {maps.shape[1]} places does not fit latents halved as "
+                    f"a cross-attention with {maps.shape[1]} positions does not fit latents halved as "
                     f"{list(self._sizes.values())}; pass `size` as the height and width of the UNet's latents"
                 )
             self.layers[layer] = self._sizes[maps.shape[1]]

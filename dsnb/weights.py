@@ -105,7 +105,7 @@ def _open_network(folder: Path, kind: type, name: str, dtype: torch.dtype, allow
 
 
 def _refuse_missing(network: nn.Module, part: str, missing: Iterable[str] = ()) -> None:
-    """ValueError for tensors that the library misses, and for those that it left without values and without a word."""
+    """ValueError for tensors that the library misses, and for those that it silently left without values."""
     names = sorted({*missing, *(name for name, tensor in network.state_dict().items() if tensor.is_meta)})
     if names:
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

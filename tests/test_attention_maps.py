@@ -234,7 +234,7 @@ def test_what_is_wrong_is_said(tiny, x):
             record(LEFT, SIZE, **options)
     with pytest.raises(ValueError, match="prompts is empty"):
         record([], SIZE)
-    with pytest.raises(ValueError, match="240 places does not fit latents halved as .*pass `size`"):
+    with pytest.raises(ValueError, match="240 positions does not fit latents halved as .*pass `size`"):
         record(LEFT, (16, 16))
     with pytest.raises(ValueError, match="nothing was recorded for prompt 0, 'an owl'"):
         record("an owl", SIZE).heat("owl")

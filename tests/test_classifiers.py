@@ -1,4 +1,4 @@
-"""The style classifiers: on textures with known labels, on the drawn world's true pictures, and by hand."""
+"""The style classifiers: on textures with known labels, on the ground truth of the drawn world, and by hand."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_probe_is_deterministic_and_survives_the_disk(probe, network, tmp_path):
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_shipped_probe_classifies_true_two_style_pictures_and_not_their_mirrors(pair, network):
-    """A true left/right picture scores better than its mirror, for both masks of the paper."""
+    """The ground truth scores better than its mirror image, for both masks of the paper."""
     probe = classifiers.load_probe(network=network)
     pictures = random_pictures(4, torch.Generator().manual_seed(77))
     for mask in (linear(), logistic(20)):

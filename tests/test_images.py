@@ -102,7 +102,7 @@ def test_floating_point_pictures_are_in_0_to_1(save):
 
 
 def test_a_broken_upload_is_refused_with_its_name():
-    upload = io.BytesIO(b"no picture")
+    upload = io.BytesIO(b"no image")
     upload.name = "mask.png"
     with pytest.raises(ValueError, match="image 'mask.png' cannot be read as an image"):
         masks.image(upload)

@@ -140,11 +140,13 @@ def test_schedules_that_cannot_be_recorded_are_refused(scheduler):
     assert sampling.make_schedule(v, 20).a[0] == 0, "an output v tells x_0 even without any signal"
 
 
-def test_other_steps_skip_the_same_share(tiny):
-    share = tiny.settings.skip / tiny.settings.steps
+def test_other_steps_skip_the_same_fraction(tiny):
+    fraction = tiny.settings.skip / tiny.settings.steps
     for steps in (3, 20):
         trajectory = dsnb.invert(tiny, noise((1, 3, 32, 32)), "a bear", steps=steps, progress=False)
-        assert trajectory.skip == round(share * steps) and len(trajectory.noises) == steps - trajectory.skip
+        assert (
+            trajectory.skip == round(fraction * steps) and len(trajectory.noises) == steps - trajectory.skip
+        )
 
 
 def test_a_trajectory_of_another_model_is_refused_or_warned_of(tiny):

@@ -53,7 +53,7 @@ def test_hand_computed_distances():
     grey, white = torch.full((2, 3, 16, 16), 0.5), torch.ones(2, 3, 16, 16)
     assert metrics.l2(grey, white).tolist() == pytest.approx([0.5 * math.sqrt(3 * 256)] * 2)
     assert metrics.psnr(grey, white).tolist() == pytest.approx([10 * math.log10(4)] * 2)
-    # flat pictures have no variance: SSIM is the luminance term alone, (2ab + c) / (a² + b² + c)
+    # flat images have no variance: SSIM is the luminance term alone, (2ab + c) / (a² + b² + c)
     c = 0.01**2
     assert metrics.ssim(grey, white).tolist() == pytest.approx([(1 + c) / (1.25 + c)] * 2, rel=1e-4)
 
@@ -194,7 +194,9 @@ def test_monotonicity_by_hand():
 
 
 def test_gram_by_hand_whole_and_per_side():
-    features = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])  # left place is channel 0, right place channel 1
+    features = torch.tensor(
+        [[[[1.0, 0.0]], [[0.0, 2.0]]]]
+    )  # the left position has channel 0, the right one channel 1
     assert metrics.gram(features)[0].tolist() == [[0.5, 0], [0, 2]]
     left = metrics.gram(features, torch.tensor([[1.0, 0.0]]))[0]
     assert left.tolist() == [[1, 0], [0, 0]]

@@ -50,7 +50,7 @@ def tiny_clip(tmp_path_factory):
 
 
 class ColourClip:
-    """A hand-made CLIP: a picture's features are its mean colour over grey, a text's the colour it names."""
+    """A hand-made CLIP: an image's features are its mean colour over grey, a text's the colour it names."""
 
     ground, scale = (0.5, 0.5, 0.5), 10.0
     colours = {"red": (1.0, 0, 0), "blue": (0, 0, 1.0), "grey": (0.02, 0.02, 0.02)}
@@ -91,7 +91,7 @@ def test_lpips_is_the_package_s_own_number(alex, monkeypatch):
 
 
 def test_lpips_by_hand():
-    """One layer that passes the picture through: weighted squared difference of unit colours."""
+    """One layer that passes the image through: weighted squared difference of unit colours."""
     network = networks.Lpips("alex", tolerant=False)
     network.slices = nn.ModuleList([nn.Identity()])
     network.heads = nn.ParameterList([torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)])
@@ -163,8 +163,8 @@ def test_lpips_wants_equal_sizes(alex):
 
 
 def test_structure_identity_hand_computed_and_blind_to_a_common_change():
-    features = torch.tensor([[[[1.0, 1.0]], [[0.0, 0.0]]]])  # two places, alike
-    other = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two places, unlike
+    features = torch.tensor([[[[1.0, 1.0]], [[0.0, 0.0]]]])  # two positions, alike
+    other = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two positions, unlike
     assert perceptual.structure_distance(features, features).item() == 0
     # S is [[1, 1], [1, 1]] against [[1, 0], [0, 1]]: two of four entries differ by 1
     assert perceptual.structure_distance(features, other).item() == pytest.approx(0.5)
@@ -181,7 +181,7 @@ def test_structure_identity_hand_computed_and_blind_to_a_common_change():
 def test_similarity_and_direction_by_hand():
     x, y = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     assert perceptual.similarity(x, torch.tensor([0.6, 0.8])).item() == pytest.approx(0.6)
-    # the picture moved from x to y and the text moved the same way, the other way, across
+    # the image moved from x to y and the text moved the same way, the other way, across
     assert perceptual.direction(
         y, x, torch.tensor([-2.0, 3.0]), torch.tensor([0.0, 1.0])
     ).item() == pytest.approx(1)
@@ -208,7 +208,7 @@ def test_per_side_clip_prefers_the_true_mix_to_its_mirror(mask):
     right = perceptual.side_direction(clip, mix, grey, weights, ["red", "blue"], "grey")
     wrong = perceptual.side_direction(clip, mirror, grey, weights, ["red", "blue"], "grey")
     assert (right > wrong + 0.3).all()
-    # the whole picture cannot tell the two apart: that was the fault of unsided measures
+    # the whole image cannot tell the two apart, so measures must see one side
     texts = clip.text_features(["red"])[0]
     whole = [perceptual.similarity(clip.image_features(x), texts) for x in (mix, mirror)]
     assert torch.allclose(*whole, atol=1e-5)
@@ -222,7 +222,7 @@ def test_per_side_clip_by_hand():
     near = perceptual.side_similarity(clip, mix, weights, ["red", "blue"])
     assert near.tolist()[0] == pytest.approx([1, 0.8], abs=1e-5)
     moved = perceptual.side_direction(clip, mix, grey, weights, ["red", "blue"], "grey")
-    one = 3**-0.5  # of grey, picture and text, in each colour
+    one = 3**-0.5  # of grey, image and text, in each colour
     assert moved[0, 0].item() == pytest.approx(1, abs=1e-5)
     way, text = torch.tensor([-one, 0.6 - one, 0.8 - one]), torch.tensor([-one, -one, 1 - one])
     assert moved[0, 1].item() == pytest.approx((way @ text / way.norm() / text.norm()).item(), abs=1e-5)

@@ -185,7 +185,7 @@ def test_the_weights_of_the_loss_and_a_perfect_predictor():
 
 
 def train_tiny(folder, steps):
-    """Some steps of the autoencoder, as one sitting."""
+    """Some steps of the autoencoder, as one training run."""
     plan = loop.Plan(batch=4, learning_rate=1e-3, steps=steps, warmup=2, log_every=1)
     return autoencoder.train(plan, folder, "cpu", latent_channels=4, width=8)
 
@@ -284,16 +284,16 @@ def test_the_judge_opens_without_this_package(tokenizer, tmp_path):
     network = clip.Contrast(clip.ConvNextTower(8), tokenizer, width=64, layers=1).eval()
     clip.save_evaluator(network, tokenizer, tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)).__module__.startswith("transformers.")
-    reader = evaluator.open_evaluator(tmp_path)
+    by_clip = evaluator.open_evaluator(tmp_path)
     images, batch, styles = evaluator.ground_truth(3, 1)
     tokens = captions.tokenize(tokenizer, ["a bear on grass"])
     with torch.no_grad():
         seen, read, *_ = network(images, tokens)
-    for one in (reader.clip, clip.ContrastClip(network, tokenizer)):
+    for one in (by_clip.clip, clip.ContrastClip(network, tokenizer)):
         torch.testing.assert_close(one.image_features(images), seen, atol=5e-3, rtol=0)
         torch.testing.assert_close(one.text_features(["a bear on grass"]), read, atol=5e-3, rtol=0)
-    assert reader.objects(images, batch, styles).shape == (3, len(OBJECTS))
-    assert reader.styles(images, batch).shape == (3, len(STYLES))
+    assert by_clip.objects(images, batch, styles).shape == (3, len(OBJECTS))
+    assert by_clip.styles(images, batch).shape == (3, len(STYLES))
     with pytest.raises(FileNotFoundError, match="no evaluator"):
         evaluator.open_evaluator(tmp_path / "nowhere")
 
@@ -552,8 +552,8 @@ def test_one_caption_in_ten_is_empty(networks, tokenizer, tmp_path, monkeypatch)
 def test_the_contrast_without_its_heads(tokenizer):
     torch.manual_seed(0)
     network = clip.Contrast(clip.ConvolutionalTower(8), tokenizer, width=64, layers=1)
-    lots = torch.Generator().manual_seed(0)
-    batch, styles, texts = clip.training_pairs(4, 0, lots)
+    generator = torch.Generator().manual_seed(0)
+    batch, styles, texts = clip.training_pairs(4, 0, generator)
     labels = torch.stack([batch.object, styles, batch.scene, batch.colour], 1)
     given = network, draw(batch, styles), captions.tokenize(tokenizer, texts), labels
     alone, numbers = clip.contrast_loss(*given, head_weight=0)

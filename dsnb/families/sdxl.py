@@ -37,7 +37,7 @@ class StableDiffusionXL(Family):
         return Prompts(text, pooled)
 
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
-        """The size conditions are those of an image of this size that nobody cropped."""
+        """The size conditions are those of an image of this size that was not cropped."""
         height, width = (side * pipe.vae_scale_factor for side in x_t.shape[-2:])
         ids = torch.tensor([[height, width, 0, 0, height, width]] * len(x_t)).to(x_t)
         added = {"text_embeds": prompts.pooled, "time_ids": ids}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dsnb.kernels.plan import AttentionPlan, StepCoefficients
 
-BLOCK = 1_500_000  # probabilities at a time: 6 MB of float32, beyond which memory sets the pace
+BLOCK = 1_500_000  # probabilities at a time: 6 MB of float32, beyond which the speed of memory is the limit
 
 
 def blend_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -17,7 +17,7 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
     first = [span.prompts[0] for span in plan.spans for _ in range(span.start, span.stop)]
     out = attend(q, _select(k, first), _select(v, first))
     if out.requires_grad:
-        out = out.clone()  # what follows works in place
+        out = out.clone()  # which the code below changes
     precise = torch.promote_types(out.dtype, torch.float32)
     weights = plan.weights.to(precise).unsqueeze(-1)
     for start, stop, role, (prompt, *others), plain in plan.spans:

@@ -78,7 +78,7 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity, mean over channels. Range [-1, 1], 1 for equal images; higher is nearer.
 
     Wang et al. 2004 as in their code: 11×11 Gaussian window of sigma 1.5, population covariance, 0–255 scale,
-    window wholly inside the image. Sides below 11 pixels are refused (ValueError).
+    window wholly inside the image. Raises ValueError for sides below 11 pixels.
     """
     images, targets = _pair(images, targets)
     if min(images.shape[2:]) < 11:
@@ -103,9 +103,9 @@ def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
     """Correlation of the luminance of grid × grid blocks with the source's. Range [-1, 1]; higher: kept.
 
     This project's: Pearson's correlation, so that a style may change contrast and brightness but not which positions
-    are light and which dark; what is smaller than a block (brushwork, tiles, grout) hardly counts. A flat image
-    gives 0. Styles that recolour by areas lower it by themselves: compare with the single-style images, not with
-    1.
+    are light and which dark. Details smaller than a block (brushwork, tiles, grout) have little effect. A flat image
+    gives 0. A style that changes the colour of whole areas lowers it. So compare with the single-style images, not
+    with 1.
     """
     images, sources = _pair(images, sources)
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
@@ -151,8 +151,8 @@ def gradient_energy(images: Tensor) -> Tensor:
 def border_distance(weights: Tensor) -> Tensor:
     """Distance in pixels from each pixel's centre to the nearest border between two leading styles: (H, W).
 
-    This project's. The leading style is the one with the largest weight. It depends on where the mask changes sides,
-    not on how softly, so that strips made from it are the same for every sharpness.
+    This project's. The leading style is the one with the largest weight. The sharpness of the mask does not change
+    this border, so strips made from it are the same for every sharpness.
     """
     lead = check_weights(weights).argmax(0).numpy()
     if (lead == lead.flat[0]).all():

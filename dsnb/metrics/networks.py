@@ -1,6 +1,6 @@
 """The networks that measure: LPIPS trunks and CLIPs, opened offline or from a hub id by one parameter.
 
-They stand beside the generator, not in it: nothing here shares weights with the model that is measured.
+None of them shares weights with the model that is measured.
 """
 
 from __future__ import annotations
@@ -163,11 +163,11 @@ def _package_file(package: str, path: str) -> Path:
 
 
 def _usual_heads(trunk: str) -> Path:
-    places = [
+    heads = [
         ("torchmetrics", f"functional/image/lpips_models/{trunk}.pth"),
         ("lpips", f"weights/v0.1/{trunk}.pth"),
     ]
-    for package, path in places:
+    for package, path in heads:
         try:
             return _package_file(package, path)
         except ImportError:

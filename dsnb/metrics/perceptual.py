@@ -35,10 +35,9 @@ def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tens
     """Mean |S(a) − S(b)| of cosine self-similarities of deep features (B, C, h, w). Lower: structure kept.
 
     Range [0, 2], [0, 1] for features that are never negative; 0 for equal images. After Tumanyan et al.
-    2022 (Splicing ViT Features, eq. 3), here with any features: which positions look alike is layout, what
-    they look like is style. How much of the style gets in all the same depends on the features: with the
-    LPIPS trunks at 128 pixels nearly all, see notebook 13. Maps above `grid` × `grid` are averaged down
-    to it.
+    2022 (Splicing ViT Features, eq. 3), here with any features. Which positions look alike is layout; what they look
+    like is style. Some features mix the two: with the LPIPS trunks at 128 pixels, the style changes this measure
+    almost fully, see notebook 13. Maps above `grid` × `grid` are averaged down to it.
     """
     if features.shape != source.shape:
         raise ValueError(f"source is {tuple(source.shape)}, expected {tuple(features.shape)} like features")
@@ -84,9 +83,9 @@ def direction(features: Tensor, source: Tensor, text: Tensor, source_text: Tenso
 def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) -> Tensor:
     """Show one side alone: (B, 3, H, W) with `side` (H, W) in [0, 1].
 
-    The box around where the style leads by half or more, mirrored until it fills the frame, so that a network sees
-    an image without an empty part; inside the box, what is not of that side fades into a neutral colour. Unlike
-    pooled patch tokens, nothing of the other side leaks in through attention, and it works with any image tower.
+    The box around the pixels where the style leads by half or more is mirrored until it fills the frame. So a network
+    sees an image without an empty part. Inside the box, what is not of that side fades into a neutral colour. Unlike
+    pooled patch tokens, this contains nothing of the other side, and it works with any image tower.
     """
     side = torch.as_tensor(side).to(images)
     shown = (2 * side).clamp(0, 1)
@@ -99,8 +98,8 @@ def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) ->
 
 def _mirrored(length: int, total: int) -> Tensor:
     """Indices 0, 1, …, length − 1, length − 1, …, 0, 0, 1, … up to `total` of them."""
-    place = torch.arange(total) % (2 * length)
-    return torch.where(place < length, place, 2 * length - 1 - place)
+    index = torch.arange(total) % (2 * length)
+    return torch.where(index < length, index, 2 * length - 1 - index)
 
 
 def side_similarity(clip: Clip, images: Tensor, weights: Tensor, texts: list[str]) -> Tensor:
@@ -120,8 +119,8 @@ def side_direction(
 ) -> Tensor:
     """Directional CLIP of each side towards its own prompt: (B, N). Range [-1, 1]; higher is better.
 
-    `direction` of each side alone, which is this project's. Result and source are cut out alike, so that what the cut
-    does to the features cancels.
+    `direction` of each side alone, which is this project's. Result and source are cut out in the same way, so that the
+    effect of the cut on the features cancels.
     """
     *targets, origin = clip.text_features([*texts, source_text])
     columns = []

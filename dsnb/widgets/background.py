@@ -36,7 +36,7 @@ class Worker(threading.Thread):
         self.start()
 
     def wake(self, task: Task) -> None:
-        """Have a look at what `task` wants done."""
+        """Check what `task` wants done."""
         with self.condition:
             if task not in self._tasks:
                 self._tasks.append(task)

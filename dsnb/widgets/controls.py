@@ -26,11 +26,18 @@ def is_interactive() -> bool:
 
 
 def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, Any]]:
-    """One control as (widget class or the object given, options with the start `value`).
+    """Reads what kind of control a plain value asks for.
 
-    default: the start where `given` has none, or None.
+    Args:
+        name: of the control, for messages.
+        given: the value, as `explore` takes it.
+        default: the start where `given` has none, or None.
 
-    ValueError, with the control's name, for what makes no control and for a start outside it.
+    Returns:
+        The widget class, or the object given, and options with the start `value`.
+
+    Raises:
+        ValueError: `given` makes no control, or the start is outside it.
     """
     if hasattr(given, "observe") and hasattr(given, "value"):
         return given, {"value": given.value}

@@ -85,8 +85,8 @@ def paint(
     Args:
         image: the image, as `plotting.to_array` takes it.
         n: the number of styles, at least 2.
-        strokes: what is painted already: `Stroke`s, or dictionaries as in `Painter.strokes`. Where nobody can paint,
-            the default is one stroke of the second style across the middle.
+        strokes: what is painted already: `Stroke`s, or dictionaries as in `Painter.strokes`. If painting is not
+            possible, the default is one stroke of the second style across the middle.
         labels: names of the styles; default "style 1" to "style N".
         brush: radius of the brush in widths of the image, from 0.01 to 0.4.
         softness: of the edge, from 0 (sharp) to 1 (as wide as the brush).

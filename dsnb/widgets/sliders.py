@@ -3,7 +3,7 @@
     panel = explore(draw, preview=coarse, play="angle", save_as="00_mine", angle=(0, 360, 15, 0), seed=0)
 
 `draw(**values)` returns an image (see `plotting`). It runs in the background, one image at a time for all panels of a
-notebook. Where nobody can move a slider (papermill, nbconvert, plain Python), the panel is one still image of its start
+notebook. Where sliders cannot be moved (papermill, nbconvert, plain Python), the panel is one still image of its start
 position, drawn by the same function. An error at the start is raised.
 """
 
@@ -138,7 +138,7 @@ class Panel:
         return json.loads(values, parse_constant=str)  # JSON has no NaN and no infinity: they become texts
 
     def set(self, **values: Any) -> None:
-        """Move controls, as a hand would."""
+        """Move controls, as a user would."""
         for name, value in values.items():
             if name not in self.controls:
                 raise ValueError(
@@ -244,7 +244,7 @@ class Panel:
     def _clicked_save(self, _: Any) -> None:
         try:
             path = self.save()
-        except Exception as error:  # a button has nobody to raise to
+        except Exception as error:  # a button has no caller that could handle it
             self._tell(error)
         else:
             data = base64.b64encode(path.read_bytes()).decode()
@@ -315,7 +315,7 @@ class Panel:
         position, started = self._position, time.monotonic()
 
         def report(done: Any, total: int | None = None) -> None:
-            # A preview is short and is finished, otherwise a hand that keeps moving would never see one.
+            # A preview is short and is finished, since a user who keeps moving a slider would never see one otherwise.
             if worker().held or (what == "full" and self._position != position):
                 raise Superseded
             done, total = _progress(done, total)

@@ -155,14 +155,14 @@ def notebook(lab, browser, request):
 
 
 def keep_screenshot(page, name):
-    """A picture of the page in the folder that DSNB_SCREENSHOTS names, if it does."""
+    """A screenshot of the page in the folder that DSNB_SCREENSHOTS names, if it does."""
     folder = os.environ.get("DSNB_SCREENSHOTS")
     if folder:
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 class Page:
-    """A notebook in the browser, as a reader handles it."""
+    """A notebook in the browser, as a user handles it."""
 
     def __init__(self, page, folder):
         self.page, self.folder = page, folder
@@ -205,13 +205,13 @@ class Page:
             if now != before and now == last and not self.is_preview():
                 return now
             last = now
-        raise AssertionError(f"the picture did not change within {seconds} seconds")
+        raise AssertionError(f"the image did not change within {seconds} seconds")
 
     def wait_for(self, look, wanted, seconds=60):
         """Wait until `look()` is `wanted`, whatever it shows on the way."""
         end = time.monotonic() + seconds
         while look() != wanted:
-            assert time.monotonic() < end, f"the picture was not the expected one within {seconds} seconds"
+            assert time.monotonic() < end, f"the image was not the expected one within {seconds} seconds"
             self.page.wait_for_timeout(500)
 
     def keep(self, name):

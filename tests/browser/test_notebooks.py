@@ -1,4 +1,4 @@
-"""Notebooks in JupyterLab, as a reader finds them: run all, move a slider, paint, and see another picture."""
+"""Notebooks in JupyterLab, as a user finds them: run all, move a slider, paint, and see another image."""
 
 from pathlib import Path
 

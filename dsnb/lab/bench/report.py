@@ -95,7 +95,8 @@ def plot_kernels(rows: pd.DataFrame) -> Figure:
     found = rows[(rows.section == "kernels") & (rows.metric == "time")]
     figure, panels = _panels(found.case.nunique())
     for axes, (case, times) in zip(panels, found.groupby("case", sort=False), strict=True):
-        bound, bars = times[times.variant == "lower bound"].value.item(), times[times.variant != "lower bound"]
+        is_bound = times.variant == "lower bound"
+        bound, bars = times[is_bound].value.item(), times[~is_bound]
         _bars(axes, bars, bars.variant != "dsnb", bound)
         axes.axvline(1, color="black", linewidth=1)
         axes.set_title(case, fontsize=8)

@@ -31,7 +31,7 @@ class Task:
         one_prompt: the prompt that names both styles, for the method "prompt".
         styles: left and right style, names that the style classifiers know; () if they do not.
         layers: the ground truth in either style (2, 3, H, W) in [0, 1]; None if there is none.
-        shows: what the image shows, one picture of the drawn world; None for other images.
+        shows: what an image of the drawn world shows; None for other images.
     """
 
     name: str

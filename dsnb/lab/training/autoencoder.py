@@ -29,7 +29,7 @@ def build(latent_channels: int = LATENT_CHANNELS, width: int = 64) -> Autoencode
 
 
 def crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One crop of every picture (B,3,H,W), at a place the batch shares: (B,3,CROP,CROP)."""
+    """One crop of every image (B,3,H,W), at the same position in all of them: (B,3,CROP,CROP)."""
     room = torch.tensor(images.shape[-2:]) - CROP + 1
     y, x = (torch.rand(2, generator=generator) * room).long().tolist()
     return images[:, :, y : y + CROP, x : x + CROP].contiguous(memory_format=torch.channels_last)
@@ -117,7 +117,7 @@ def measure_scale(autoencoder: AutoencoderTiny, device, count: int = 512) -> flo
 
 @torch.no_grad()
 def psnr(autoencoder: AutoencoderTiny, images: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of each rebuilt picture in dB, after clipping to [0, 1]: (B,)."""
+    """Peak signal-to-noise ratio of each rebuilt image in dB, after clipping to [0, 1]: (B,)."""
     with autocast(images.device):
         latents = autoencoder.encode(images * 2 - 1).latents
         rebuilt = autoencoder.decode(latents).sample.float() / 2 + 0.5

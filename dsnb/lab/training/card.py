@@ -63,7 +63,7 @@ def named(rows: list[Row]) -> list[tuple[str, Row]]:
 
 
 def missed(rows: list[Row]) -> str:
-    """Every bar that was missed, by how much, and the stage of the recipe that would have to continue."""
+    """Every bar that was missed, by how much, and the stage of the recipe to continue."""
     lines = []
     for name, row in named(rows):
         if row.passed is False:

@@ -1,10 +1,10 @@
-"""Two contrastive networks of pictures and captions: one lends the generator its text encoder, one evaluates.
+"""Two contrastive networks of images and captions: one lends the generator its text encoder, one evaluates.
 
 The generator's text encoder is trained here first and frozen, as in Stable Diffusion: contrast alone teaches
 styles and scenes within minutes but objects hardly. So both towers also name object, style and scene directly,
-which helped in short trials; every other batch shares one style and one scene and the image tower is
-convolutional, which was not shown to help (notebook 18). The evaluator CLIP has another architecture and another
-seed, and it never meets the generator: its images are drawn, not generated.
+which helped in short trials. Every other batch has one style and one scene, and the image tower is convolutional;
+neither was shown to help (notebook 18). The evaluator CLIP has another architecture and another seed. It never sees
+an image of the generator: its training images are drawn.
 """
 
 import copy
@@ -158,9 +158,9 @@ def build(kind: str, tokenizer: CLIPTokenizer) -> Contrast:
 def training_pairs(
     count: int, step: int, generator: torch.Generator, hide: bool = True
 ) -> tuple[Pictures, torch.Tensor, list[str]]:
-    """Fresh pictures, styles (count,) and captions; in every other step all share one style and one scene.
+    """Random images, styles (count,) and captions; in every other step all have the same style and the same scene.
 
-    `hide` keeps the held-out styles away; the evaluator CLIP, who will be asked about them, sees them too.
+    `hide` leaves out the held-out styles. The evaluator CLIP is trained with them too, since it is asked about them.
     """
     pictures = random_pictures(count, generator)
     if step % 2:

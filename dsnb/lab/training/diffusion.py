@@ -1,5 +1,4 @@
-"""The denoising network: diffusers' UNet2DConditionModel on 16 x 16 latents, and Stable Diffusion's
-objective."""
+"""The denoising network: diffusers' UNet2DConditionModel on 16 x 16 latents, and Stable Diffusion's objective."""
 
 import logging
 from collections.abc import Callable
@@ -75,9 +74,9 @@ def make_scheduler() -> DDIMScheduler:
 def snr_weight(alpha_bar: torch.Tensor, cap: float = 5.0) -> torch.Tensor:
     """Weights of the noise loss: 1 / √snr, at most `cap`.
 
-    Between the noise's own weighting, 1, which spends nearly all on small noise, and the picture's, 1 / snr. After
-    340 steps from nothing, one run each, a caption with the wrong object cost 0.26 % more with these weights and
-    0.20 % more with min(snr, 5) / snr (Hang et al. 2023), with the wrong scene 1.2 % and 0.8 %.
+    They lie between the weights of the noise, 1, which favour small noise, and those of the image, 1 / snr. One run
+    each of 340 steps compared them with min(snr, 5) / snr (Hang et al. 2023). A caption with the wrong object raised
+    the error by 0.26 % with these weights and by 0.20 % with those. A wrong scene raised it by 1.2 % and 0.8 %.
     """
     snr = alpha_bar / (1 - alpha_bar)
     return snr.rsqrt().clamp(max=cap)
@@ -120,10 +119,10 @@ def train(
     compiled: bool = False,
     fraction: float = 0.0,
 ) -> UNet2DConditionModel:
-    """Train within the plan's budget, from the last checkpoint where there is one; the averaged network.
+    """Train within the plan's budget, from the last checkpoint if there is one -> the averaged network.
 
-    `fraction` of the images show several styles. `compiled` runs the UNet through torch.compile, which pays on a GPU
-    after a minute or two.
+    `fraction` of the images show several styles. `compiled` uses torch.compile, which takes one or two minutes and is
+    then faster on a GPU.
     """
     torch.manual_seed(plan.seed)
     device = torch.device(device)
@@ -152,7 +151,7 @@ def train(
             text_encoder, tokenizer, ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         )
         local = step_generator(plan.seed, "noise", step, device)  # on the device, so that nothing has to wait
-        # one time from each of as many parts of the schedule, in a new order, as images keep their row when seen again
+        # one time from each part of the schedule, in a random order, since an image that comes again has the same row
         parts = torch.randperm(len(texts), generator=local, device=device)
         spread = (parts + torch.rand(len(texts), generator=local, device=device)) / len(texts)
         timesteps = (spread * len(alphas)).long().clamp(max=len(alphas) - 1)

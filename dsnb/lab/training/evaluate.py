@@ -1,7 +1,7 @@
-"""Measure a model against the bars it is meant to pass: honest numbers, on pictures training never drew.
+"""Measure a model against the bars that it should pass, on images that training never drew.
 
-Whatever can be is compared with the ground truth, since the world is drawn: the ground truth in any style is
-known, and so is what the evaluator CLIP reads in it. The model is measured as users get it, from its folder.
+The world is drawn, so the ground truth in any style is known, and so is what the evaluator CLIP reads in it. Numbers
+of the model are shown beside those of the ground truth. The model is measured as users get it, from its folder.
 """
 
 import csv
@@ -31,7 +31,7 @@ from .evaluator import Evaluator, ground_truth, sides, top
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number: what, its value, how many pictures, the bar (None: no bar), its standard error."""
+    """One measured number: what, its value, how many images, the bar (None: no bar), its standard error."""
 
     name: str
     value: float
@@ -81,9 +81,9 @@ def measure_autoencoder(autoencoder, count: int) -> list[Row]:
 
 
 def never_seen(styles: torch.Tensor, generator: torch.Generator) -> Pictures:
-    """Pictures whose object and scene were never drawn in these styles (B,) while the generator trained."""
+    """What B images show, whose object and scene were never drawn in these styles (B,) while the generator trained."""
     pictures = random_pictures(len(styles), generator)
-    # the scene that makes the style the held-out one; where two do, either
+    # the scene for which the style is held out; if there are two, either
     scenes = (styles - pictures.object) % len(STYLES)
     other = (scenes + len(STYLES) < len(SCENES)) & (torch.rand(len(styles), generator=generator) < 0.5)
     pictures.scene[:] = scenes + len(STYLES) * other
@@ -91,10 +91,10 @@ def never_seen(styles: torch.Tensor, generator: torch.Generator) -> Pictures:
 
 
 def measure_samples(model: models.Model, evaluator: Evaluator, count: int) -> tuple[list[Row], Figure]:
-    """Pictures from noise, 25 steps, for captions (object, scene, style) never seen in training; the first 30 of them.
+    """Images from noise in 25 steps, for captions (object, scene, style) never seen in training; the first 30 of them.
 
-    `count` in all styles in turn, and a third as many more plain ones for the objects. What the evaluator CLIP reads in
-    the ground truth of the same captions stands beside what it reads in these.
+    There are `count` images in all styles in turn, and a third as many plain ones, for the objects. What the evaluator
+    CLIP reads in the ground truth of the same captions is shown beside what it reads in these.
     """
     generator = torch.Generator().manual_seed(900_003)
     styles = torch.cat([torch.arange(count) % len(STYLES), torch.zeros(count // 3, dtype=torch.int64)])
@@ -125,8 +125,7 @@ def measure_samples(model: models.Model, evaluator: Evaluator, count: int) -> tu
 
 
 def measure_inversion(model: models.Model, evaluator: Evaluator, count: int) -> list[Row]:
-    """Plain pictures inverted and decoded with a style's prompt: is it the style, is it still that
-    picture?"""
+    """Plain images inverted and decoded with a style's prompt: is the style shown, and is the image kept?"""
     generator, names = torch.Generator().manual_seed(900_004), list(STYLES)
     asked = torch.tensor([1 + k % 4 for k in range(count)])  # the workbook's own four styles in turn
     pictures, settings = never_seen(asked, generator), model.settings
@@ -161,9 +160,9 @@ def measure_inversion(model: models.Model, evaluator: Evaluator, count: int) -> 
 
 
 def measure_photographs(model: models.Model) -> tuple[list[Row], Figure]:
-    """Real photographs, inverted and rebuilt with their own caption: PSNR in dB, and the pictures above each other.
+    """Real photographs, inverted and rebuilt with their own caption: PSNR in dB, and the images above each other.
 
-    The inversion is exact, so what is lost is lost by the autoencoder and by rounding.
+    The inversion is exact, so only the autoencoder and rounding lose anything.
     """
     rows, shown = [], []
     for picture in prompts.pictures():
@@ -197,7 +196,7 @@ def measure_two_styles(model: models.Model, evaluator: Evaluator, count: int, se
     """Two styles in one image, with a mask from left to right: does each side show its own style?
 
     The style classifier reads each side where it lies. The evaluator CLIP sees each half mirrored to a whole image.
-    What both read in the ground-truth blends of the same images stands beside it. Each image has several seeds, which
+    What both read in the ground-truth blends of the same images is shown beside it. Each image has several seeds, which
     are averaged before errors are computed over images.
     """
     generator, rows = torch.Generator().manual_seed(900_005), []
@@ -207,8 +206,8 @@ def measure_two_styles(model: models.Model, evaluator: Evaluator, count: int, se
         pictures = never_seen(torch.tensor([numbers[k % 2] for k in range(count)]), generator)
         mask = masks.logistic(20)
         drawn = blend_all(model, pictures, pair, mask, seeds, generator)
-        truth = draw_mix(pictures, pair, mask.weights(SIZE, SIZE))
-        right, by_clip = sides_right(truth, pictures, pair, mask, evaluator)
+        blend = draw_mix(pictures, pair, mask.weights(SIZE, SIZE))
+        right, by_clip = sides_right(blend, pictures, pair, mask, evaluator)
         name = f"{' / '.join(pair)}, both sides right"
         rows += [rate(f"{name}: ground-truth blend", right), rate("… by the evaluator CLIP", by_clip)]
         each = pictures[torch.arange(count).repeat_interleave(seeds)]

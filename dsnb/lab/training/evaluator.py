@@ -73,7 +73,7 @@ def sides(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ground_truth(count: int, seed: int, device="cpu") -> tuple[torch.Tensor, Pictures, torch.Tensor]:
-    """Drawn images (count, 3, 128, 128) in all styles, of a seed that training never uses; pictures, styles."""
+    """Drawn images (count, 3, 128, 128) of a seed that training never uses, what they show, and their styles."""
     generator = torch.Generator().manual_seed(900_000 + seed)
     pictures = random_pictures(count, generator)
     styles = random_styles(pictures, generator)

@@ -23,7 +23,7 @@ SETTINGS = {
     "sampling_guidance": 5.0,
     "method_guidance": {"attention": 5.0, "regional": 5.0, "combined": 5.0},
 }
-SHARD = "15MB"  # small files travel everywhere
+SHARD = "15MB"  # small files can be stored anywhere
 
 
 def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
@@ -47,7 +47,7 @@ def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
         fresh = Path(name)
         pipeline.save_pretrained(fresh, safe_serialization=True, max_shard_size=SHARD)
         (fresh / "dsnb.json").write_text(json.dumps(SETTINGS, indent=2) + "\n", encoding="utf-8")
-        for part in parts:  # where it was written is nobody's business
+        for part in parts:  # the folder it was read from says nothing to users
             path = fresh / part / "config.json"
             config = json.loads(path.read_text(encoding="utf-8"))
             config.pop("_name_or_path", None)

@@ -1,8 +1,8 @@
 """One training loop for all networks: resumable, within a time budget, and the same on any device.
 
-What a step sees follows from (seed, stage, step) alone, so nothing about random states needs saving: a run that was
-killed and resumed from its last checkpoint does exactly what an uninterrupted one does, but for a learning rate that
-falls with the time of the training run (`cooldown`).
+The data of a step depend on (seed, stage, step) alone, so no random state is saved. A run that was killed and resumed
+from its last checkpoint does exactly what an uninterrupted run does. The exception is a learning rate that falls with
+the time of the training run (`cooldown`).
 """
 
 import copy
@@ -46,7 +46,7 @@ def step_generator(seed: int, stage: str, step: int, device="cpu") -> torch.Gene
 
 
 def upload(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """The tensor on the device, without making the host wait for what the device is still busy with."""
+    """The tensor on the device, copied while the device is still busy with earlier work."""
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -60,7 +60,7 @@ class Recipe:
         fraction: fraction of the UNet's training images in several styles.
         steps: at which each stage ends, if its time is not over before.
         stages: the stages to work on.
-        pictures: how many the evaluation uses; 0 leaves it out.
+        pictures: number of images that the evaluation uses; 0 leaves it out.
         cooldown: fraction of each stage's time in which its learning rate falls to zero.
         figures: folder of figures, by default `state`.
     """
@@ -159,7 +159,7 @@ def open_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def reads_well(tokenizer: CLIPTokenizer, device):
-    """A test for `fit`: does a contrastive network read objects and styles of true pictures well enough?"""
+    """A test for `fit`: does a contrastive network read objects and styles of drawn images well enough?"""
 
     def good(network: clip.Contrast) -> bool:
         objects, styles = reading(network, tokenizer, device)
@@ -230,7 +230,7 @@ def run(recipe: Recipe) -> Path | None:
         remaining = max(0.0, 60 * recipe.minutes - (time.monotonic() - start))
         return plan_for(recipe, stage, remaining * part / (part + sum(left.values())) if part else 0.0)
 
-    good = None if recipe.source else decodes_well(device)  # what is continued has passed that already
+    good = None if recipe.source else decodes_well(device)  # exported weights have passed this test already
     autoencoder = autoencoders.train(
         plan("autoencoder"), state, device, good, frozen, latent_channels=recipe.latent_channels
     )

@@ -1,8 +1,8 @@
-"""The drawn world: pictures, as a pure function of numbers, in any style or mix of styles, and their captions.
+"""The drawn world: images as a pure function of numbers, in any style or mix of styles, and their captions.
 
     icons, scenery, world, filters, styles
-                                     the pictures
-    captions                         what they are called, and the tokenizer
+                                     the images
+    captions                         their captions, and the tokenizer
     layouts                          training images in one, two or three styles
     splits                           the validation set and the test set
     faults                           images with known faults, to test measures on

@@ -1,4 +1,4 @@
-"""What the pictures of the training world are called: captions, and the tokenizer trained on them."""
+"""Captions of drawn images, and the tokenizer that is trained on them."""
 
 import re
 from collections import Counter
@@ -45,7 +45,7 @@ def describe(what: str, scene: int, wording: int | None = 0) -> str:
 
 
 def phrase(pictures: Pictures, index: int, wording: int | None = 0) -> str:
-    """The caption of one picture without its style, e.g. "a red car on a street"."""
+    """The caption of one image without its style, e.g. "a red car on a street"."""
     colour, name = int(pictures.colour[index]), OBJECTS[pictures.object[index]]
     return describe(
         f"{list(COLOURS)[colour]} {name}" if colour >= 0 else name, pictures.scene[index], wording
@@ -53,20 +53,20 @@ def phrase(pictures: Pictures, index: int, wording: int | None = 0) -> str:
 
 
 def captions(pictures: Pictures, styles: torch.Tensor, generator: torch.Generator) -> list[str]:
-    """A caption for each picture and style (B,): half with the first template, half with any; the scene in
-    either wording, or, one time in fourteen, not mentioned."""
-    lots = torch.rand(len(pictures), 3, generator=generator).tolist()
+    """A caption for each image and style (B,): half with the first template, half with any. The scene has either
+    wording; one caption in fourteen does not mention it."""
+    random = torch.rand(len(pictures), 3, generator=generator).tolist()
     names, result = list(STYLES), []
-    for index, (usual, which, place) in enumerate(lots):
+    for index, (usual, which, scene) in enumerate(random):
         choices = templates(names[styles[index]])
         choice = choices[0] if usual < 0.5 else choices[int(which * len(choices))]
-        wording = None if place < 0.07 else int(place > 0.7)
+        wording = None if scene < 0.07 else int(scene > 0.7)
         result.append(choice.format(phrase(pictures, index, wording)))
     return result
 
 
 def caption(pictures: Pictures, index: int, style: str = "plain") -> str:
-    """The one caption that counts as a picture's own: first wording, first template."""
+    """The usual caption of an image: first wording, first template."""
     return templates(style)[0].format(phrase(pictures, index))
 
 

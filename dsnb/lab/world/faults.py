@@ -13,7 +13,7 @@ from .world import Pictures, random_pictures
 def faulty_images(
     pictures: Pictures, styles: Sequence[str], weights: torch.Tensor, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Draw each picture as it should be in two styles, and with seven known faults.
+    """Draw each image as it should be in two styles, and with seven known faults.
 
     Args:
         pictures: what the B images show.

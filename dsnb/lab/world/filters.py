@@ -1,4 +1,4 @@
-"""Small image filters that the drawn styles are made of; pictures (B,C,S,S) in [0, 1]."""
+"""Small image filters that the drawn styles are made of; all take images (B,C,S,S) in [0, 1]."""
 
 import torch
 import torch.nn.functional as F

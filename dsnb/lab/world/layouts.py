@@ -147,8 +147,8 @@ def batch_captions(batch: Batch, generator: torch.Generator) -> list[str]:
     for index in batch.several.tolist():
         shown = [names[style] for style in batch.styles[index].tolist() if style >= 0]
         order = torch.randperm(len(shown), generator=generator).tolist()
-        whole, which, side, place = torch.rand(4, generator=generator).tolist()
-        wording = None if place < 0.07 else int(place > 0.7)
+        whole, which, side, scene = torch.rand(4, generator=generator).tolist()
+        wording = None if scene < 0.07 else int(scene > 0.7)
         text, other = phrase(batch.pictures, index, wording), phrase(batch.second, index, wording)
         nouns = [noun(shown[k], which) for k in order]
         if other != text:

@@ -40,7 +40,7 @@ def over(image: torch.Tensor, colour: torch.Tensor, cover: torch.Tensor) -> torc
 
 
 def edge(distance: torch.Tensor, size: int) -> torch.Tensor:
-    """Antialiased step: 1 where the distance (in picture heights) is positive."""
+    """Antialiased step: 1 where the distance (in heights of the image) is positive."""
     return (distance * size + 0.5).clamp(0, 1)
 
 
@@ -61,7 +61,7 @@ def noise_bank(size: int, device: str, count: int = 16) -> torch.Tensor:
 
 
 def noise(u: torch.Tensor, column: int, size: int) -> torch.Tensor:
-    """One smooth field per picture, chosen by a column of the numbers: (B,1,size,size)."""
+    """One smooth field per image, chosen by a column of the numbers: (B,1,size,size)."""
     bank = noise_bank(size, str(u.device))
     return bank[(u[:, column] * len(bank)).long().clamp(max=len(bank) - 1)]
 
@@ -152,7 +152,7 @@ def night(u, size):
     y, x = axes(size, u.device)
     horizon = number(u, 5, 0.56, 0.68)
     image = fade(tint(u, "070a2c"), tint(u, "2c3478"), y, 0, 0.7) + 0 * x
-    for k in range(14):  # stars: small crosses at places that follow from two numbers
+    for k in range(14):  # stars: small crosses at positions that follow from two numbers
         at_x, at_y = (
             (number(u, 22 + k % 8, 0, 1) * (k + 1) * 1.7) % 1,
             (number(u, 23 + k % 7, 0, 1) * (k + 2)) % 0.5,

@@ -1,9 +1,8 @@
-"""Nine styles by classical non-photorealistic rendering, and the true picture in any of them or any mix.
+"""Nine styles by classical non-photorealistic rendering, and the ground truth in any of them or any mix.
 
-Every style is a function of the plain image (B,3,S,S) in [0, 1], the object's mask (B,1,S,S) and the
-picture's
-uniform numbers (B,K). Strong and coarse on purpose: they must survive a small autoencoder, be unmistakable at
-128 pixels, and still let the object be read.
+Every style is a function of the plain image (B,3,S,S) in [0, 1], the object's mask (B,1,S,S) and the image's uniform
+numbers (B,K). The styles are strong and coarse, since they must survive a small autoencoder. Each must be unmistakable
+at 128 pixels, and the object must stay readable.
 """
 
 from collections.abc import Sequence
@@ -117,7 +116,7 @@ def _tiles(
 
 
 def _lay_tiles(image, mask, u, cells: int, jitter: float):
-    """Fill every tile with its mean colour, tiles cut along the object's contour: the filled picture, the
+    """Fill every tile with its mean colour; tiles are cut along the object's contour. Returns the filled image, the
     distance to the nearest joint in pixels, and the tile's random number, (B,3|1|1,S,S)."""
     label, joint, shade = _tiles(cells, jitter, str(image.device))
     tiling = (u[:, 34] * len(label)).long().clamp(max=len(label) - 1)
@@ -193,7 +192,7 @@ def warhol(image, mask, u):
 
 
 def sketch(image, mask, u):
-    """Graphite on warm paper: contours, and hatching that gets denser where the picture is dark."""
+    """Graphite on warm paper: contours, and hatching that gets denser where the image is dark."""
     smooth = blur(image, 1)
     grey, solid = luminance(smooth), (mask > 0.5).float()
     y, x = torch.arange(SIZE, device=image.device).view(-1, 1), torch.arange(SIZE, device=image.device)
@@ -245,7 +244,7 @@ STYLES = {
 
 
 # How often training meets each style: the workbook's own ones most.
-SHARES = {"plain": 0.2, **dict.fromkeys(("minecraft", "vangogh", "mosaic", "warhol"), 0.13)}
+PROPORTIONS = {"plain": 0.2, **dict.fromkeys(("minecraft", "vangogh", "mosaic", "warhol"), 0.13)}
 
 
 def held_out(pictures: Pictures) -> torch.Tensor:
@@ -256,20 +255,33 @@ def held_out(pictures: Pictures) -> torch.Tensor:
 def random_styles(
     pictures: Pictures, generator: torch.Generator, even: bool = True, hide: bool = True
 ) -> torch.Tensor:
-    """Draw a style for each picture: (B,) indices into STYLES.
+    """A random style for each image.
 
-    `even`: all styles as often; otherwise in the proportions of SHARES. `hide`: never the held-out style, the
-    next one instead.
+    Args:
+        pictures: what the B images show.
+        generator: of random numbers.
+        even: whether all styles are equally frequent; else their proportions are those of `PROPORTIONS`.
+        hide: replace the held-out style of an image by the next one.
+
+    Returns:
+        (B,) indices into STYLES.
     """
-    shares = torch.tensor([1.0 if even else SHARES.get(name, 0.07) for name in STYLES])
-    styles = torch.multinomial(shares, len(pictures), replacement=True, generator=generator)
+    proportions = torch.tensor([1.0 if even else PROPORTIONS.get(name, 0.07) for name in STYLES])
+    styles = torch.multinomial(proportions, len(pictures), replacement=True, generator=generator)
     hidden = hide & (styles == held_out(pictures).to(styles.device))
     return torch.where(hidden, (styles + 1) % len(STYLES), styles)
 
 
 def draw(pictures: Pictures, style: str | torch.Tensor) -> torch.Tensor:
-    """Draw the true pictures in a style, named for all or indexed (B,) into STYLES: (B,3,SIZE,SIZE) in [0,
-    1]."""
+    """Draw the ground truth in a style.
+
+    Args:
+        pictures: what the B images show.
+        style: the name of one style, or (B,) indices into STYLES.
+
+    Returns:
+        (B,3,SIZE,SIZE) in [0, 1].
+    """
     image, mask = draw_plain(pictures)
     if isinstance(style, str):
         style = torch.full((len(pictures),), index_of(style, tuple(STYLES), "style"), device=image.device)
@@ -282,10 +294,18 @@ def draw(pictures: Pictures, style: str | torch.Tensor) -> torch.Tensor:
 
 
 def draw_mix(pictures: Pictures, styles: Sequence[str], weights: torch.Tensor) -> torch.Tensor:
-    """Draw the true pictures in a spatial mix of styles: Σ_i weights_i · style_i, (B,3,SIZE,SIZE) in [0, 1].
+    """Draw the ground-truth blend of N styles: Σ_i weights_i · style_i.
 
-    `weights` (N,SIZE,SIZE) sum to 1 over the N styles, as `dsnb.masks` gives them. Raises ValueError
-    otherwise.
+    Args:
+        pictures: what the B images show.
+        styles: the names of the N styles.
+        weights: (N,SIZE,SIZE), which sum to 1 over the styles, as `dsnb.masks` gives them.
+
+    Returns:
+        (B,3,SIZE,SIZE) in [0, 1].
+
+    Raises:
+        ValueError: for weights of another shape or sum.
     """
     if tuple(weights.shape) != (len(styles), SIZE, SIZE):
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected {(len(styles), SIZE, SIZE)}")

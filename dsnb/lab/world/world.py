@@ -1,9 +1,8 @@
-"""The world the bundled model is trained on: one large object in one drawn scene, as a pure function of
-numbers.
+"""The world that the bundled model is trained on: one large object in one drawn scene, as a pure function of numbers.
 
-A batch of pictures is a `Pictures`: integers that name the object, its drawing, the scene and the colour,
-and a row of uniform random numbers that settles every remaining detail. Drawing uses these and nothing else,
-so the same row gives the same picture alone or in a batch, in any style, and with any mix of styles.
+`Pictures` says what a batch of images shows: integers for the object, its drawing, the scene and the colour, and a row
+of uniform random numbers for every other detail. Drawing uses nothing else. So the same row shows the same, alone or
+in a batch, in any style, and with any mix of styles.
 """
 
 from dataclasses import dataclass, fields
@@ -16,13 +15,13 @@ from .icons import OBJECTS, SETS, load_atlas
 from .scenery import SCENES, draw_scenes, number
 
 SIZE = 128  # pixels, height and width
-NUMBERS = 48  # uniform numbers per picture: 0-31 scene and placement, 32-47 style
+NUMBERS = 48  # uniform numbers per image: 0-31 scene and placement, 32-47 style
 
 COLOURS = {
     "red": (0.90, 0.13, 0.13), "yellow": (1.00, 0.83, 0.10), "green": (0.20, 0.70, 0.22),
     "blue": (0.13, 0.40, 0.95), "purple": (0.58, 0.20, 0.78),
 }  # fmt: skip
-# Objects that come in any colour; about a third of their pictures are recoloured and say so.
+# Objects of any colour; about a third of their images are recoloured, and the caption then names the colour.
 PAINTABLE = (
     "car", "bus", "truck", "bicycle", "sailboat", "tent", "tulip", "balloon", "umbrella", "guitar", "cup",
     "chair", "star", "butterfly", "fish", "robot",
@@ -33,8 +32,8 @@ FLYING = ("butterfly", "bee", "airplane", "rocket", "balloon", "star")
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a batch of B pictures shows: (B,) indices into OBJECTS, SETS, SCENES, COLOURS (-1: its own colour)
-    and `numbers` (B, NUMBERS), uniform in [0, 1)."""
+    """What B images show: (B,) indices into OBJECTS, SETS, SCENES and COLOURS (-1: the object's own colour), and
+    `numbers` (B, NUMBERS), uniform in [0, 1)."""
 
     object: torch.Tensor
     drawing: torch.Tensor
@@ -46,7 +45,7 @@ class Pictures:
         return len(self.object)
 
     def __getitem__(self, index) -> "Pictures":
-        """Select pictures by a slice or a tensor of indices."""
+        """Select images by a slice or a tensor of indices."""
         return Pictures(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def to(self, device) -> "Pictures":
@@ -54,19 +53,19 @@ class Pictures:
 
 
 def random_pictures(count: int, generator: torch.Generator, object=None, scene=None) -> Pictures:
-    """Draw lots for `count` pictures (on the CPU); `object` and `scene` fix a name for all of them."""
+    """What `count` random images show, on the CPU; `object` and `scene` are the same in all of them if given."""
     if count < 1:
         raise ValueError(f"count is {count}, it must be at least 1")
     draw = lambda high: torch.randint(high, (count,), generator=generator)
     objects, drawings, scenes = draw(len(OBJECTS)), draw(len(SETS)), draw(len(SCENES))
-    colours, lots = draw(len(COLOURS)), torch.rand(count, generator=generator)
+    colours, chance = draw(len(COLOURS)), torch.rand(count, generator=generator)
     numbers = torch.rand(count, NUMBERS, generator=generator)
     if object is not None:
         objects = torch.full((count,), index_of(object, OBJECTS, "object"))
     if scene is not None:
         scenes = torch.full((count,), index_of(scene, tuple(SCENES), "scene"))
     paintable = torch.tensor([name in PAINTABLE for name in OBJECTS])[objects]
-    colours = torch.where(paintable & (lots < 0.35), colours, -1)
+    colours = torch.where(paintable & (chance < 0.35), colours, -1)
     return Pictures(objects, drawings, scenes, colours, numbers)
 
 
@@ -88,10 +87,10 @@ def paint(rgba: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
     palette = torch.tensor(list(COLOURS.values()), device=rgba.device)
     rgb, alpha = rgba[:, :3], rgba[:, 3:]
     bright, dark = rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)
-    share = ((bright - dark) / bright.clamp(min=1e-3) * 2.5 - 0.4).clamp(0, 1)  # greys stay grey
-    share = share * (colour >= 0).view(-1, 1, 1, 1)
+    fraction = ((bright - dark) / bright.clamp(min=1e-3) * 2.5 - 0.4).clamp(0, 1)  # greys stay grey
+    fraction = fraction * (colour >= 0).view(-1, 1, 1, 1)
     target = bright * 1.05 * palette[colour.clamp(min=0)].view(-1, 3, 1, 1)
-    return torch.cat([(rgb + (target - rgb) * share).clamp(max=1), alpha], dim=1)
+    return torch.cat([(rgb + (target - rgb) * fraction).clamp(max=1), alpha], dim=1)
 
 
 def place_objects(pictures: Pictures) -> torch.Tensor:
@@ -127,7 +126,7 @@ def shadow(pictures: Pictures, rgba: torch.Tensor) -> torch.Tensor:
 
 
 def draw_plain(pictures: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw the pictures without a style: image (B,3,SIZE,SIZE) in [0, 1] and object mask (B,1,SIZE,SIZE)."""
+    """Draw the images without a style: image (B,3,SIZE,SIZE) in [0, 1] and object mask (B,1,SIZE,SIZE)."""
     image = draw_scenes(pictures.scene, pictures.numbers, SIZE)
     rgba = place_objects(pictures)
     dark = torch.tensor([SCENES[name].light for name in SCENES], device=image.device)[pictures.scene]
