@@ -123,7 +123,8 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
         pixels = (2 * image - 1).to(model.device, model.vae.dtype)
         encoded = model.vae.encode(pixels)
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-    return (latents.float() - _shift(model)) * model.vae.config.scaling_factor
+    shift, scale = model.family.latent_scale(model.pipe, latents.shape[-2:])
+    return (latents.float() - shift) * scale
 
 
 def decode_latents(model: Model, latents: Tensor) -> Tensor:
@@ -137,8 +138,8 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
             f"or its dtype ({model.dtype}) are at fault"
         )
     with torch.no_grad():
-        scaled = latents / model.vae.config.scaling_factor + _shift(model)
-        pixels = model.vae.decode(scaled.to(model.vae.dtype)).sample
+        shift, scale = model.family.latent_scale(model.pipe, latents.shape[-2:])
+        pixels = model.vae.decode((latents / scale + shift).to(model.vae.dtype)).sample
     if not torch.isfinite(pixels).all():
         raise ValueError(
             f"the autoencoder of model {model.name!r} made NaN or infinite pixels: the latents (up to "
@@ -146,11 +147,6 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
             "are at fault"
         )
     return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
-
-
-def _shift(model: Model) -> float:
-    """The mean of the autoencoder's latents, which is subtracted before scaling."""
-    return model.vae.config.get("shift_factor") or 0.0
 
 
 def encode_prompts(

@@ -73,7 +73,9 @@ class AttentionMaps:
     def tokens(self, prompt: int = 0) -> list[str]:
         """The prompt's tokens as texts, start and end mark included; the index is what `heat` takes."""
         texts = self._tokenizer.convert_ids_to_tokens(self._ids[self._prompt(prompt)])
-        return [text.removesuffix("</w>").removeprefix("\u2581") for text in texts]  # marks of CLIP and of T5
+        return [
+            text.removesuffix("</w>").lstrip("\u2581\u0120") for text in texts
+        ]  # marks of CLIP, T5 and Qwen
 
     def words(self, prompt: int = 0) -> dict[str, list[int]]:
         """The words of a prompt that have a map, in order -> the indices of their tokens."""

@@ -21,6 +21,7 @@ FILE_KINDS = {
     "sd3": "StableDiffusion3Pipeline",
     "flux": "FluxPipeline",
 }
+TRANSFORMERS = ("flux-2", "z-image", "qwen-image")  # kinds of files that hold no other part of the pipeline
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -138,6 +139,10 @@ def open_file(
         kind = files.infer_diffusers_model_type(files.load_single_file_checkpoint(str(path)))
     except Exception as error:
         raise ValueError(f"{part} cannot be opened: it holds no readable weights: {error}") from error
+    if kind.startswith(TRANSFORMERS):
+        raise ValueError(
+            f"{part} holds only a transformer ({kind}); open the folder or hub id of the model, or pass a pipeline"
+        )
     kind = next(
         (name for start, name in FILE_KINDS.items() if kind.startswith(start)), "StableDiffusionPipeline"
     )

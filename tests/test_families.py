@@ -10,6 +10,7 @@ from conftest import make_pipeline, make_scheduler
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from tiny_chat_models import make_flux2
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import (
@@ -27,7 +28,7 @@ from dsnb.guider import MaskGuider
 from dsnb.joint import joint_bias
 
 LEFT, RIGHT, MIDDLE = "a mosaic", "a sketch", "in oil"
-KINDS = ["sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell"]
+KINDS = ["sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "flux2-klein", "flux2-dev"]
 STEPS = 2
 
 
@@ -103,6 +104,8 @@ def save(kind, folder):
             text_encoder_3=t5, tokenizer=sd.tokenizer, tokenizer_2=sd.tokenizer, tokenizer_3=tokenizer,
             transformer=transformer, scheduler=flow(shift=3.0),
         )  # fmt: skip
+    elif kind.startswith("flux2"):
+        pipe = make_flux2(kind)
     else:
         tokenizer, t5 = make_t5(32)
         torch.manual_seed(1)
@@ -161,13 +164,20 @@ def close(a, b, atol=1e-5):
     torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
-def test_one_prompt_from_noise_is_the_stock_pipelines_own_image(model, noise):
+def stock_image(model, noise):
+    """What diffusers' own pipeline makes of this noise."""
     pipe, latents = model.pipe, noise.x_T
     options = {"guidance_scale": guidance_of(model), "num_inference_steps": STEPS, "height": 16, "width": 24}
     if model.family.name == "FLUX.1":
         latents = pipe._pack_latents(latents, *latents.shape)
+    if model.family.name == "FLUX.2":
+        latents = pipe._patchify_latents(latents)
     pipe.set_progress_bar_config(disable=True)
-    stock = pipe([LEFT] * 2, latents=latents, output_type="pt", **options).images
+    return pipe(prompt=[LEFT] * 2, latents=latents, output_type="pt", **options).images
+
+
+def test_one_prompt_from_noise_is_the_stock_pipelines_own_image(model, noise):
+    stock = stock_image(model, noise)
     close(single(model, noise, LEFT), stock, 1e-4)
     close(run(model, noise, [LEFT, RIGHT], only(0)), stock, 1e-4)
 
@@ -329,8 +339,10 @@ def test_attention_maps_are_what_the_image_reads_of_the_text(model, noise, monke
     query, key = seen[0]
     scores = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)[0].mean(0)  # (S, S)
     length, positions = rows.text.shape[1], height * width
-    image, text = (length, 0) if model.family.name == "FLUX.1" else (0, positions)
-    first = text + (77 if model.family.name.startswith("Stable Diffusion 3") else 0)
+    image, text = (length, 0) if model.family.text_first else (0, positions)
+    read = models.encode_prompts(model, [LEFT, "b"]).text
+    before = int(((read[0] - read[1]).abs() > 1e-3).any(1).nonzero()[0])  # tokens of a chat template
+    first = text + (77 if model.family.name.startswith("Stable Diffusion 3") else before)
     for index in maps.words()["mosaic"]:
         expected = scores[image : image + positions, first + index].reshape(height, width)
         close(maps.heat(index, layers=[name]), expected)
@@ -352,7 +364,8 @@ def test_a_text_encoder_that_lacks_tensors_is_refused(model, tmp_path):
     part = "text_encoder_2" if (folder / "text_encoder_2").is_dir() else "text_encoder"
     (file,) = (folder / part).glob("*.safetensors")
     tensors = load_file(file)
-    gone = next(name for name in sorted(tensors) if "layer_norm" in name or "SelfAttention.q" in name)
+    norms = ("layer_norm", "layernorm", "SelfAttention.q")
+    gone = next(name for name in sorted(tensors) if any(norm in name for norm in norms))
     save_file({name: tensors[name] for name in tensors if name != gone}, file, {"format": "pt"})
     with pytest.raises(ValueError, match=f"{part} cannot be opened: 1 tensors are missing"):
         dsnb.load(folder)
@@ -367,6 +380,16 @@ def test_a_scheduler_of_the_other_kind_is_refused(model):
     pipe = type(model.pipe)(**{**model.pipe.components, "scheduler": other or make_scheduler()})
     with pytest.raises(ValueError, match="scheduler"):
         dsnb.load(pipe)
+
+
+@pytest.mark.parametrize("model", ["flux2-klein"], indirect=True)
+def test_a_distilled_klein_takes_no_guidance(model, noise):
+    fast = dsnb.load(diffusers.Flux2KleinPipeline(**model.pipe.components, is_distilled=True))
+    noise = dataclasses.replace(noise, model=fast.name)
+    assert not fast.guided and (fast.settings.steps, fast.settings.guidance) == (4, 1)
+    close(single(fast, noise, LEFT), stock_image(fast, noise), 1e-4)
+    with pytest.raises(ValueError, match="guidance must be 1.*distilled"):
+        single(fast, noise, LEFT, guidance=3)
 
 
 def test_the_bias_is_the_softmax_of_all_texts_by_their_weights(generator):

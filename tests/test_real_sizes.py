@@ -4,7 +4,15 @@ import diffusers
 import pytest
 import torch
 from conftest import make_pipeline, make_scheduler
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
 
 import dsnb
 from dsnb import masks, models
@@ -93,6 +101,21 @@ def flux_dev(tokenizer):
     )  # fmt: skip
 
 
+def klein_4b(tokenizer):
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=128, num_layers=5, num_single_layers=20, attention_head_dim=128, num_attention_heads=24,
+        joint_attention_dim=3 * 2560, guidance_embeds=False,
+    )  # fmt: skip
+    language = Qwen3Config(
+        hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    return diffusers.Flux2KleinPipeline(
+        vae=diffusers.AutoencoderKLFlux2(), text_encoder=Qwen3ForCausalLM(language), tokenizer=tokenizer,
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = make_pipeline(tmp_path_factory.mktemp("tokenizer"))
@@ -109,7 +132,7 @@ def xl(tokenizer):
     return on_meta(sdxl, tokenizer)
 
 
-@pytest.fixture(scope="module", params=[sd35_medium, flux_dev])
+@pytest.fixture(scope="module", params=[sd35_medium, flux_dev, klein_4b])
 def joint(request, tokenizer):
     return on_meta(request.param, tokenizer)
 
@@ -117,7 +140,8 @@ def joint(request, tokenizer):
 def prompts(model, rows, width, pooled, **more):
     length = model.family.text_length(model.pipe)
     meta = {"device": "meta", "dtype": model.dtype}
-    return Prompts(torch.empty(rows, length, width, **meta), torch.empty(rows, pooled, **meta), **more)
+    vectors = torch.empty(rows, pooled, **meta) if pooled else None
+    return Prompts(torch.empty(rows, length, width, **meta), vectors, **more)
 
 
 def latents(model, rows):
@@ -150,14 +174,16 @@ def test_the_layers_of_sdxl_and_their_pyramid(xl):
 
 
 def test_one_call_of_a_joint_transformer(joint):
-    styles = prompts(joint, N + int(joint.guided), 4096, joint.network.config.pooled_projection_dim)
+    config = joint.network.config
+    pooled = config.get("pooled_projection_dim")
+    styles = prompts(joint, N + int(joint.guided), config.joint_attention_dim, pooled)
     weights = masks.linear().weights(SIDE // 2, SIDE // 2).flatten(1).to("meta")
     if not joint.guided:
         styles = Prompts(styles.text, styles.pooled, torch.ones(N, device="meta"))
     rows = joint_rows(styles, N, weights, weights.mean(1))
     with joint.family.biased(joint.pipe):
         out = models.predict(joint, latents(joint, len(rows)), 1.0, rows)
-    assert out.shape == (len(rows), 16, SIDE, SIDE)
+    assert out.shape == (len(rows), joint.channels, SIDE, SIDE)
     needed = memory_estimate(joint, (1024, 1024), N, "joint")
     bias = joint_bias(weights, styles.text.shape[1])
     assert needed["bias"] == bias.nbytes + bias.to(joint.dtype).nbytes
@@ -165,10 +191,11 @@ def test_one_call_of_a_joint_transformer(joint):
 
 
 @pytest.mark.parametrize(
-    ("make", "network", "everything"), [(sdxl, 4.8, 6.5), (sd35_medium, 4.6, 15.15), (flux_dev, 22.2, 31.4)]
+    ("make", "network", "everything"),
+    [(sdxl, 4.8, 6.5), (sd35_medium, 4.6, 15.15), (flux_dev, 22.2, 31.4), (klein_4b, 7.2, 14.9)],
 )
 def test_the_memory_of_the_weights(tokenizer, make, network, everything):
-    """In bfloat16; 2 bytes for each of 2.6, 2.5 and 11.9 billion numbers of the network."""
+    """In bfloat16; 2 bytes for each of 2.6, 2.5, 11.9 and 3.9 billion numbers of the network."""
     model = on_meta(make, tokenizer)
     needed = memory_estimate(model, (1024, 1024), N)
     assert needed[model.family.network] / GIB == pytest.approx(network, abs=0.05)

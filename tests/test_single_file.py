@@ -102,3 +102,11 @@ def test_a_single_file_that_lacks_tensors_is_refused(tiny_folder, original, tmp_
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="cannot be opened"):
         dsnb.load(tmp_path / "model.safetensors", device="cpu", dtype="fp32", config=tiny_folder)
+
+
+@pytest.mark.parametrize("key", ["single_stream_modulation.lin.weight", "layers.0.adaLN_modulation.0.weight"])
+def test_a_single_file_with_a_transformer_alone_is_refused(tmp_path, key):
+    """FLUX.2 and Z-Image; their original files have no text encoder and no autoencoder."""
+    save_file({key: torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="holds only a transformer .*; open the folder or hub id"):
+        dsnb.load(tmp_path / "model.safetensors", device="cpu")

@@ -1,6 +1,6 @@
 """What differs between families of models: `Family` is the protocol, and Stable Diffusion 1 and 2 its defaults."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +110,10 @@ class Family:
         """What the scheduler's `set_timesteps` takes besides the steps, for latents of this height and width."""
         return {}
 
+    def latent_scale(self, pipe: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+        """Shift and scale for latents of this height and width: network's = (autoencoder's - shift) * scale."""
+        return pipe.vae.config.get("shift_factor") or 0.0, pipe.vae.config.scaling_factor
+
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         """The tokenizer that reads the most of a prompt, and how many tokens it may have."""
         return pipe.tokenizer, pipe.tokenizer.model_max_length - 2
@@ -148,3 +152,16 @@ def check_flow(pipe: Any) -> None:
             f"the scheduler is a {kind}; this family needs a FlowMatchEulerDiscreteScheduler, e.g. "
             "FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)"
         )
+
+
+def chat_start(read: Callable[[str], Sequence[int]]) -> int:
+    """Where a prompt begins among the tokens of a chat template; `read` gives the tokens of the template around it."""
+    both = zip(read(""), read("a"), strict=False)
+    return next(i for i, (empty, full) in enumerate(both) if empty != full)
+
+
+def read_chat(tokenizer: Any, prompt: str, **options: Any) -> Sequence[int]:
+    """The tokens of a prompt as what a user says in a chat, up to where the answer begins."""
+    chat = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
+    return tokenizer(text).input_ids

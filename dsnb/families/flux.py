@@ -76,10 +76,6 @@ class Flux(Family):
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
         batch, channels, height, width = x_t.shape
         ids = pipe._prepare_latent_image_ids(batch, height // 2, width // 2, x_t.device, x_t.dtype)
-        bias = {}
-        if prompts.bias is not None:  # made for [image, text]; this family has the text first
-            length = prompts.text.shape[1]
-            bias = {"attention_mask": prompts.bias.roll((length, length), (0, 1)).to(x_t.dtype)}
         out = pipe.transformer(
             hidden_states=pipe._pack_latents(x_t, batch, channels, height, width),
             timestep=timestep.expand(batch) / 1000,
@@ -88,7 +84,15 @@ class Flux(Family):
             pooled_projections=prompts.pooled,
             txt_ids=torch.zeros(prompts.text.shape[1], 3).to(x_t),
             img_ids=ids,
-            joint_attention_kwargs=bias,
+            joint_attention_kwargs=text_first(prompts, x_t.dtype),
         ).sample
         factor = pipe.vae_scale_factor
         return pipe._unpack_latents(out, height * factor, width * factor, factor)
+
+
+def text_first(prompts: Prompts, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The bias, which is made for [image, text], as the attentions of a network with [text, image] take it."""
+    if prompts.bias is None:
+        return {}
+    length = prompts.text.shape[1]
+    return {"attention_mask": prompts.bias.roll((length, length), (0, 1)).to(dtype)}
