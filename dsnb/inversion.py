@@ -142,7 +142,7 @@ def invert(
     eta: float | None = None,
     guidance: float | None = None,
     negative_prompt: str = "",
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
     progress: bool = True,
 ) -> Trajectory:
     """Records the trajectory of images under a caption.
@@ -157,7 +157,7 @@ def invert(
         eta: the amount of noise, above 0 and at most 1, default `model.settings.eta`; 0 for "ddim".
         guidance: of the encoder, default `model.settings.encoder_guidance`.
         negative_prompt: the text in place of the empty prompt; without effect at guidance 1.
-        generator: the source of the noise.
+        generator: the source of the noise, or a list with one for each image.
         progress: whether to show a progress bar.
 
     Raises:
@@ -172,10 +172,8 @@ def invert(
     guidance = settings.encoder_guidance if guidance is None else checks.number("guidance", guidance)
     negative_prompt = checks.text("negative_prompt", negative_prompt)
     checks.one_of("method", method, METHODS)
-    if generator is not None:
-        checks.instance(
-            "generator", generator, torch.Generator, "torch.Generator().manual_seed(seed) makes one"
-        )
+    for one in generator if isinstance(generator, list) else [generator] * (generator is not None):
+        checks.instance("generator", one, torch.Generator, "torch.Generator().manual_seed(seed) makes one")
     refuse_ip_adapter(model.network)
     eta = _eta(method, settings.eta if eta is None and method == "dpm-encoder" else eta)
     image = image if isinstance(image, Tensor) else read_image(image, model)
@@ -185,6 +183,10 @@ def invert(
     with model.lock, bar:
         x_0 = encode_image(model, image)
         caption = checks.one_or_each("caption", caption, len(x_0))
+        if isinstance(generator, list) and len(generator) != len(x_0):
+            raise ValueError(
+                f"generator has {len(generator)} entries; expected {len(x_0)}, one for each image"
+            )
         draw = lambda: randn_tensor(x_0.shape, generator, x_0.device, x_0.dtype)
         eps = guided_eps(model, caption, guidance, negative_prompt)
         counted = lambda x_t, t, p: (bar.update(), eps(x_t, t, p))[1]

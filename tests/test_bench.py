@@ -140,7 +140,7 @@ def test_the_command_measures_and_writes_its_report(small, tmp_path, capsys):
 
 
 def test_the_committed_report_is_what_the_committed_rows_say():
-    """`dsnb bench --report` writes it anew."""
+    """`dsnb bench --redraw` writes it anew."""
     assert (FIGURES / "15_cost.md").read_text(encoding="utf-8") == bench.markdown(FIGURES)
     rows = bench.read_csv(FIGURES / "15_cost_cpu.csv")[1]
     for plot in (bench.plot_pictures, bench.plot_kernels, report.plot_steps):

@@ -175,6 +175,20 @@ def test_x_T_and_its_noise_follow_the_generator(tiny):
     assert not torch.equal(draw(1).x_T, draw(2).x_T)
 
 
+def test_a_list_of_generators_has_one_for_each_image(tiny):
+    image, options = noise((1, 3, 32, 48)), {"steps": 4, "skip": 1, "progress": False}
+    seeded = lambda *seeds: [torch.Generator().manual_seed(seed) for seed in seeds]
+    both = dsnb.invert(tiny, image.repeat(2, 1, 1, 1), "a bear", generator=seeded(3, 5), **options)
+    for k, one in enumerate(seeded(3, 5)):
+        alone = dsnb.invert(tiny, image, "a bear", generator=one, **options)
+        torch.testing.assert_close(both.x_T[[k]], alone.x_T)
+        torch.testing.assert_close(
+            both.noises[:, [k]], alone.noises, atol=1e-2, rtol=1e-2
+        )  # rounding, over n
+    with pytest.raises(ValueError, match="generator has 2 entries; expected 1, one for each image"):
+        dsnb.invert(tiny, image, "a bear", generator=seeded(3, 5), **options)
+
+
 def test_saved_and_loaded(tiny, tmp_path, generator):
     options = {"steps": np.int64(5), "skip": 1, "guidance": torch.tensor(1.5), "eta": np.float32(0.5)}
     captions = ["ein Bär", '["a"]']

@@ -69,13 +69,13 @@ def test_the_interval_of_a_rate_is_no_certainty():
 
 def test_a_summary_as_a_table_to_read():
     summed = tables.summary(measured(), ["method"])
-    read = tables.wide(summed, "method")
+    read = tables.wide(summed)
     assert read.columns.tolist() == ["measure", "one", "two"]
     # seam of image a: (1.0 + 1.1) / 2; psnr of a: (10 + 14) / 2
     assert read.iloc[0].tolist() == ["PSNR, dB ↑", "16.00 ± 4.00", "18.00 ± 5.00"]
     one = tables.summary(measured()[:2], ["method"])
-    assert tables.wide(one, "method").iloc[0].tolist() == ["PSNR, dB ↑", "12.00"]  # no error of one image
-    assert tables.wide(one, "method", "interval").iloc[0].tolist() == ["PSNR, dB ↑", "12.00"]
+    assert tables.wide(one).iloc[0].tolist() == ["PSNR, dB ↑", "12.00"]  # no error of one image
+    assert tables.wide(one, "interval").iloc[0].tolist() == ["PSNR, dB ↑", "12.00"]
 
 
 def test_paired_differences_count_images_not_settings():

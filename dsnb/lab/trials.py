@@ -6,7 +6,7 @@ reports on test images, which no trial sees.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,10 +180,11 @@ def run_trials(
     sources = resize(draw(shows, "plain"), model.image_size)
     weights = mask.weights(*sources.shape[-2:])
     captions = [phrase(shows, k) for k in range(images)]
-    inverted = [
-        _invert_seeds(model, source[None], caption, seeds, steps)
-        for source, caption in zip(sources, captions, strict=True)
-    ]
+    inverted = []
+    for source, caption in zip(sources, captions, strict=True):
+        noise = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
+        batch = source.expand(seeds, -1, -1, -1)
+        inverted.append(invert(model, batch, caption, steps=steps, generator=noise, progress=False))
     for trial in tqdm(trials, desc="trials", disable=not progress):
         for k, caption in enumerate(captions):
             for pair in prompts.pairs():
@@ -200,15 +201,6 @@ def run_trials(
                 for seed in range(seeds):
                     values = {name: value[seed].item() for name, value in measured.items()}
                     yield head | {"seed": seed} | values
-
-
-def _invert_seeds(model: Model, image: Tensor, caption: str, seeds: int, steps: int) -> Trajectory:
-    """One image with several seeds, as a batch."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
-    options = {"steps": steps, "progress": False}
-    each = [invert(model, image, caption, generator=generator, **options) for generator in generators]
-    x_T, noises = torch.cat([one.x_T for one in each]), torch.cat([one.noises for one in each], 1)
-    return replace(each[0], x_T=x_T, noises=noises)
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
@@ -263,17 +255,16 @@ def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def show_rates(table: pd.DataFrame, width: float = 6.0) -> Sheet:
+def show_rates(table: pd.DataFrame) -> Sheet:
     """Each trial's rate as a point, its interval over images as a band, its worst and best seed as marks.
 
     Args:
         table: of `summarize`.
-        width: inches.
 
     Returns:
         The figure, one line per trial.
     """
-    figure = Sheet(width, 0.7 + 0.26 * len(table))
+    figure = Sheet(6.0, 0.7 + 0.26 * len(table))
     axes, lines = figure.subplots(), range(len(table), 0, -1)
     axes.hlines(lines, table.low, table.high, color=STYLE_COLORS[0], linewidth=6, alpha=0.3)
     for seed in ("worst", "best"):
@@ -289,7 +280,7 @@ def show_rates(table: pd.DataFrame, width: float = 6.0) -> Sheet:
     return figure
 
 
-def main(argv: Sequence[str], write: Callable[[str], object] = print) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command line; prints its own `--help`."""
     parser = argparse.ArgumentParser(prog="python -m dsnb.lab.trials", description=__doc__)
     parser.add_argument("--model", default=None, help="hub id, folder or file; default: the bundled model")
@@ -313,8 +304,8 @@ def main(argv: Sequence[str], write: Callable[[str], object] = print) -> int:
         rows.append(row)
         if len(rows) % per_trial == 0:  # a run that is stopped keeps the trials it has finished
             pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
-    write(summarize(pd.DataFrame(rows)).round(2).to_string(index=False))
-    write(f"{len(rows)} rows in {path}")
+    print(summarize(pd.DataFrame(rows)).round(2).to_string(index=False))
+    print(f"{len(rows)} rows in {path}")
     return 0
 
 

@@ -77,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--compile", action="store_true", help="measure torch.compile too, which takes minutes")
     p.add_argument("--output", type=Path, help="folder of the tables and figures; default: runs/bench")
-    p.add_argument("--report", action="store_true", help="measure nothing: write 15_cost.md and the figures anew "
+    p.add_argument("--redraw", action="store_true", help="measure nothing: write 15_cost.md and the figures anew "
                    "from the CSV files in --output, by default the repository's figures/")  # fmt: skip
     a = p.parse_args(argv)
     try:
-        folder = a.output or (figures_folder() if a.report else Path("runs", "bench"))
-        if not a.report:
+        folder = a.output or (figures_folder() if a.redraw else Path("runs", "bench"))
+        if not a.redraw:
             options = {"models": a.models, "styles": a.styles, "repeats": a.repeats, "steps": a.steps}
             dtype = a.dtype and getattr(torch, a.dtype)
             head, rows = run(a.sections, **options, device=a.device, dtype=dtype, compiled=a.compile)

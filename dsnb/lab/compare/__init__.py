@@ -9,12 +9,12 @@ report       the files 14_*
 command      `python -m dsnb compare`
 """
 
-from .measuring import Networks, Target, gram_references, measure, open_networks, prepare
+from .measuring import Networks, gram_references, measure, open_networks, prepare
 from .report import read_rows
 from .running import Run, Settings, compare_image, compute
 from .tasks import GROUND_TRUTH, Task, drawn_tasks, read_pairs
 
 __all__ = [
-    "GROUND_TRUTH", "Networks", "Run", "Settings", "Target", "Task", "compare_image", "compute", "drawn_tasks",
+    "GROUND_TRUTH", "Networks", "Run", "Settings", "Task", "compare_image", "compute", "drawn_tasks",
     "gram_references", "measure", "open_networks", "prepare", "read_pairs", "read_rows",
 ]  # fmt: skip

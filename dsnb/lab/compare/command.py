@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ... import checkpoints, checks, prompts
 from ...methods import METHODS
 from ...models import Model
 from ...plotting import figures_folder, save_figure, show_grid
+from ..grid.command import exit_status
 from ..world import split
 from .measuring import open_networks
 from .report import COMPARED, read_rows, write_report
@@ -54,16 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 2 it could not run, 130 it was stopped.
     """
     given = parser().parse_args(argv)
-    try:
+
+    def work() -> int:
         folder = redraw() if given.redraw else compare_all(given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(f"tables and figures: {folder}/14_*")
-    return 0
+        print(f"tables and figures: {folder}/14_*")
+        return 0
+
+    return exit_status(work, ValueError, OSError)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -21,19 +21,18 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def draw_means(summed: pd.DataFrame, measures: Sequence[str] = HEADLINE) -> Figure:
+def draw_means(summed: pd.DataFrame) -> Figure:
     """Each method's mean, its interval over images (bar) and the range of its seeds (thick bar), measure by measure.
 
     Args:
         summed: a `summary` by method.
-        measures: which; those that are missing are left out.
 
     Returns:
-        The figure, one panel per measure.
+        The figure, one panel per measure of `HEADLINE` that is there.
     """
-    shown = [name for name in measures if name in set(summed.measure)]
+    shown = [name for name in HEADLINE if name in set(summed.measure)]
     methods = list(summed.method.unique())
-    rows = -(-len(measures) // 3)
+    rows = -(-len(HEADLINE) // 3)
     figure, axes = _figure(rows, 3, 10.2, 0.6 + rows * (0.7 + 0.24 * len(methods)))
     for panel in axes.flat[len(shown) :]:
         panel.set_axis_off()

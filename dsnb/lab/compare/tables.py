@@ -117,12 +117,11 @@ def summary(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str] | No
     return pd.DataFrame(rows)
 
 
-def wide(summed: pd.DataFrame, columns: str = "method", cell: str = "error") -> pd.DataFrame:
-    """A summary as a table to read: one row per measure, one column per group.
+def wide(summed: pd.DataFrame, cell: str = "error") -> pd.DataFrame:
+    """A summary as a table to read: one row per measure, one column per method.
 
     Args:
         summed: from `summary`.
-        columns: the column whose values become columns.
         cell: "error" for "mean ± standard error", "interval" for "mean (low to high; seeds worst to best)".
 
     Returns:
@@ -130,7 +129,7 @@ def wide(summed: pd.DataFrame, columns: str = "method", cell: str = "error") -> 
     """
     cells = [_cell(row, cell) for row in summed.to_dict("records")]
     text = summed.assign(measure=summed.measure.map(title), cell=cells)
-    found = text.pivot_table(index="measure", columns=columns, values="cell", aggfunc="first", sort=False)
+    found = text.pivot_table(index="measure", columns="method", values="cell", aggfunc="first", sort=False)
     return found.fillna("–").rename_axis(columns=None).reset_index()
 
 

@@ -17,7 +17,6 @@ from .records import once, record
 # Loaded on first use, so that a notebook which only needs `once` and `record` starts fast.
 _EXPORTS = {
     "GridError": "parameters",
-    "Report": "runner",
     "main": "command",
     "read_table": "folder",
     "run": "runner",

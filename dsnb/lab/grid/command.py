@@ -12,8 +12,8 @@ from pathlib import Path
 from .parameters import GridError, parse_settings, parse_values
 
 
-def exit_status(work: Callable[[], int]) -> int:
-    """The exit status of a command: that of `work`, 2 after a GridError, 130 if it was stopped.
+def exit_status(work: Callable[[], int], *errors: type[Exception]) -> int:
+    """The exit status of a command: that of `work`, 2 after one of the errors, 130 if it was stopped.
 
     SIGTERM, which batch systems send, stops it as Ctrl-C does.
     """
@@ -21,7 +21,7 @@ def exit_status(work: Callable[[], int]) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return work()
-    except GridError as error:
+    except errors as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -31,7 +31,7 @@ def exit_status(work: Callable[[], int]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`dsnb run`: 0 all points done, 1 some failed, 2 it could not run, 130 it was stopped."""
-    return exit_status(lambda: _main(argv))
+    return exit_status(lambda: _main(argv), GridError)
 
 
 def _main(argv: Sequence[str] | None) -> int:

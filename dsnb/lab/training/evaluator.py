@@ -77,15 +77,9 @@ def ground_truth(count: int, seed: int, device="cpu") -> tuple[torch.Tensor, Pic
     generator = torch.Generator().manual_seed(900_000 + seed)
     pictures = random_pictures(count, generator)
     styles = random_styles(pictures, generator)
-    images = [
-        draw(p.to(device), s.to(device)).cpu()
-        for p, s in zip(_batches(pictures), styles.split(64), strict=True)
-    ]
+    parts = torch.arange(count).split(64)
+    images = [draw(pictures[part].to(device), styles[part].to(device)).cpu() for part in parts]
     return torch.cat(images), pictures, styles
-
-
-def _batches(pictures: Pictures, size: int = 64) -> list[Pictures]:
-    return [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
 
 def top(scores: torch.Tensor, right: torch.Tensor, k: int = 1) -> torch.Tensor:

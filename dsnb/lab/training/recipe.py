@@ -160,23 +160,16 @@ def open_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def reads_well(tokenizer: CLIPTokenizer, device):
     """A test for `fit`: does a contrastive network read objects and styles of drawn images well enough?"""
+    images, pictures, asked = ground_truth(128, 7, device)
 
     def good(network: clip.Contrast) -> bool:
-        objects, styles = reading(network, tokenizer, device)
+        evaluator = Evaluator(clip.ContrastClip(network, tokenizer))
+        objects = top(evaluator.objects(images, pictures, asked), pictures.object).mean().item()
+        styles = top(evaluator.styles(images, pictures), asked).mean().item()
         log.info("reads %.1f %% of objects, %.1f %% of styles", 100 * objects, 100 * styles)
         return objects >= GOOD_OBJECTS and styles >= GOOD_STYLES
 
     return good
-
-
-def reading(
-    network: clip.Contrast, tokenizer: CLIPTokenizer, device, count: int = 128
-) -> tuple[float, float]:
-    """Fraction of objects and of styles that a contrastive network reads right, from captions alone."""
-    evaluator = Evaluator(clip.ContrastClip(network, tokenizer))
-    images, pictures, styles = ground_truth(count, 7, device)
-    objects = top(evaluator.objects(images, pictures, styles), pictures.object).mean().item()
-    return objects, top(evaluator.styles(images, pictures), styles).mean().item()
 
 
 def decodes_well(device):

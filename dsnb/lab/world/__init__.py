@@ -27,7 +27,7 @@ _EXPORTS = {
     "filters": ("luminance",),
     "icons": ("CELL", "DRAWINGS", "OBJECTS", "SETS", "load_atlas"),
     "layouts": ("Batch", "batch_captions", "draw_batch", "layout_weights", "random_batch"),
-    "scenery": ("SCENES", "draw_scenes"),
+    "scenery": ("SCENES",),
     "splits": ("split",),
     "styles": ("STYLES", "draw", "draw_mix", "held_out", "random_styles"),
     "world": ("COLOURS", "PAINTABLE", "SIZE", "Pictures", "draw_plain", "random_pictures"),
