@@ -61,6 +61,10 @@ def record_attention(
         ValueError: wrong numbers or layers.
         NotImplementedError: attention that cannot be recorded, such as method "joint".
     """
+    if model.family.attention == "plain joint":
+        raise NotImplementedError(
+            f"attention maps are not there for {model.family.name}, whose texts have no fixed length"
+        )
     if model.family.attention == "joint":
         with model.lock, _record_joint(model, prompts, size, layers, groups, buckets) as maps:
             yield maps

@@ -81,7 +81,8 @@ def load(
         path = fetch(name, allow_pickle)
         pipe = open_folder(path, name, dtype, allow_pickle)
     pipe.to(device)
-    pipe.vae.to(memory_format=torch.channels_last)
+    if all(weight.dim() < 5 for weight in pipe.vae.parameters()):  # not an autoencoder of videos
+        pipe.vae.to(memory_format=torch.channels_last)
     if hasattr(pipe, "unet"):
         pipe.unet.to(memory_format=torch.channels_last)
     return _model(pipe, name, path)

@@ -34,6 +34,10 @@ class MaskGuider(BaseGuidance):
             raise ValueError(
                 f"the mask has {mask.n} styles, so styles needs {mask.n} rows; got {len(styles)}"
             )
+        if styles.length is not None:
+            raise NotImplementedError(
+                "styles are padded, and this guider does not pass the mask of the padding on"
+            )
         self.mask, self.styles = mask, styles
         self.guidance = guidance_per_style(guidance, mask.n, styles.text.device)
         self.register_to_config(guidance=self.guidance.tolist())

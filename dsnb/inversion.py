@@ -287,7 +287,7 @@ def guided_eps(
         batch = len(x_t)
         rows = [0] * batch + (list(range(1, batch + 1)) if len(prompts) == batch else [1] * batch)
         uncond, cond = predict(model, x_t.repeat(2, 1, 1, 1), t, both[rows]).chunk(2)
-        return uncond + guidance * (cond - uncond)
+        return model.family.guide(uncond, cond, guidance)
 
     return network
 

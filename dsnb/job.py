@@ -56,10 +56,12 @@ class Job:
         """One network call for all rows, which are as in `contexts` (one style may stand for all)."""
         outputs = predict(self.model, x_t.repeat(len(rows), 1, 1, 1), t, rows.repeat(len(x_t)))
         outputs = outputs.unflatten(0, (len(rows), len(x_t)))
-        if self.model.guided:
-            uncond, cond, guidance = outputs[0], outputs[1:], self.guidance
-        else:  # the blend alone: o_1 + sum_i M_i (o_i - o_1)
-            uncond, cond, guidance = outputs[0], outputs, torch.ones_like(self.guidance)
+        family, guidance = self.model.family, self.guidance
+        uncond, cond = outputs[0], outputs[1:] if self.model.guided else outputs
+        if self.model.guided and not family.linear:
+            cond = family.guide(uncond, cond, guidance.view(-1, 1, 1, 1, 1))
+        if not (self.model.guided and family.linear):  # the blend alone: o_1 + sum_i M_i (o_i - o_1)
+            uncond, guidance = cond[0], torch.ones_like(guidance)
         return Predictions(uncond, cond.expand(self.mask.n, *x_t.shape), weights, guidance)
 
     def mixed(self, contexts: Prompts, weights: Tensor) -> Prompts:

@@ -309,25 +309,20 @@ def _joint(job: Job) -> Tensor:
 
 
 Method = Callable[[Job], Tensor]
+PLAIN_METHODS: Mapping[str, Method] = {"prompt": _prompt, "pixel": _pixel, "epsilon": _epsilon}
 METHODS: Mapping[str, Method] = {
-    "prompt": _prompt,
-    "pixel": _pixel,
-    "epsilon": _epsilon,
+    **PLAIN_METHODS,
     "attention": _attention,
     "regional": _regional,
     "combined": _combined,
 }
-JOINT_METHODS: Mapping[str, Method] = {
-    "prompt": _prompt,
-    "pixel": _pixel,
-    "epsilon": _epsilon,
-    "joint": _joint,
-}
+JOINT_METHODS: Mapping[str, Method] = {**PLAIN_METHODS, "joint": _joint}
+BY_ATTENTION = {"cross": METHODS, "joint": JOINT_METHODS, "plain joint": PLAIN_METHODS}
 
 
 def methods_of(model: Model) -> Mapping[str, Method]:
     """The methods that a model's family has, by name."""
-    return METHODS if model.family.attention == "cross" else JOINT_METHODS
+    return BY_ATTENTION[model.family.attention]
 
 
 def _refuse_other(model: Model, method: str) -> None:

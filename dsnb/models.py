@@ -121,9 +121,8 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
         raise ValueError(f"image must lie in [0, 1], got {low} to {high}")
     with torch.no_grad():
         pixels = (2 * image - 1).to(model.device, model.vae.dtype)
-        encoded = model.vae.encode(pixels)
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-    shift, scale = model.family.latent_scale(model.pipe, latents.shape[-2:])
+        latents = model.family.encode_image(model.pipe, pixels)
+    shift, scale = model.family.latent_scale(model.pipe, *latents.shape[-2:])
     return (latents.float() - shift) * scale
 
 
@@ -138,8 +137,8 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
             f"or its dtype ({model.dtype}) are at fault"
         )
     with torch.no_grad():
-        shift, scale = model.family.latent_scale(model.pipe, latents.shape[-2:])
-        pixels = model.vae.decode((latents / scale + shift).to(model.vae.dtype)).sample
+        shift, scale = model.family.latent_scale(model.pipe, *latents.shape[-2:])
+        pixels = model.family.decode_latents(model.pipe, (latents / scale + shift).to(model.vae.dtype))
     if not torch.isfinite(pixels).all():
         raise ValueError(
             f"the autoencoder of model {model.name!r} made NaN or infinite pixels: the latents (up to "
@@ -196,7 +195,8 @@ def _encode_texts(model: Model, prompts: Sequence[str]) -> Prompts:
 
 def refuse_blending(network: ModelMixin) -> None:
     """Raises RuntimeError inside a blend of attention, whose hooks would change this image too."""
-    if any(type(p).__module__ == "dsnb.attention" for p in network.attn_processors.values()):
+    processors = getattr(network, "attn_processors", {})  # Z-Image has none
+    if any(type(p).__module__ == "dsnb.attention" for p in processors.values()):
         raise RuntimeError("the model is in the middle of a blend; draw after it, not in its callback")
 
 

@@ -10,7 +10,7 @@ from conftest import make_pipeline, make_scheduler
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from tiny_chat_models import make_flux2
+from tiny_chat_models import make_flux2, make_qwen_image
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import (
@@ -28,7 +28,7 @@ from dsnb.guider import MaskGuider
 from dsnb.joint import joint_bias
 
 LEFT, RIGHT, MIDDLE = "a mosaic", "a sketch", "in oil"
-KINDS = ["sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "flux2-klein", "flux2-dev"]
+KINDS = ["sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "flux2-klein", "flux2-dev", "qwen-image"]
 STEPS = 2
 
 
@@ -106,6 +106,8 @@ def save(kind, folder):
         )  # fmt: skip
     elif kind.startswith("flux2"):
         pipe = make_flux2(kind)
+    elif kind == "qwen-image":
+        pipe = make_qwen_image()
     else:
         tokenizer, t5 = make_t5(32)
         torch.manual_seed(1)
@@ -168,8 +170,10 @@ def stock_image(model, noise):
     """What diffusers' own pipeline makes of this noise."""
     pipe, latents = model.pipe, noise.x_T
     options = {"guidance_scale": guidance_of(model), "num_inference_steps": STEPS, "height": 16, "width": 24}
-    if model.family.name == "FLUX.1":
+    if model.family.name in ("FLUX.1", "Qwen-Image"):
         latents = pipe._pack_latents(latents, *latents.shape)
+    if model.family.name == "Qwen-Image":
+        options |= {"true_cfg_scale": options.pop("guidance_scale"), "negative_prompt": [""] * 2}
     if model.family.name == "FLUX.2":
         latents = pipe._patchify_latents(latents)
     pipe.set_progress_bar_config(disable=True)
@@ -240,7 +244,8 @@ def test_samples_per_step(model, noise):
 
 
 def test_processors_come_back_after_an_exception(model, noise):
-    before = dict(model.network.attn_processors)
+    processors = lambda: dict(getattr(model.network, "attn_processors", {}))  # Z-Image names none
+    before = processors()
 
     def stop(step):
         raise KeyboardInterrupt
@@ -248,20 +253,24 @@ def test_processors_come_back_after_an_exception(model, noise):
     for method in blending(model):
         with pytest.raises(KeyboardInterrupt):
             run(model, noise, [LEFT, RIGHT], masks.linear(), method, callback=stop)
-        assert model.network.attn_processors == before
+        assert processors() == before
 
 
 def test_what_a_family_cannot_do_is_said_before_any_work(model, noise):
     with models.count_unet_samples(model.network) as count:
-        if model.family.attention == "joint":
-            for method in ("attention", "regional", "combined"):
-                with pytest.raises(NotImplementedError, match=f"'{method}' is not there.*epsilon, joint"):
-                    run(model, noise, [LEFT, RIGHT], masks.linear(), method)
+        own = methods.methods_of(model)
+        for method in {*methods.METHODS, "joint"} - set(own):
+            with pytest.raises(NotImplementedError, match=f"'{method}' is not there.*{', '.join(own)}"):
+                run(model, noise, [LEFT, RIGHT], masks.linear(), method)
+        if model.family.attention != "cross":
             with pytest.raises(NotImplementedError, match="no UNet and no cross-attentions"):
                 model.unet  # noqa: B018
-        else:
-            with pytest.raises(NotImplementedError, match="'joint' is not there"):
-                run(model, noise, [LEFT, RIGHT], masks.linear(), "joint")
+        if model.family.attention == "plain joint":
+            with pytest.raises(NotImplementedError, match="attention maps are not there"):
+                with record_attention(model, LEFT, (8, 12)):
+                    pass
+            with pytest.raises(NotImplementedError, match="styles are padded"):
+                MaskGuider(masks.linear(), models.encode_prompts(model, [LEFT, RIGHT]))
         if not model.guided:
             with pytest.raises(ValueError, match="negative_prompt must be empty"):
                 run(model, noise, [LEFT, RIGHT], masks.linear(), negative_prompt="grey")
@@ -282,7 +291,20 @@ def test_a_negative_prompt_and_a_guidance_per_style(model, noise):
 
 
 def test_the_length_of_an_encoded_prompt_is_known_before_it_is_encoded(model):
-    assert models.encode_prompts(model, [LEFT]).text.shape[1] == model.family.text_length(model.pipe)
+    rows, most = models.encode_prompts(model, [LEFT, "a"]), model.family.text_length(model.pipe)
+    if rows.length is None:
+        assert rows.text.shape[1] == most
+    else:  # as many as the prompt has
+        assert (
+            rows.length[0] == rows.text.shape[1] <= most and rows.length[1] == rows.length[0] - len(LEFT) + 1
+        )
+
+
+def test_encoded_prompts_are_drawn_like_their_texts(model, noise):
+    """Also those that are longer or shorter than the empty prompt."""
+    rows = models.encode_prompts(model, [LEFT, RIGHT])
+    expected = run(model, noise, [LEFT, RIGHT], masks.linear())
+    close(run(model, noise, rows, masks.linear()), expected)
 
 
 def test_lora_weights_are_drawn_with_and_leave_without_a_trace(model, noise, tmp_path):
@@ -319,6 +341,8 @@ def test_a_lora_for_one_style_of_two(model, noise):
 
 
 def test_attention_maps_are_what_the_image_reads_of_the_text(model, noise, monkeypatch):
+    if model.family.attention == "plain joint":
+        pytest.skip("this family has none")
     size, plain = tuple(noise.x_T.shape[-2:]), single(model, noise, LEFT)
     with record_attention(model, LEFT, size) as maps:
         close(single(model, noise, LEFT), plain)

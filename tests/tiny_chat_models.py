@@ -93,3 +93,25 @@ def make_flux2(kind):
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     )  # fmt: skip
+
+
+def make_qwen_image():
+    torch.manual_seed(9)
+    text = language_model(2) | {
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    }
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 8}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=16, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.8, 1.1, 0.9, 1.3],
+    )  # fmt: skip
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=8, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    text_encoder = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    return diffusers.QwenImagePipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=qwen_tokenizer(), transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+    )  # fmt: skip

@@ -3,13 +3,21 @@
 from .base import Family, Prompts, Settings
 from .flux import Flux
 from .flux2 import Flux2
+from .qwen_image import QwenImage
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
 
 __all__ = ["FAMILIES", "Family", "Prompts", "Settings", "family_of"]
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3(), Flux(), Flux2())
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+    Flux2(),
+    QwenImage(),
+)
 
 
 def family_of(pipeline: str) -> Family:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -41,28 +43,49 @@ class Prompts:
     pooled: Tensor | None = None  # (P, E), one vector per prompt
     guidance: Tensor | None = None  # (P,), for a network that is told its guidance
     bias: Tensor | None = None  # (S, S), added to the scores of every joint attention; the same for all rows
+    length: Tensor | None = None  # (P,), how many tokens of each row count, where shorter rows are padded
 
     def __len__(self) -> int:
         return len(self.text)
 
     def __getitem__(self, rows: Any) -> "Prompts":
         take = lambda part: None if part is None else part[rows]
-        return Prompts(self.text[rows], take(self.pooled), take(self.guidance), self.bias)
+        return Prompts(self.text[rows], take(self.pooled), take(self.guidance), self.bias, take(self.length))
 
     def __iter__(self) -> Iterator["Prompts"]:
         return (self[[row]] for row in range(len(self)))
 
+    @property
+    def valid(self) -> Tensor | None:
+        """Which tokens count (P, L), or None where all do."""
+        if self.length is None:
+            return None
+        valid = torch.arange(self.text.shape[1], device=self.text.device) < self.length[:, None]
+        return None if valid.all() else valid
+
+    def padded(self, length: int) -> "Prompts":
+        """These rows with zeros at the end, so that each has this many tokens."""
+        _, given, _ = self.text.shape
+        every = torch.full((len(self),), given, device=self.text.device)
+        text = F.pad(self.text, (0, 0, 0, length - given))
+        return replace(self, text=text, length=every if self.length is None else self.length)
+
     def after(self, first: "Prompts") -> "Prompts":
         """These rows after those of another, in its dtype. Raises ValueError for texts of another length or width."""
+        rows = self
+        if first.length is not None:
+            longest = max(first.text.shape[1], rows.text.shape[1])
+            first, rows = first.padded(longest), rows.padded(longest)
         join = lambda a, b: None if a is None or b is None else torch.cat([a, b.to(a)])
         for name in ("text", "pooled"):
-            one, other = getattr(first, name), getattr(self, name)
+            one, other = getattr(first, name), getattr(rows, name)
             here, there = (None if part is None else tuple(part.shape[1:]) for part in (one, other))
             if here != there:
                 raise ValueError(
                     f"prompts must have a {name} of shape (P, *{here}) for this model, got (P, *{there})"
                 )
-        return Prompts(torch.cat([first.text, self.text.to(first.text)]), join(first.pooled, self.pooled))
+        text, pooled = torch.cat([first.text, rows.text.to(first.text)]), join(first.pooled, rows.pooled)
+        return Prompts(text, pooled, length=join(first.length, rows.length))
 
     def repeat(self, batch: int) -> "Prompts":
         """Each row `batch` times in a row, for a batch of images per prompt."""
@@ -78,7 +101,8 @@ class Family:
     name: str
     pipelines: tuple[str, ...]  # names of diffusers' pipeline classes
     network = "unet"  # the component that predicts
-    attention = "cross"  # how it reads the text: "cross" or "joint"
+    attention = "cross"  # how it reads the text: "cross", "joint", or "plain joint", which takes no bias
+    linear = True  # whether guidance is u + s (c - u), which the sampler merges with the mask in one pass
     patch = 1  # latents are read in patches of patch x patch
     text_first = False  # whether joint attention has the text before the image
     time_unit = 1  # what the network is told, times this, is the schedule's timestep
@@ -110,7 +134,16 @@ class Family:
         """What the scheduler's `set_timesteps` takes besides the steps, for latents of this height and width."""
         return {}
 
-    def latent_scale(self, pipe: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+    def encode_image(self, pipe: Any, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> the autoencoder's latents (B, C, h, w), before shift and scale."""
+        encoded = pipe.vae.encode(pixels)
+        return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+
+    def decode_latents(self, pipe: Any, latents: Tensor) -> Tensor:
+        """The autoencoder's latents -> pixels; the reverse of `encode_image`."""
+        return pipe.vae.decode(latents).sample
+
+    def latent_scale(self, pipe: Any, height: int, width: int) -> tuple[Any, Any]:
         """Shift and scale for latents of this height and width: network's = (autoencoder's - shift) * scale."""
         return pipe.vae.config.get("shift_factor") or 0.0, pipe.vae.config.scaling_factor
 
@@ -135,6 +168,10 @@ class Family:
         """While the block runs, the network's joint attentions add `Prompts.bias` to their scores."""
         yield
 
+    def guide(self, uncond: Tensor, cond: Tensor, guidance: Tensor | float) -> Tensor:
+        """The guided output of the network, as the pipeline itself computes it."""
+        return uncond + guidance * (cond - uncond)
+
     def tell_guidance(self, pipe: Any, guidance: Tensor) -> Tensor | None:
         """The guidance (P,) as a network without an unconditional prediction is told it. Raises ValueError."""
         return None
@@ -142,6 +179,15 @@ class Family:
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
         """x_t (B, C, h, w) in the network's dtype, and B rows of prompts -> the network's output, like x_t."""
         raise NotImplementedError
+
+
+def shifted(pipe: Any, steps: int, tokens: int) -> dict[str, Any]:
+    """What most pipelines of flow matching give to `set_timesteps`: even sigmas, and a shift by the image's size."""
+    get = pipe.scheduler.config.get
+    few, many = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
+    least, most = get("base_shift", 0.5), get("max_shift", 1.15)
+    shift = least + (most - least) * (tokens - few) / (many - few)
+    return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
 
 
 def check_flow(pipe: Any) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Family, Prompts, Settings, check_flow
+from .base import Family, Prompts, Settings, check_flow, shifted
 
 TEXT_LENGTH = 512  # tokens of T5, as in the pipeline itself
 
@@ -54,12 +53,7 @@ class Flux(Family):
         return pipe.default_sample_size * pipe.vae_scale_factor
 
     def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
-        """The pipeline's own: even sigmas, shifted the more, the larger the image."""
-        get, tokens = pipe.scheduler.config.get, (size[0] // 2) * (size[1] // 2)
-        few, many = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
-        least, most = get("base_shift", 0.5), get("max_shift", 1.15)
-        shift = least + (most - least) * (tokens - few) / (many - few)
-        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
+        return shifted(pipe, steps, (size[0] // 2) * (size[1] // 2))
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         return pipe.tokenizer_2, TEXT_LENGTH - 1

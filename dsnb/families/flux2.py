@@ -35,12 +35,12 @@ class Flux2(Flux):
         shift = compute_empirical_mu((size[0] // 2) * (size[1] // 2), steps)
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
 
-    def latent_scale(self, pipe: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def latent_scale(self, pipe: Any, height: int, width: int) -> tuple[Tensor, Tensor]:
         """The autoencoder keeps a mean and a variance of each channel of the 2 x 2 patches."""
         norm = pipe.vae.bn
         parts = norm.running_mean, 1 / (norm.running_var + pipe.vae.config.batch_norm_eps).sqrt()
         one_patch = (pipe._unpatchify_latents(part.float()[None, :, None, None]) for part in parts)
-        shift, scale = (part.repeat(1, 1, size[0] // 2, size[1] // 2) for part in one_patch)
+        shift, scale = (part.repeat(1, 1, height // 2, width // 2) for part in one_patch)
         return shift, scale
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
