@@ -10,7 +10,7 @@ from conftest import make_pipeline, make_scheduler
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from tiny_chat_models import make_flux2, make_qwen_image
+from tiny_chat_models import make_flux2, make_qwen_image, make_z_image
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import (
@@ -28,7 +28,18 @@ from dsnb.guider import MaskGuider
 from dsnb.joint import joint_bias
 
 LEFT, RIGHT, MIDDLE = "a mosaic", "a sketch", "in oil"
-KINDS = ["sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "flux2-klein", "flux2-dev", "qwen-image"]
+KINDS = [
+    "sd1",
+    "sd2",
+    "sdxl",
+    "sd3",
+    "flux-dev",
+    "flux-schnell",
+    "flux2-klein",
+    "flux2-dev",
+    "qwen-image",
+    "z-image",
+]
 STEPS = 2
 
 
@@ -108,6 +119,8 @@ def save(kind, folder):
         pipe = make_flux2(kind)
     elif kind == "qwen-image":
         pipe = make_qwen_image()
+    elif kind == "z-image":
+        pipe = make_z_image(make_vae(4, shift_factor=0.1))
     else:
         tokenizer, t5 = make_t5(32)
         torch.manual_seed(1)
@@ -176,6 +189,8 @@ def stock_image(model, noise):
         options |= {"true_cfg_scale": options.pop("guidance_scale"), "negative_prompt": [""] * 2}
     if model.family.name == "FLUX.2":
         latents = pipe._patchify_latents(latents)
+    if model.family.name == "Z-Image":  # its pipeline calls p + g (p - u) a guidance of g
+        options["guidance_scale"] -= 1
     pipe.set_progress_bar_config(disable=True)
     return pipe(prompt=[LEFT] * 2, latents=latents, output_type="pt", **options).images
 

@@ -115,3 +115,16 @@ def make_qwen_image():
         vae=vae, text_encoder=text_encoder, tokenizer=qwen_tokenizer(), transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
     )  # fmt: skip
+
+
+def make_z_image(vae):
+    torch.manual_seed(9)
+    text_encoder = transformers.Qwen3Model(transformers.Qwen3Config(**language_model(2))).eval()
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8,
+        axes_dims=[4, 4, 8], axes_lens=[1024, 32, 32],
+    )  # fmt: skip
+    return diffusers.ZImagePipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=qwen_tokenizer(), transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )  # fmt: skip

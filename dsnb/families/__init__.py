@@ -7,6 +7,7 @@ from .qwen_image import QwenImage
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
+from .z_image import ZImage
 
 __all__ = ["FAMILIES", "Family", "Prompts", "Settings", "family_of"]
 
@@ -17,6 +18,7 @@ FAMILIES: tuple[Family, ...] = (
     Flux(),
     Flux2(),
     QwenImage(),
+    ZImage(),
 )
 
 
