@@ -113,7 +113,7 @@ def make_qwen_image():
     text_encoder = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
     return diffusers.QwenImagePipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=qwen_tokenizer(), transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     )  # fmt: skip
 
 
