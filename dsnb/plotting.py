@@ -94,6 +94,15 @@ def to_array(image: Picture, name: str = "image") -> np.ndarray:
     return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
 
 
+def enlarge(image: Picture, width: int) -> np.ndarray:
+    """The image with at least this many columns: a smaller one is scaled up smoothly. As `to_array` gives it."""
+    pixels = Image.fromarray(to_array(image))
+    if pixels.width < width:
+        size = (width, round(width * pixels.height / pixels.width))
+        pixels = pixels.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(pixels)
+
+
 def png_bytes(image: Picture, parameters: dict | None = None, largest: int | None = None) -> bytes:
     """Encodes an image as a PNG file.
 
@@ -314,7 +323,7 @@ def show_mask(
     if len(labels) != len(weights):
         raise ValueError(f"labels has {len(labels)} entries; expected {len(weights)}, one per style")
     pictures = [color_weights(weights, image), *(weight.clamp(0, 1) for weight in weights)]
-    figure = show_grid(pictures, ["all", *labels], columns=len(pictures), width=width)
+    figure = show_grid(pictures, ["as colours", *labels], columns=len(pictures), width=width)
     axes = figure.axes[0]
     height, across = to_array(pictures[0]).shape[:2]
     y = (np.arange(weights.shape[1]) + 0.5) * height / weights.shape[1] - 0.5

@@ -110,9 +110,9 @@ def paint(
     labels = [f"style {i + 1}" for i in range(n)] if labels is None else list(labels)
     if len(labels) != n:
         raise ValueError(f"labels has {len(labels)} entries; expected {n}, one per style")
-    painter = Painter(image, n, painted)
+    painter = Painter(image, n, painted, width)
     if interactive:
-        painter.build(labels, brush, softness, width)
+        painter.build(labels, brush, softness)
     return painter
 
 
@@ -138,10 +138,10 @@ class Painter(traitlets.HasTraits):
 
     value = traitlets.Any()
 
-    def __init__(self, image: plotting.Picture, n: int, strokes: list[Stroke]):
+    def __init__(self, image: plotting.Picture, n: int, strokes: list[Stroke], width: int = 400):
         super().__init__()
         self._picture = plotting.to_array(image, "image")
-        self.n, self._strokes = n, strokes
+        self.n, self._strokes, self.width = n, strokes, width
         self.box: ipywidgets.VBox | None = None
         self._open: Stroke | None = None  # the stroke that is being painted
         self._refresh()
@@ -182,18 +182,20 @@ class Painter(traitlets.HasTraits):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
         seen = plotting.color_weights(self.weights(), self._picture, 0.45)
+        seen = plotting.enlarge(seen, self.width)  # as large as the canvas shows it
         bundle = {"text/plain": f"Painter(n={self.n}, {len(self._strokes)} strokes)"}
         bundle["image/png"] = base64.b64encode(plotting.png_bytes(seen)).decode()
         return bundle if self.box is None else bundle | self.box._repr_mimebundle_()
 
     # The canvas
 
-    def build(self, labels: Sequence[str], brush: float, softness: float, width: int) -> None:
+    def build(self, labels: Sequence[str], brush: float, softness: float) -> None:
         """Make the canvas and its buttons; they are in `box`."""
         height, across = self._picture.shape[:2]
         # Two layers: the image with its mask, and the outline of the brush.
-        self._canvas = MultiCanvas(2, width=width, height=max(1, round(width * height / across)))
-        self._canvas.layout.width = f"{width}px"
+        size = {"width": self.width, "height": max(1, round(self.width * height / across))}
+        self._canvas = MultiCanvas(2, **size)
+        self._canvas.layout.width = f"{self.width}px"
         self._canvas.add_class("dsnb-canvas")
         narrow = {"style": {"description_width": "70px"}, "layout": {"width": "270px"}}
         options = list(zip(labels, range(self.n), strict=True))

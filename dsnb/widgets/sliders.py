@@ -21,7 +21,6 @@ from typing import Any
 import ipywidgets
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from PIL import Image
 from tqdm.auto import tqdm
 
 from .. import checks, plotting
@@ -189,10 +188,7 @@ class Panel:
         self._play.value = on
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
-        still = Image.fromarray(plotting.to_array(self.picture))
-        if still.width < self.width:  # as large as the panel shows it
-            size = (self.width, round(self.width * still.height / still.width))
-            still = still.resize(size, Image.Resampling.BICUBIC)
+        still = plotting.enlarge(self.picture, self.width)  # as large as the panel shows it
         bundle = {"text/plain": f"Panel({self.parameters()})"}
         bundle["image/png"] = base64.b64encode(plotting.png_bytes(still)).decode()
         return bundle if self.box is None else bundle | self.box._repr_mimebundle_()

@@ -101,7 +101,7 @@ def draw_ranks(means: pd.DataFrame) -> Figure:
     panel = axes[0, 0]
     panel.imshow(rank, cmap="RdYlGn_r", aspect="auto", alpha=0.7)
     for (y, x), value in np.ndenumerate(means.to_numpy()):
-        panel.text(x, y, "–" if np.isnan(value) else f"{value:.3g}", ha="center", va="center", fontsize=6)
+        panel.text(x, y, _short(value), ha="center", va="center", fontsize=6)
     panel.set_xticks(range(means.shape[1]), means.columns, fontsize=7, rotation=30, ha="left")
     panel.xaxis.tick_top()
     panel.set_yticks(range(len(means)), [title(name) for name in means.index], fontsize=6)
@@ -136,5 +136,11 @@ def draw_questions(
             panel.set_xlabel(", ".join(varied for varied, _ in words[0]), fontsize=7)
             panel.tick_params(labelsize=6)
         if row[0].has_data():
-            row[0].legend(fontsize=6)
+            row[0].legend(fontsize=6, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2, frameon=False)
     return figure
+
+
+def _short(value: float) -> str:
+    if np.isnan(value):
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.3f}"

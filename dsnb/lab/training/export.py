@@ -66,6 +66,9 @@ def read_log(path: Path) -> pd.DataFrame:
     return pd.read_csv(path).drop_duplicates("step", keep="last").sort_values("step")
 
 
+STAGE_TITLES = {"generator": "text encoder", "evaluator": "evaluator CLIP"}
+
+
 def plot_logs(folder: Path) -> Figure:
     """The loss of every stage that has a log in `folder`, and its mean over 20 rows."""
     files = [Path(folder, f"{stage}.csv") for stage in ("autoencoder", "generator", "evaluator", "unet")]
@@ -74,6 +77,6 @@ def plot_logs(folder: Path) -> Figure:
     for axes, file in zip(figure.subplots(1, max(1, len(files)), squeeze=False)[0], files, strict=False):
         log = read_log(file)
         axes.plot(log.step, log.loss, alpha=0.25)
-        axes.plot(log.step, log.loss.rolling(min(20, len(log))).mean())
-        axes.set(title=file.stem, xlabel="step", ylabel="loss")
+        axes.plot(log.step, log.loss.rolling(min(20, len(log)), center=True).mean())
+        axes.set(title=STAGE_TITLES.get(file.stem, file.stem), xlabel="step", ylabel="loss")
     return figure
