@@ -17,7 +17,7 @@ TEXT_LENGTH = 512  # tokens of T5, as in the pipeline itself
 
 class Flux(Family):
     name = "FLUX.1"
-    pipelines = ("FluxPipeline",)
+    pipelines: tuple[str, ...] = ("FluxPipeline",)
     network = "transformer"
     attention = "joint"
     patch = 2
