@@ -181,8 +181,8 @@ class Painter(traitlets.HasTraits):
         self.value = self.weights()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
-        seen = plotting.color_weights(self.weights(), self._picture, 0.45)
-        seen = plotting.enlarge(seen, self.width)  # as large as the canvas shows it
+        colored = plotting.color_weights(self.weights(), self._picture, 0.45)
+        seen = plotting.enlarge(colored, self.width)  # as large as the canvas shows it
         bundle = {"text/plain": f"Painter(n={self.n}, {len(self._strokes)} strokes)"}
         bundle["image/png"] = base64.b64encode(plotting.png_bytes(seen)).decode()
         return bundle if self.box is None else bundle | self.box._repr_mimebundle_()
