@@ -73,9 +73,8 @@ class AttentionMaps:
     def tokens(self, prompt: int = 0) -> list[str]:
         """The prompt's tokens as texts, start and end mark included; the index is what `heat` takes."""
         texts = self._tokenizer.convert_ids_to_tokens(self._ids[self._prompt(prompt)])
-        return [
-            text.removesuffix("</w>").lstrip("\u2581\u0120") for text in texts
-        ]  # marks of CLIP, T5 and Qwen
+        # CLIP marks the end of a word, T5 and Qwen its beginning
+        return [text.removesuffix("</w>").lstrip("\u2581\u0120") for text in texts]
 
     def words(self, prompt: int = 0) -> dict[str, list[int]]:
         """The words of a prompt that have a map, in order -> the indices of their tokens."""

@@ -73,9 +73,7 @@ class Flux2(Flux):
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
         patches = pipe._patchify_latents(x_t)
         ids = torch.zeros(prompts.text.shape[1], 4, device=x_t.device)
-        ids[:, 3] = (
-            torch.arange(len(ids)) % TEXT_LENGTH
-        )  # each of several texts is counted from its own start
+        ids[:, 3] = torch.arange(len(ids)) % TEXT_LENGTH  # each of several texts counts from its own start
         out = pipe.transformer(
             hidden_states=pipe._pack_latents(patches),
             timestep=timestep.expand(len(x_t)) / 1000,
