@@ -227,7 +227,7 @@ TOY = {
     "solutions/14_compare_methods": {"seed": 1},
     "solutions/15_measure_cost": {"samples_styles": 3, "tokens": 256, "repeats": 3, "seed": 1},
     "solutions/16_train_the_model": {"steps": 5, "seed": 1},
-    "solutions/18_what_teaches_objects": {"steps": 3, "repeats": 20, "seed": 1},
+    "solutions/18_what_teaches_objects": {"steps": 3, "repeats": 20, "count": 6, "seed": 1},
 }
 
 
