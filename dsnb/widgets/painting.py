@@ -138,7 +138,7 @@ class Painter(traitlets.HasTraits):
 
     value = traitlets.Any()
 
-    def __init__(self, image: plotting.Picture, n: int, strokes: list[Stroke], width: int = 400):
+    def __init__(self, image: plotting.Picture, n: int, strokes: list[Stroke], width: int):
         super().__init__()
         self._picture = plotting.to_array(image, "image")
         self.n, self._strokes, self.width = n, strokes, width

@@ -160,9 +160,9 @@ def open_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def reads_well(tokenizer: CLIPTokenizer, device):
     """A test for `fit`: does a contrastive network read objects and styles of drawn images well enough?"""
-    images, pictures, asked = ground_truth(128, 7, device)
 
     def good(network: clip.Contrast) -> bool:
+        images, pictures, asked = ground_truth(128, 7, device)  # not before it is needed
         evaluator = Evaluator(clip.ContrastClip(network, tokenizer))
         objects = top(evaluator.objects(images, pictures, asked), pictures.object).mean().item()
         styles = top(evaluator.styles(images, pictures), asked).mean().item()
