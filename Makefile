@@ -34,7 +34,7 @@ test: $(VENV)/.dev  ## checks style and types, runs the unit tests and every not
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-all: test $(VENV)/.browser  ## also the slow tests: default sizes, the wheel, a browser (chromium, fonts-dejavu-core)
 	$(BIN)/python -m pytest -m slow

@@ -6,7 +6,7 @@ The names below are loaded on first use, so that `import dsnb` stays cheap for c
 from importlib import import_module
 from pathlib import Path
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _EXPORTS = {
     "load": "checkpoints",

@@ -39,7 +39,7 @@ def test_other_weights_are_another_version():
     digest = sha256()
     for file in sorted(dsnb.data_path("models").rglob("*.safetensors")):
         digest.update(file.read_bytes())
-    assert (dsnb.__version__, digest.hexdigest()[:16]) == ("0.3.0", "72dbf1d27e3dfa90")
+    assert (dsnb.__version__, digest.hexdigest()[:16]) == ("0.4.0", "3ba4f828a1e956f7")
 
 
 def test_a_folder_without_settings_gets_the_papers(tiny):

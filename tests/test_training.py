@@ -19,7 +19,7 @@ from dsnb import masks
 from dsnb.lab.training import __main__ as command
 from dsnb.lab.training import ablations, autoencoder, card, clip, diffusion, evaluate, evaluator, loop, recipe
 from dsnb.lab.training import export as exporting
-from dsnb.lab.training.export import export, read_log
+from dsnb.lab.training.export import SETTINGS, export, read_log
 from dsnb.lab.training.stream import ImageStream
 from dsnb.lab.world import (
     CELL,
@@ -381,7 +381,7 @@ def test_the_export_opens_as_stable_diffusion(networks, tokenizer, tmp_path):
     assert drawn.shape == (1, SIZE, SIZE, 3)
     assert pipe.vae.config.scaling_factor == pytest.approx(tiny.config.scaling_factor)
     model = dsnb.load(folder, device="cpu", dtype=torch.float32)
-    assert (model.settings.steps, model.settings.skip, model.settings.guidance) == (25, 2, 3.0)
+    assert model.settings == dsnb.models.Settings(**SETTINGS)
     assert model.image_size == SIZE
     configs = [json.loads(path.read_text()) for path in folder.glob("*/config.json")]
     assert len(configs) == 3 and not any("_name_or_path" in config for config in configs)

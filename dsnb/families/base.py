@@ -181,23 +181,28 @@ class Family:
         raise NotImplementedError
 
 
-def shifted(pipe: Any, steps: int, tokens: int) -> dict[str, Any]:
-    """What most pipelines of flow matching give to `set_timesteps`: even sigmas, and a shift by the image's size."""
-    get = pipe.scheduler.config.get
-    few, many = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
-    least, most = get("base_shift", 0.5), get("max_shift", 1.15)
-    shift = least + (most - least) * (tokens - few) / (many - few)
-    return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
+class FlowFamily(Family):
+    """A family of flow matching, whose transformer reads latents in patches of 2 x 2."""
 
+    network = "transformer"
+    patch = 2
 
-def check_flow(pipe: Any) -> None:
-    """Raises ValueError for a scheduler that is not one of flow matching."""
-    kind = type(pipe.scheduler).__name__
-    if kind != "FlowMatchEulerDiscreteScheduler":
-        raise ValueError(
-            f"the scheduler is a {kind}; this family needs a FlowMatchEulerDiscreteScheduler, e.g. "
-            "FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)"
-        )
+    def check(self, pipe: Any) -> None:
+        kind = type(pipe.scheduler).__name__
+        if kind != "FlowMatchEulerDiscreteScheduler":
+            raise ValueError(
+                f"the scheduler is a {kind}; this family needs a FlowMatchEulerDiscreteScheduler, e.g. "
+                "FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)"
+            )
+
+    def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        """Even sigmas, and a shift by the number of patches, as most of these pipelines ask for."""
+        get = pipe.scheduler.config.get
+        few, many = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
+        least, most = get("base_shift", 0.5), get("max_shift", 1.15)
+        patches = (size[0] // self.patch) * (size[1] // self.patch)
+        shift = least + (most - least) * (patches - few) / (many - few)
+        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
 
 
 def chat_start(read: Callable[[str], Sequence[int]]) -> int:

@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Family, Prompts, Settings, check_flow, shifted
+from .base import FlowFamily, Prompts, Settings
 
 TEXT_LENGTH = 512  # tokens of T5, as in the pipeline itself
 
 
-class Flux(Family):
+class Flux(FlowFamily):
     name = "FLUX.1"
     pipelines: tuple[str, ...] = ("FluxPipeline",)
-    network = "transformer"
     attention = "joint"
-    patch = 2
     text_first = True
     time_unit = 1000
     settings = Settings(steps=28, skip=3, encoder_guidance=1.0, guidance=5.5, sampling_guidance=3.5)
@@ -29,9 +27,6 @@ class Flux(Family):
         if pipe.transformer.config.guidance_embeds:
             return self.settings
         return replace(self.settings, steps=4, skip=0, guidance=1.0, sampling_guidance=1.0)
-
-    def check(self, pipe: Any) -> None:
-        check_flow(pipe)
 
     def guided(self, pipe: Any) -> bool:
         return False
@@ -51,9 +46,6 @@ class Flux(Family):
 
     def image_size(self, pipe: Any) -> int:
         return pipe.default_sample_size * pipe.vae_scale_factor
-
-    def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
-        return shifted(pipe, steps, (size[0] // 2) * (size[1] // 2))
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         return pipe.tokenizer_2, TEXT_LENGTH - 1

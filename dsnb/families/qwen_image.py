@@ -9,30 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Family, Prompts, Settings, check_flow, shifted
+from .base import FlowFamily, Prompts, Settings
 
 
-class QwenImage(Family):
+class QwenImage(FlowFamily):
     name = "Qwen-Image"
     pipelines = ("QwenImagePipeline",)
-    network = "transformer"
     attention = "plain joint"
     linear = False
-    patch = 2
     time_unit = 1000
     settings = Settings(steps=50, skip=5, guidance=6.0, sampling_guidance=4.0)
-
-    def check(self, pipe: Any) -> None:
-        check_flow(pipe)
 
     def channels(self, pipe: Any) -> int:
         return pipe.transformer.config.in_channels // 4
 
     def image_size(self, pipe: Any) -> int:
         return pipe.default_sample_size * pipe.vae_scale_factor
-
-    def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
-        return shifted(pipe, steps, (size[0] // 2) * (size[1] // 2))
 
     def encode_image(self, pipe: Any, pixels: Tensor) -> Tensor:
         """The autoencoder is one of videos; an image is one frame."""

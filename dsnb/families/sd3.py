@@ -9,21 +9,19 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from torch import Tensor
 
-from .base import Family, Prompts, Settings, check_flow
+from .base import FlowFamily, Prompts, Settings
 
 TEXT_LENGTH = 256  # tokens of T5, as in the pipeline itself
 
 
-class StableDiffusion3(Family):
+class StableDiffusion3(FlowFamily):
     name = "Stable Diffusion 3/3.5"
     pipelines = ("StableDiffusion3Pipeline",)
-    network = "transformer"
     attention = "joint"
-    patch = 2
     settings = Settings(steps=28, skip=3, guidance=7.0, sampling_guidance=4.5)
 
-    def check(self, pipe: Any) -> None:
-        check_flow(pipe)
+    def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        return {}  # the shift is the scheduler's own
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         if pipe.text_encoder_3 is None:

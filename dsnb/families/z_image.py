@@ -10,29 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .base import Family, Prompts, Settings, chat_start, check_flow, read_chat, shifted
+from .base import FlowFamily, Prompts, Settings, chat_start, read_chat
 
 TEXT_LENGTH = 512  # tokens, as in the pipeline itself
 
 
-class ZImage(Family):
+class ZImage(FlowFamily):
     """The guidance s here is the usual one, and the pipeline's `guidance_scale` is s - 1."""
 
     name = "Z-Image"
     pipelines = ("ZImagePipeline",)
-    network = "transformer"
     attention = "plain joint"
-    patch = 2
     settings = Settings(steps=50, skip=5, guidance=8.5, sampling_guidance=6.0)
-
-    def check(self, pipe: Any) -> None:
-        check_flow(pipe)
 
     def image_size(self, pipe: Any) -> int:
         return 1024
-
-    def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
-        return shifted(pipe, steps, (size[0] // 2) * (size[1] // 2))
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         start = chat_start(lambda prompt: read_chat(pipe.tokenizer, prompt, enable_thinking=True))

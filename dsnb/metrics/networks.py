@@ -88,9 +88,11 @@ class Lpips(nn.Module):
     def features(self, images: Tensor, size: int | None = None, layers: int = 5) -> list[Tensor]:
         """The first `layers` of five maps (B, C, h, w) of images in [0, 1], resized to `size` if given."""
         x = check_images(images).to(self.shift)
-        x = x if size is None else resize(x, size)
-        x = (2 * x - 1 - self.shift) / self.scale
-        maps = []
+        return self.maps(x if size is None else resize(x, size), layers)
+
+    def maps(self, images: Tensor, layers: int = 5) -> list[Tensor]:
+        """The same maps with their gradients, of images as they are, also a little outside [0, 1]."""
+        x, maps = (2 * images - 1 - self.shift) / self.scale, []
         for part in list(self.slices)[:layers]:
             x = part(x)
             maps.append(x)

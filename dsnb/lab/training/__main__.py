@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="FOLDER",
         help="start from exported weights; only UNet and decoder learn",
     )
-    add("--fraction", **fraction, help="of the UNet's training images in several styles (default 0.2)")
+    add("--fraction", **fraction, help="of the UNet's training images in several styles (default 0.1)")
     add("--steps", type=int, help="at which each stage ends, if its time is not over before")
     add(
         "--threads",

@@ -121,7 +121,7 @@ def write_card(folder: Path, rows: list[Row], recipe: "Recipe", *, unet_paramete
         seed=recipe.seed,
         fraction=f"{recipe.fraction:g}",
         limits="\n".join(part for part in (missed(rows), uncertain(rows)) if part),
-        device="a GPU" if gpu else f"a CPU ({torch.get_num_threads()} threads)",
+        device="a GPU" if gpu else "a CPU",
         settings=", ".join(_setting(name, value) for name, value in SETTINGS.items()),
         stages=pd.DataFrame(history).to_markdown(index=False, missingval="–"),
         table=as_markdown(rows) if rows else "Not measured.\n",

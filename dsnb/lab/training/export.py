@@ -19,9 +19,9 @@ SETTINGS = {
     "skip": 2,
     "eta": 0.1,
     "encoder_guidance": 1.0,
-    "guidance": 3.0,
+    "guidance": 5.0,
     "sampling_guidance": 5.0,
-    "method_guidance": {"attention": 5.0, "regional": 5.0, "combined": 5.0},
+    "method_guidance": {"attention": 8.0, "regional": 8.0},
 }
 SHARD = "15MB"  # small files can be stored anywhere
 

@@ -57,7 +57,8 @@ class Recipe:
         source: folder of exported weights to start from; None starts from nothing.
         size: of the UNet, see `diffusion.SIZES`.
         latent_scale: the autoencoder's scaling factor; None measures it.
-        fraction: fraction of the UNet's training images in several styles.
+        fraction: fraction of the UNet's training images in several styles. With 0.2 of them, 36 % of the
+            captions that name a style belong to images that show it in a part only, and single styles came out weaker.
         steps: at which each stage ends, if its time is not over before.
         stages: the stages to work on.
         pictures: number of images that the evaluation uses; 0 leaves it out.
@@ -74,7 +75,7 @@ class Recipe:
     latent_channels: int = autoencoders.LATENT_CHANNELS
     latent_scale: float | None = None
     seed: int = 0
-    fraction: float = 0.2
+    fraction: float = 0.1
     steps: int = 10**9
     compiled: bool = False
     stages: Sequence[str] = tuple(STAGES)
