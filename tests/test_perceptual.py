@@ -74,6 +74,15 @@ def test_lpips_identity_symmetry_and_order(alex):
     assert torch.allclose(alex(image, far), alex(far, image))
 
 
+def test_a_network_can_learn_from_the_maps(alex):
+    targets, images = noise(1, 3, 64, 64), (noise(1, 3, 64, 64, seed=1) * 1.2 - 0.1).requires_grad_()
+    before = alex.distance(alex.maps(images), alex.maps(targets)).mean()
+    before.backward()
+    nearer = images - images.grad / images.grad.norm()
+    assert alex.distance(alex.maps(nearer), alex.maps(targets)).mean() < before
+    assert all(weight.grad is None for weight in alex.parameters())
+
+
 def test_lpips_is_the_package_s_own_number(alex, monkeypatch):
     """The package wants torchvision to be importable; a stand-in will do, since this path never uses it."""
     for name in ("torchvision", "torchvision.models", "torchsummary"):

@@ -58,7 +58,7 @@ class Recipe:
         size: of the UNet, see `diffusion.SIZES`.
         latent_scale: the autoencoder's scaling factor; None measures it.
         fraction: fraction of the UNet's training images in several styles. With 0.2 of them, 36 % of the
-            captions that name a style belong to images that show it in a part only, and single styles came out weaker.
+            captions that name a style belong to images that show it in a part only.
         steps: at which each stage ends, if its time is not over before.
         stages: the stages to work on.
         pictures: number of images that the evaluation uses; 0 leaves it out.
