@@ -10,7 +10,7 @@ from torch import Tensor
 from . import checks, masks, prompts
 from .inversion import Trajectory, from_noise
 from .masks import Mask
-from .methods import blend
+from .methods import blend, blend_pixels, decode
 from .models import Model
 from .sampling import Step
 from .widgets import Panel, explore
@@ -31,7 +31,7 @@ TITLES = {  # the methods, baselines first
     "regional": "regional context",
     "combined": "combined",
 }
-KEPT = 8  # images, so that a move of the wipe draws none again
+KEPT = 12  # images, so that a move of the wipe draws none again, nor one of the mask between finished images
 
 
 def blend_panel(
@@ -97,7 +97,13 @@ def blend_panel(
         more["picture"] = {text: index for index, text in enumerate(captions)}
     if painter is not None:
         shapes["painted"], more["painted"] = masks.from_weights, painter
-    drawn: dict[tuple, Tensor] = {}  # the last images
+    drawn: dict[tuple, Tensor] = {}  # the last images, in the order of their use
+
+    def keep(key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        drawn[key] = drawn.pop(key) if key in drawn else make()  # the last in use is the last to go
+        while len(drawn) > KEPT:
+            del drawn[next(iter(drawn))]
+        return drawn[key]
 
     def one(
         image: int, pair: tuple[str, str], method: str, mask: tuple, guidance: float, seed: int, from_noise_: bool,
@@ -105,22 +111,26 @@ def blend_panel(
     ) -> Tensor:  # fmt: skip
         shape, *drawing = mask
         painted = drawing[0].tobytes() if shape == "painted" else tuple(drawing)
-        key = (image, pair, method, shape, painted, guidance, seed, from_noise_, steps)
-        if key not in drawn:
-            height, width = images[image].shape[-2:]
+        texts = [prompts.prompt(style, captions[image]) for style in pair]
+        rest = (image, guidance, seed, from_noise_, steps)
+        options: dict[str, Any] = {"guidance": guidance, "callback": report, "progress": False}
+
+        def start() -> Trajectory:
             if from_noise_:
-                start = from_noise(model, (height, width), seed=seed, steps=steps)
-            else:
-                start = invert(image, seed, steps)
-            texts = [prompts.prompt(style, captions[image]) for style in pair]
+                height, width = images[image].shape[-2:]
+                return from_noise(model, (height, width), seed=seed, steps=steps)
+            return invert(image, seed, steps)
+
+        def finished(text: str) -> Tensor:
+            return keep((text, *rest), lambda: decode(model, start(), text, **options))
+
+        def make() -> Tensor:
             chosen = shapes[shape](*drawing)
-            result = blend(
-                model, start, texts, chosen, method=method, guidance=guidance, callback=report, progress=False
-            )
-            while len(drawn) >= KEPT:
-                drawn.pop(next(iter(drawn)))
-            drawn[key] = result
-        return drawn[key]
+            if method == "pixel":  # the finished images serve every mask
+                return blend_pixels(torch.stack([finished(text) for text in texts]), chosen)
+            return blend(model, start(), texts, chosen, method=method, **options)
+
+        return keep((*texts, method, shape, painted, *rest), make)
 
     def draw(
         picture: int = 0, pair: tuple[str, str] = pair, method: str = method, other: str = "pixel", wipe: float = 1.0,

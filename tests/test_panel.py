@@ -5,6 +5,7 @@ import torch
 
 import dsnb
 from dsnb import masks
+from dsnb.models import count_unet_samples
 from dsnb.panel import SHAPES, TITLES, blend_panel
 from dsnb.widgets import paint, painting
 
@@ -46,6 +47,19 @@ def test_the_panel_draws_what_blend_draws(tiny, panel):
     halves = [expected(method, SHAPES["stripes"](20, 0)) for method in ("attention", "pixel")]
     wiped = torch.cat([halves[0][..., :16], halves[1][..., 16:]], -1)
     assert torch.allclose(panel.settle(), wiped, atol=1e-5)
+
+
+def test_another_mask_blends_the_same_finished_images(tiny, panel):
+    panel.set(method="pixel")
+    panel.settle()
+    with count_unet_samples(tiny.unet) as count:
+        panel.set(shape="radial")
+        radial = panel.settle()
+    assert count.samples == 0
+    texts = [dsnb.prompts.prompt(style, CAPTION) for style in PAIR]
+    options = {"method": "pixel", "guidance": tiny.settings.guidance, "progress": False}
+    expected = dsnb.blend(tiny, panel.trajectory, texts, masks.radial(sharpness=20), **options)
+    assert torch.allclose(radial, expected, atol=1e-5)
 
 
 def test_from_noise_needs_no_inversion(panel):
