@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ... import metrics
 from ...metrics import classifiers, networks, perceptual
-from ..world import OBJECTS, PARAPHRASES, STYLES, describe, draw, random_pictures, templates
+from ..world import OBJECTS, STYLES, draw, object_captions, random_pictures, templates
 from .tasks import Task
 
 SIDES = ("left", "right")
@@ -118,9 +119,8 @@ def prepare(nets: Networks, task: Task, weights: Tensor, from_noise: bool = Fals
         found["texts"] = nets.clip.text_features([*task.prompts, task.one_prompt, task.caption])
         found["views"] = _views(nets.clip, task.image, metrics.side_weights(weights))
         if task.shows is not None:
-            scenes = [describe(name, int(task.shows.scene[0])) for name in OBJECTS]
-            texts = [PARAPHRASES[style][0].format(scene) for style in task.styles for scene in scenes]
-            found["objects"] = nets.clip.text_features(texts).unflatten(0, (-1, len(OBJECTS)))
+            texts = chain(*(object_captions(style, int(task.shows.scene[0])) for style in task.styles))
+            found["objects"] = nets.clip.text_features(list(texts)).unflatten(0, (-1, len(OBJECTS)))
     return Target(task, weights, from_noise, **found)
 
 

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from ...metrics.networks import Lpips, load_lpips
-from ..world.styles import STYLES, draw
-from ..world.world import random_pictures
+from ..world import STYLES, draw, random_pictures
 from .loop import Plan, autocast, fit, load_checkpoint, save_checkpoint, step_generator
 from .stream import ImageStream
 

@@ -10,10 +10,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from ...files import write_whole
-from ..world.icons import DRAWINGS
-from ..world.scenery import SCENES
-from ..world.styles import STYLES
-from ..world.world import COLOURS, PAINTABLE
+from ..world import COLOURS, DRAWINGS, PAINTABLE, SCENES, STYLES
 from .clip import WIDTH
 from .evaluate import Row, as_markdown
 from .export import SETTINGS, read_log

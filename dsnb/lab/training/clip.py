@@ -25,11 +25,8 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
+from ..world import OBJECTS, SCENES, STYLES, Pictures, draw, held_out, random_pictures, random_styles
 from ..world.captions import LENGTH, captions, tokenize
-from ..world.icons import OBJECTS
-from ..world.scenery import SCENES
-from ..world.styles import STYLES, draw, held_out, random_styles
-from ..world.world import Pictures, random_pictures
 from .loop import Plan, autocast, fit, upload
 
 WIDTH = 256  # of the joint embedding

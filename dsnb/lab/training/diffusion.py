@@ -13,12 +13,8 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...sampling import denoise, make_schedule
+from ..world import OBJECTS, SCENES, STYLES, batch_captions, draw, random_pictures
 from ..world.captions import caption, tokenize
-from ..world.icons import OBJECTS
-from ..world.layouts import batch_captions
-from ..world.scenery import SCENES
-from ..world.styles import STYLES, draw
-from ..world.world import random_pictures
 from .autoencoder import encode
 from .loop import Plan, autocast, fit, step_generator, upload
 from .stream import ImageStream

@@ -20,10 +20,8 @@ from ...images import read_image
 from ...metrics.classifiers import load_probe, style_shown
 from ...plotting import show_grid
 from ..statistics import RATE, standard_error
-from ..world.captions import caption, phrase
-from ..world.scenery import SCENES
-from ..world.styles import STYLES, draw, draw_mix
-from ..world.world import SIZE, Pictures, random_pictures
+from ..world import SCENES, SIZE, STYLES, Pictures, draw, draw_mix, phrase, random_pictures
+from ..world.captions import caption
 from .autoencoder import psnr
 from .diffusion import sample
 from .evaluator import Evaluator, ground_truth, sides, top

@@ -1,16 +1,15 @@
 """What does an image show? The evaluator CLIP reads object and style by comparing an image with captions."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from ...metrics.networks import load_clip
 from ...metrics.perceptual import Clip
-from ..world.captions import PARAPHRASES, describe
-from ..world.icons import OBJECTS
-from ..world.styles import STYLES, draw, random_styles
-from ..world.world import Pictures, random_pictures
+from ..world import OBJECTS, STYLES, Pictures, draw, random_pictures, random_styles
+from ..world.captions import PARAPHRASES, describe, object_captions
 
 
 @dataclass
@@ -22,38 +21,27 @@ class Evaluator:
 
     def objects(self, images: torch.Tensor, pictures: Pictures, styles: torch.Tensor) -> torch.Tensor:
         """Similarity (B, objects) to captions of every object in the image's own scene and style."""
-        names = list(STYLES)
-        templates = [PARAPHRASES[names[style]][0] for style in styles.tolist()]
+        asked = zip(styles.tolist(), pictures.scene.tolist(), strict=True)
         return self._similarity(
-            images,
-            [
-                [template.format(describe(name, scene)) for name in OBJECTS]
-                for template, scene in zip(templates, pictures.scene.tolist(), strict=True)
-            ],
+            images, [object_captions(list(STYLES)[style], scene) for style, scene in asked]
         )
 
     def styles(self, images: torch.Tensor, pictures: Pictures) -> torch.Tensor:
         """Similarity (B, styles) to captions of every style with the image's own object and scene."""
         shown = zip(pictures.object.tolist(), pictures.scene.tolist(), strict=True)
         whats = [describe(OBJECTS[index], scene) for index, scene in shown]
-        return self._similarity(
-            images, [[PARAPHRASES[name][0].format(what) for name in STYLES] for what in whats]
-        )
+        texts = [[PARAPHRASES[name][0].format(what) for name in STYLES] for what in whats]
+        return self._similarity(images, texts)
 
     def _similarity(self, images: torch.Tensor, texts: list[list[str]]) -> torch.Tensor:
-        new = [
-            text for text in dict.fromkeys(text for row in texts for text in row) if text not in self._read
-        ]
+        """Similarity (B, K) of each image to its own K texts."""
+        new = [text for text in dict.fromkeys(chain(*texts)) if text not in self._read]
         for start in range(0, len(new), 256):
             part = new[start : start + 256]
             self._read.update(zip(part, self.clip.text_features(part), strict=True))
         seen = torch.cat([self.clip.image_features(part) for part in images.split(64)])
-        return torch.stack(
-            [
-                torch.stack([self._read[text] for text in row]) @ one
-                for one, row in zip(seen, texts, strict=True)
-            ]
-        )
+        read = [torch.stack([self._read[text] for text in row]) for row in texts]
+        return torch.stack([each @ one for each, one in zip(read, seen, strict=True)])
 
 
 def open_evaluator(folder: Path, device="cpu") -> Evaluator:

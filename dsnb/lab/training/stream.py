@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..world.layouts import Batch, draw_batch, random_batch
+from ..world import Batch, draw_batch, random_batch
 from .loop import step_generator
 
 

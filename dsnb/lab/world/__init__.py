@@ -6,38 +6,25 @@
     layouts                          training images in one, two or three styles
     splits                           the validation set and the test set
     faults                           images with known faults, to test measures on
+    atlas                            makes the sheet of drawings anew
 
-The names below are loaded on first use. `world.captions` is the module.
+`world.captions` is the module, whose other functions training uses.
 """
 
-from importlib import import_module
+from . import captions
+from .captions import PARAPHRASES, describe, object_captions, phrase, templates, train_tokenizer
+from .faults import faulty_images
+from .filters import luminance
+from .icons import CELL, DRAWINGS, OBJECTS, SETS, load_atlas
+from .layouts import Batch, batch_captions, draw_batch, layout_weights, random_batch
+from .scenery import SCENES
+from .splits import split
+from .styles import STYLES, draw, draw_mix, held_out, random_styles
+from .world import COLOURS, PAINTABLE, SIZE, Pictures, draw_plain, random_pictures
 
-_EXPORTS = {
-    "captions": (
-        "LENGTH",
-        "PARAPHRASES",
-        "caption",
-        "describe",
-        "phrase",
-        "templates",
-        "tokenize",
-        "train_tokenizer",
-    ),
-    "faults": ("faulty_images",),
-    "filters": ("luminance",),
-    "icons": ("CELL", "DRAWINGS", "OBJECTS", "SETS", "load_atlas"),
-    "layouts": ("Batch", "batch_captions", "draw_batch", "layout_weights", "random_batch"),
-    "scenery": ("SCENES",),
-    "splits": ("split",),
-    "styles": ("STYLES", "draw", "draw_mix", "held_out", "random_styles"),
-    "world": ("COLOURS", "PAINTABLE", "SIZE", "Pictures", "draw_plain", "random_pictures"),
-}
-_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
-
-__all__ = [*_MODULES]
-
-
-def __getattr__(name):
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "CELL", "COLOURS", "DRAWINGS", "OBJECTS", "PAINTABLE", "PARAPHRASES", "SCENES", "SETS", "SIZE", "STYLES", "Batch",
+    "Pictures", "batch_captions", "captions", "describe", "draw", "draw_batch", "draw_mix", "draw_plain",
+    "faulty_images", "held_out", "layout_weights", "load_atlas", "luminance", "object_captions", "phrase",
+    "random_batch", "random_pictures", "random_styles", "split", "templates", "train_tokenizer",
+]  # fmt: skip

@@ -36,8 +36,7 @@ def templates(style: str) -> tuple[str, ...]:
 
 
 def describe(what: str, scene: int, wording: int | None = 0) -> str:
-    """ "an apple in a room": what, with its article, in a scene by index; wording None leaves the scene
-    out."""
+    """ "an apple in a room": what, with its article, in a scene by index; wording None leaves the scene out."""
     article = "an" if what[0] in "aeiou" else "a"
     if wording is None:
         return f"{article} {what}"
@@ -47,9 +46,8 @@ def describe(what: str, scene: int, wording: int | None = 0) -> str:
 def phrase(pictures: Pictures, index: int, wording: int | None = 0) -> str:
     """The caption of one image without its style, e.g. "a red car on a street"."""
     colour, name = int(pictures.colour[index]), OBJECTS[pictures.object[index]]
-    return describe(
-        f"{list(COLOURS)[colour]} {name}" if colour >= 0 else name, pictures.scene[index], wording
-    )
+    what = f"{list(COLOURS)[colour]} {name}" if colour >= 0 else name
+    return describe(what, pictures.scene[index], wording)
 
 
 def captions(pictures: Pictures, styles: torch.Tensor, generator: torch.Generator) -> list[str]:
@@ -63,6 +61,11 @@ def captions(pictures: Pictures, styles: torch.Tensor, generator: torch.Generato
         wording = None if scene < 0.07 else int(scene > 0.7)
         result.append(choice.format(phrase(pictures, index, wording)))
     return result
+
+
+def object_captions(style: str, scene: int) -> list[str]:
+    """A caption of every object in this style and scene: what the evaluator CLIP chooses from."""
+    return [PARAPHRASES[style][0].format(describe(name, scene)) for name in OBJECTS]
 
 
 def caption(pictures: Pictures, index: int, style: str = "plain") -> str:
@@ -99,8 +102,7 @@ def _merge(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def train_tokenizer() -> CLIPTokenizer:
-    """Learn byte pairs on the world's captions. Any text can be encoded; the world's words are one token
-    each.
+    """Learn byte pairs on the world's captions. Any text can be encoded; the world's words are one token each.
 
     CLIP's rules: lower case, words end in </w>, a caption is padded with its end token to LENGTH.
     """
@@ -108,11 +110,8 @@ def train_tokenizer() -> CLIPTokenizer:
     pictures = random_pictures(4000, generator)
     styles = torch.randint(len(STYLES), (len(pictures),), generator=generator)
     corpus = captions(pictures, styles, generator)
-    corpus += [
-        prompts.one_prompt(pair, picture.caption)
-        for pair in prompts.pairs()
-        for picture in prompts.pictures()
-    ]
+    for pair in prompts.pairs():
+        corpus += [prompts.one_prompt(pair, picture.caption) for picture in prompts.pictures()]
     merges = learn_merges(Counter(word for text in corpus for word in re.findall(r"[a-z]+", text.lower())))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]

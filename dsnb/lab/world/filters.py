@@ -6,9 +6,8 @@ import torch.nn.functional as F
 
 def luminance(image: torch.Tensor) -> torch.Tensor:
     """Rec. 601 luma of (B,3,S,S), in [0, 1]: (B,1,S,S)."""
-    return (image * torch.tensor([0.299, 0.587, 0.114], device=image.device).view(1, 3, 1, 1)).sum(
-        1, keepdim=True
-    )
+    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device).view(1, 3, 1, 1)
+    return (image * weights).sum(1, keepdim=True)
 
 
 def saturate(image: torch.Tensor, amount: float) -> torch.Tensor:

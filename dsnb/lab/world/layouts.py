@@ -15,7 +15,7 @@ from ... import prompts
 from .captions import PARAPHRASES, captions, phrase, templates
 from .filters import blur
 from .styles import STYLES, draw, held_out, random_styles
-from .world import SIZE, Pictures, draw_plain, random_pictures
+from .world import SIZE, Pictures, Rows, draw_plain, random_pictures
 
 MOST = 3  # styles in one image
 # What divides the styles, and how often. Lines are rare: from many of them the network would learn to put two named
@@ -27,7 +27,7 @@ NOUNS = {style: forms[0].removesuffix(" of {}") for style, forms in PARAPHRASES.
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Rows):
     """What B training images show.
 
     Attributes:
@@ -41,15 +41,6 @@ class Batch:
     second: Pictures
     styles: torch.Tensor
     layout: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.styles)
-
-    def __getitem__(self, index: slice | torch.Tensor) -> "Batch":
-        return Batch(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
-
-    def to(self, device: torch.device | str) -> "Batch":
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     @property
     def several(self) -> torch.Tensor:
@@ -80,16 +71,9 @@ def random_batch(count: int, generator: torch.Generator, fraction: float = 0.0, 
     styles[several, :2] = chosen[several, :2]
     styles[three, 2] = chosen[three, 2]
     other, collage = random_pictures(count, generator), several & (random[:, 2] < COLLAGES)
-    second = Pictures(
-        **{
-            field.name: torch.where(
-                collage.view(-1, *[1] * (getattr(pictures, field.name).dim() - 1)),
-                getattr(other, field.name),
-                getattr(pictures, field.name),
-            )
-            for field in fields(Pictures)
-        }
-    )
+    second = pictures[torch.arange(count)]  # a copy
+    for field in fields(Pictures):
+        getattr(second, field.name)[collage] = getattr(other, field.name)[collage]
     return Batch(pictures, second, styles, torch.rand(count, 6, generator=generator))
 
 

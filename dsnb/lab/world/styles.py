@@ -27,10 +27,8 @@ def minecraft(image, mask, u):
     inside = (F.avg_pool2d(mask, 4) > 0.4).float().repeat_interleave(4, 2).repeat_interleave(4, 3)
     blocks = saturate(big + (small - big) * inside, 1.3)
     blocks = (blocks * 5).round() / 5
-    y, x = (
-        torch.arange(SIZE, device=image.device).view(-1, 1) % 8,
-        torch.arange(SIZE, device=image.device) % 8,
-    )
+    x = torch.arange(SIZE, device=image.device) % 8
+    y = x.view(-1, 1)
     lit, shaded = ((y == 0) | (x == 0)).float(), ((y == 7) | (x == 7)).float()
     texture = noise(u, 32, SIZE)[:, :, ::16, ::16].repeat_interleave(8, 2).repeat_interleave(8, 3)
     texture = texture.repeat(1, 1, SIZE // texture.shape[2], SIZE // texture.shape[3])
@@ -168,8 +166,7 @@ def inks(device: str) -> torch.Tensor:
 
 
 def warhol(image, mask, u):
-    """Flat inks: three for the scene by rank of brightness, three others for the object, a thick black
-    outline,
+    """Flat inks: three for the scene by rank of brightness, three others for the object, a thick black outline,
     halftone dots in the middle ink, and the inks printed a little beside the lines."""
     pop = inks(str(image.device))[(u[:, 35] * 4).long().clamp(max=3)]
     grey, solid = luminance(blur(image, 1)), (mask > 0.5).float()
@@ -284,7 +281,7 @@ def draw(pictures: Pictures, style: str | torch.Tensor) -> torch.Tensor:
     """
     image, mask = draw_plain(pictures)
     if isinstance(style, str):
-        style = torch.full((len(pictures),), index_of(style, tuple(STYLES), "style"), device=image.device)
+        style = torch.full((len(pictures),), index_of("style", style, STYLES), device=image.device)
     drawn = torch.empty_like(image)
     for index, render in enumerate(STYLES.values()):
         rows = (style == index).nonzero().flatten()

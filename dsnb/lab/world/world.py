@@ -5,12 +5,15 @@ of uniform random numbers for every other detail. Drawing uses nothing else. So 
 in a batch, in any style, and with any mix of styles.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 
+from ... import checks
 from .icons import OBJECTS, SETS, load_atlas
 from .scenery import SCENES, draw_scenes, number
 
@@ -30,8 +33,22 @@ PAINTABLE = (
 FLYING = ("butterfly", "bee", "airplane", "rocket", "balloon", "star")
 
 
+class Rows:
+    """A dataclass of tensors with a row for each of B images; all of them are selected and moved together."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def __getitem__(self, index) -> Self:
+        """Select images by a slice or a tensor of indices."""
+        return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def to(self, device) -> Self:
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(Rows):
     """What B images show: (B,) indices into OBJECTS, SETS, SCENES and COLOURS (-1: the object's own colour), and
     `numbers` (B, NUMBERS), uniform in [0, 1)."""
 
@@ -41,39 +58,26 @@ class Pictures:
     colour: torch.Tensor
     numbers: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.object)
-
-    def __getitem__(self, index) -> "Pictures":
-        """Select images by a slice or a tensor of indices."""
-        return Pictures(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
-
-    def to(self, device) -> "Pictures":
-        return Pictures(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
 
 def random_pictures(count: int, generator: torch.Generator, object=None, scene=None) -> Pictures:
     """What `count` random images show, on the CPU; `object` and `scene` are the same in all of them if given."""
-    if count < 1:
-        raise ValueError(f"count is {count}, it must be at least 1")
+    checks.integer("count", count, 1)
     draw = lambda high: torch.randint(high, (count,), generator=generator)
     objects, drawings, scenes = draw(len(OBJECTS)), draw(len(SETS)), draw(len(SCENES))
     colours, chance = draw(len(COLOURS)), torch.rand(count, generator=generator)
     numbers = torch.rand(count, NUMBERS, generator=generator)
     if object is not None:
-        objects = torch.full((count,), index_of(object, OBJECTS, "object"))
+        objects = torch.full((count,), index_of("object", object, OBJECTS))
     if scene is not None:
-        scenes = torch.full((count,), index_of(scene, tuple(SCENES), "scene"))
+        scenes = torch.full((count,), index_of("scene", scene, SCENES))
     paintable = torch.tensor([name in PAINTABLE for name in OBJECTS])[objects]
     colours = torch.where(paintable & (chance < 0.35), colours, -1)
     return Pictures(objects, drawings, scenes, colours, numbers)
 
 
-def index_of(name: str, names: tuple, what: str) -> int:
+def index_of(what: str, name: str, names: Collection[str]) -> int:
     """Position of `name` in `names`; a ValueError that lists them where it is not there."""
-    if name not in names:
-        raise ValueError(f"{what} is {name!r}, expected one of {', '.join(names)}")
-    return names.index(name)
+    return list(names).index(checks.one_of(what, name, names))
 
 
 @lru_cache(maxsize=4)
