@@ -4,8 +4,9 @@
 cutting it along the mask would give two unrelated images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -152,15 +153,24 @@ def blend_cross_attention(
         raise ValueError("layers chooses no cross-attention of this UNet")
     with network_lock(unet):
         check_hookable(unet, names, watched=True)
-        before = dict(unet.attn_processors)
         levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
         blend = Blend(mask, size, levels, sampling, contexts.device)
         ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend, passes) for name in names}
-        try:
-            unet.set_attn_processor({**before, **{f"{name}.processor": p for name, p in ours.items()}})
+        with replaced_processors(unet, ours):
             yield blend
-        finally:
-            unet.set_attn_processor(before)
+
+
+@contextmanager
+def replaced_processors(unet: UNet2DConditionModel, ours: Mapping[str, Any]) -> Iterator[None]:
+    """The attentions of these names have other processors until the block ends, also by an error."""
+    ours = {f"{name}.processor": processor for name, processor in ours.items()}
+    every = dict(unet.attn_processors)
+    before = {name: every[name] for name in ours}
+    try:
+        unet.set_attn_processor(every | ours)
+        yield
+    finally:
+        unet.set_attn_processor(unet.attn_processors | before)
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import checks
-from .attention import check_hookable, cross_attention_layers
+from .attention import check_hookable, cross_attention_layers, replaced_processors
 from .models import Model
 from .token_maps import AttentionMaps, Layers, choose_layers
 
@@ -75,18 +75,14 @@ def record_attention(
     heads = min(unet.get_submodule(name).heads for name in names)
     groups = checks.integer("groups", groups, 1, heads)  # the fewest heads of a layer
     with model.lock:
-        before = dict(unet.attn_processors)
         maps = AttentionMaps(model, prompts, size, groups, buckets)
-        ours = {
-            f"{name}.processor": RecordProcessor(name, before[f"{name}.processor"], maps) for name in names
-        }
+        ours = {name: RecordProcessor(name, unet.get_submodule(name).processor, maps) for name in names}
         watch = unet.register_forward_pre_hook(maps.next_call, with_kwargs=True)
         try:
-            unet.set_attn_processor({**before, **ours})
-            yield maps
+            with replaced_processors(unet, ours):
+                yield maps
         finally:
             watch.remove()
-            unet.set_attn_processor(before)
 
 
 @contextmanager

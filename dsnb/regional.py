@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import Attention, AttentionProcessor
 from torch import Tensor, nn
 
 from . import checks
-from .attention import check_hookable, layer_level, token_sizes
+from .attention import check_hookable, layer_level, replaced_processors, token_sizes
 from .masks import Mask
 from .models import network_lock
 
@@ -199,22 +199,19 @@ def regional_context(
             raise RuntimeError("the UNet is hooked already; leave the first block before entering another")
         check_hookable(unet, names)
         plain = {name: unet.get_submodule(name) for name in norms}
-        processors = {f"{name}.processor": unet.get_submodule(name).processor for name in names}
         levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
-        like = next(unet.parameters()).new_empty(
-            0, dtype=unet.dtype
-        )  # weights may be stored in another dtype
+        # weights may be stored in another dtype
+        like = next(unet.parameters()).new_empty(0, dtype=unet.dtype)
         regions = Regions(mask, size, levels, strength, like)
-        ours = {name: RegionalProcessor(processor, regions) for name, processor in processors.items()}
+        ours = {name: RegionalProcessor(unet.get_submodule(name).processor, regions) for name in names}
         try:
             for name, norm in plain.items():
                 _replace(unet, name, RegionalNorm(norm, regions))
-            unet.set_attn_processor({**unet.attn_processors, **ours})
-            yield regions
+            with replaced_processors(unet, ours):
+                yield regions
         finally:
             for name, norm in plain.items():
                 _replace(unet, name, norm)
-            unet.set_attn_processor({**unet.attn_processors, **processors})
 
 
 def _replace(unet: UNet2DConditionModel, name: str, module: nn.Module) -> None:

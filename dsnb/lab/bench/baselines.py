@@ -4,8 +4,6 @@ That way: the unconditional prediction once per style, one UNet call after the o
 softmax, and the texts' keys and values projected anew at every step.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -13,9 +11,9 @@ from types import SimpleNamespace
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...attention import cross_attention_layers, token_sizes
+from ...attention import cross_attention_layers, replaced_processors, token_sizes
 from ...families import Prompts
 from ...inversion import Trajectory
 from ...masks import Mask
@@ -127,7 +125,7 @@ def source_epsilon(job: Job) -> Tensor:
         guided = pairs[:, :1] + job.guidance.view(n, 1, 1, 1, 1) * (pairs[:, 1:] - pairs[:, :1])
         return (weights(progress)[:, None, None] * guided).sum(0)
 
-    with processors(job.model.unet, AttnProcessor()):
+    with replaced_processors(job.model.unet, plain_processors(job.model.unet)):
         return job.run(eps)
 
 
@@ -136,16 +134,23 @@ def source_attention(job: Job) -> Tensor:
     contexts, sizes = job.contexts(), token_sizes(*job.size())
     masks = {tokens: job.mask.weights(*hw).flatten(1).to(contexts.text) for tokens, hw in sizes.items()}
     guidance = job.guidance.mean()
-    blend = MaterialisedBlend(contexts.text[1:], masks)
+    unet, blend = job.model.unet, MaterialisedBlend(contexts.text[1:], masks)
+    plain = plain_processors(unet)
+    blended = plain | dict.fromkeys(cross_attention_layers(unet), blend)
 
     def eps(x_t, t, progress):
-        with processors(job.model.unet, AttnProcessor()):
+        with replaced_processors(unet, plain):
             uncond = predict(job.model, x_t, t, contexts[:1])
-        with processors(job.model.unet, AttnProcessor(), blend):
+        with replaced_processors(unet, blended):
             cond = predict(job.model, x_t, t, contexts[1:2])
         return uncond + guidance * (cond - uncond)
 
     return job.run(eps)
+
+
+def plain_processors(unet: UNet2DConditionModel) -> dict[str, AttnProcessor]:
+    """A materialised softmax for every attention of a UNet, by name."""
+    return {name.removesuffix(".processor"): AttnProcessor() for name in unet.attn_processors}
 
 
 class MaterialisedBlend:
@@ -162,17 +167,3 @@ class MaterialisedBlend:
             probabilities = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
             mixed = mixed + weight[:, None] * (probabilities @ v)
         return attn.to_out[0](attn.batch_to_head_dim(mixed)) / attn.rescale_output_factor
-
-
-@contextmanager
-def processors(unet: nn.Module, everywhere, cross=None) -> Iterator[None]:
-    """One attention processor for all layers of the UNet while the block runs, another for the cross ones."""
-    before = dict(unet.attn_processors)
-    ours = dict.fromkeys(before, everywhere)
-    if cross is not None:
-        ours |= {f"{name}.processor": cross for name in cross_attention_layers(unet)}
-    try:
-        unet.set_attn_processor(ours)
-        yield
-    finally:
-        unet.set_attn_processor(before)
