@@ -96,12 +96,12 @@ def test_a_grid_s_overhead_and_its_speed_up():
 
 
 def test_what_is_unknown_is_named():
-    with pytest.raises(ValueError, match="sections must be of grid, pictures.*got speed"):
+    with pytest.raises(ValueError, match="sections must be one of grid, pictures.*got 'speed'"):
         bench.run(["speed"])
-    with pytest.raises(ValueError, match="models must be of bundled, SD 1.5, SDXL; got SD 3"):
+    with pytest.raises(ValueError, match="models must be one of bundled, SD 1.5, SDXL; got 'SD 3'"):
         bench.run(models=["SD 3"])
     for name, value in (("repeats", 0), ("styles", [2, 0]), ("steps", -3)):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
             bench.run(**{name: value})
 
 

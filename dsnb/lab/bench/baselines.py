@@ -135,17 +135,17 @@ def source_attention(job: Job) -> Tensor:
     masks = {tokens: job.mask.weights(*hw).flatten(1).to(contexts.text) for tokens, hw in sizes.items()}
     guidance = job.guidance.mean()
     unet, blend = job.model.unet, MaterialisedBlend(contexts.text[1:], masks)
-    plain = plain_processors(unet)
-    blended = plain | dict.fromkeys(cross_attention_layers(unet), blend)
 
     def eps(x_t, t, progress):
-        with replaced_processors(unet, plain):
-            uncond = predict(job.model, x_t, t, contexts[:1])
-        with replaced_processors(unet, blended):
-            cond = predict(job.model, x_t, t, contexts[1:2])
+        blend.on = False
+        uncond = predict(job.model, x_t, t, contexts[:1])
+        blend.on = True
+        cond = predict(job.model, x_t, t, contexts[1:2])
         return uncond + guidance * (cond - uncond)
 
-    return job.run(eps)
+    blended = dict.fromkeys(cross_attention_layers(unet), blend)
+    with replaced_processors(unet, plain_processors(unet) | blended):
+        return job.run(eps)
 
 
 def plain_processors(unet: UNet2DConditionModel) -> dict[str, AttnProcessor]:
@@ -154,12 +154,17 @@ def plain_processors(unet: UNet2DConditionModel) -> dict[str, AttnProcessor]:
 
 
 class MaterialisedBlend:
-    """Blends the attentions of all prompts in plain products; projects their keys and values every time."""
+    """Blends the attentions of all prompts in plain products; projects their keys and values every time.
+
+    While it is not `on`, it is plain attention, as the unconditional call needs it.
+    """
 
     def __init__(self, contexts: Tensor, masks: dict[int, Tensor]):
-        self.contexts, self.masks = contexts, masks
+        self.contexts, self.masks, self.on = contexts, masks, True
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        if not self.on:
+            return AttnProcessor()(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         q = attn.head_to_batch_dim(attn.to_q(hidden_states))
         mixed = 0
         for context, weight in zip(self.contexts, self.masks[hidden_states.shape[1]], strict=True):

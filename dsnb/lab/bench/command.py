@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from ... import checks
 from ...checkpoints import choose_device, choose_dtype
 from ...plotting import figures_folder
 from .measure import COLUMNS, Bench, header
@@ -47,12 +48,10 @@ def run(
         ValueError: for an unknown section or model, and for numbers below 1.
     """
     for name, given, known in (("sections", sections or (), SECTIONS), ("models", models, MODELS)):
-        unknown = [x for x in given if x not in known]
-        if unknown:
-            raise ValueError(f"{name} must be of {', '.join(known)}; got {', '.join(unknown)}")
+        for word in given:
+            checks.one_of(name, word, known)
     for name, number in {"repeats": repeats, "styles": min(styles, default=0), "steps": steps or 1}.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+        checks.integer(name, number, 1)
     device = choose_device(device)
     dtype = dtype or choose_dtype(device)
     bench = Bench(device, dtype, repeats, tuple(models), tuple(styles), steps, compiled, progress)
@@ -66,19 +65,18 @@ def run(
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: measures, prints the tables, and writes them into a folder."""
     p = argparse.ArgumentParser("dsnb bench", description="Measure what everything costs.")
-    p.add_argument("--sections", nargs="+", help=f"of {' '.join(SECTIONS)}; default: all")
-    p.add_argument("--models", nargs="+", default=MODELS, help=f"of {', '.join(MODELS)}; default: all")
-    p.add_argument("--styles", nargs="+", type=int, default=(2, 3, 5), help="how many; default: 2 3 5")
-    p.add_argument("--device", help="cpu, cuda, …; default: the best there is")
-    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the fastest")
-    p.add_argument("--repeats", type=int, default=5)
-    p.add_argument(
-        "--steps", type=int, help="denoising steps per image; default: all, or 1 of a large model's"
-    )
-    p.add_argument("--compile", action="store_true", help="measure torch.compile too, which takes minutes")
-    p.add_argument("--output", type=Path, help="folder of the tables and figures; default: runs/bench")
-    p.add_argument("--redraw", action="store_true", help="measure nothing: write 15_cost.md and the figures anew "
-                   "from the CSV files in --output, by default the repository's figures/")  # fmt: skip
+    add = p.add_argument
+    add("--sections", nargs="+", help=f"of {' '.join(SECTIONS)}; default: all")
+    add("--models", nargs="+", default=MODELS, help=f"of {', '.join(MODELS)}; default: all")
+    add("--styles", nargs="+", type=int, default=(2, 3, 5), help="how many; default: 2 3 5")
+    add("--device", help="cpu, cuda, …; default: the best there is")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the fastest")
+    add("--repeats", type=int, default=5)
+    add("--steps", type=int, help="denoising steps per image; default: all, or 1 of a large model's")
+    add("--compile", action="store_true", help="measure torch.compile too, which takes minutes")
+    add("--output", type=Path, help="folder of the tables and figures; default: runs/bench")
+    add("--redraw", action="store_true", help="measure nothing: write 15_cost.md and the figures anew from the CSV "
+        "files in --output, by default the repository's figures/")  # fmt: skip
     a = p.parse_args(argv)
     try:
         folder = a.output or (figures_folder() if a.redraw else Path("runs", "bench"))
