@@ -174,10 +174,7 @@ def test_a_grid_becomes_a_table_and_only_what_is_missing_runs_again(notebook, tm
     assert not list(output.rglob("*tmp*"))
 
     before = len(begun(log))
-    figures = tmp_path / "figures"
-    figures.mkdir()
-    more = ["--grid", "sharpness=1,2,5,7,8,9,20", "--figures", str(figures)]
-    assert command(notebook, output, *more, *words) == 1
+    assert command(notebook, output, "--grid", "sharpness=1,2,5,7,8,9,20", *words) == 1
     table = pd.read_csv(output / "table.csv").drop_duplicates("point").set_index("sharpness")
     assert [sharpness for sharpness, _ in begun(log)[before:]] == [1, 2, 7, 8, 9]
     assert table.index.tolist() == [1, 2, 5, 7, 8, 9, 20]
@@ -185,7 +182,6 @@ def test_a_grid_becomes_a_table_and_only_what_is_missing_runs_again(notebook, tm
     assert len({pid for _, pid in begun(log)[before:]}) == 4 - 1  # a failed point ends its kernel
     assert "SIGKILL" in table.error[8] and "memory" in table.error[8]
     assert "longer than 6 s" in table.error[9] and "--point-timeout" in table.error[9]
-    assert (figures / "figure.png").exists()
     assert all(ended(pid) for _, pid in begun(log))
 
 

@@ -47,10 +47,8 @@ def _main(argv: Sequence[str] | None) -> int:
     counts = f"{report.done} done, {report.failed} failed, {report.skipped} from before"
     print(f"{counts}, {report.seconds:.1f} s: {report.table}")
     if report.failed:
-        print(
-            f"failed points are rows of the table with their error; the first: {report.error}",
-            file=sys.stderr,
-        )
+        told = f"failed points are rows of the table with their error; the first: {report.error}"
+        print(told, file=sys.stderr)
     return 1 if report.failed else 0
 
 
@@ -66,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     values = "vary one: a,b,c or 0:96:8 or ['a','b']"
     add("--grid", action="append", default=[], metavar="NAME=V1,V2", help=values)
     add("--output", type=Path, help="folder of the results (default: runs/<notebook>)")
-    add("--figures", type=Path, help="folder for the figures that the notebook saves (default: none)")
     add("--workers", type=int, help="points at a time (default: one per GPU, else one per core)")
     add("--scheduler", metavar="ADDRESS", help="use the Dask cluster at this address")
     add("--timeout", type=float, help="seconds the scheduler has to answer (default: 30)")

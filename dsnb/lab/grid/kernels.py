@@ -48,7 +48,6 @@ class Job:
     run: str  # a name that no other run has
     notebook: str  # as text
     folder: str  # the folder that the notebook runs in
-    figures: str  # the folder for figures that the notebook saves; empty: they are not kept
     limit: float  # seconds that the notebook may take in its kernel
 
 
@@ -101,7 +100,7 @@ def run_point(job: Job, parameters: Mapping) -> Outcome:
     _set_parameters(notebook, parameters)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         try:
-            asyncio.run(_execute(notebook, job, job.figures or scratch))
+            asyncio.run(_execute(notebook, job, scratch))
         except CellExecutionError as failure:
             error = f"{failure.ename}: {failure.evalue}"
         except Exception as failure:  # the kernel is not installed, did not start, was killed, …
@@ -149,7 +148,7 @@ def _set_parameters(notebook, parameters: Mapping) -> None:
 
 
 async def _execute(notebook, job: Job, figures: str) -> None:
-    """Execute the notebook in this thread's kernel; what it shows is written into it."""
+    """Execute the notebook in this thread's kernel; what it shows is written into it, what it saves into `figures`."""
     kernel = await _kernel(job.run, notebook.metadata.get("kernelspec", {}).get("name", "python3"))
     client = NotebookClient(notebook, km=kernel.manager, shell_timeout_interval=1, log=LOG)
     client.kc = kernel.manager.client()

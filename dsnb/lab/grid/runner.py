@@ -48,7 +48,6 @@ def run(
     workers: int | None = None,
     timeout: float = 30.0,
     point_timeout: float = POINT_TIMEOUT,
-    figures: str | Path | None = None,
     progress: bool = True,
 ) -> Report:
     """Run a notebook over a grid of parameters, and keep a table of what it records.
@@ -62,7 +61,6 @@ def run(
         workers: number of points at a time on this machine; by default one per GPU, or per core without a GPU.
         timeout: seconds that the scheduler has to answer.
         point_timeout: seconds that one point may take; then it counts as failed.
-        figures: folder for figures that the notebook saves; by default they are not kept. What it shows is kept.
         progress: show a progress bar.
 
     Returns:
@@ -78,8 +76,7 @@ def run(
         raise GridError(f"point-timeout is {point_timeout:g}, expected a finite number of seconds above 0")
     checked = make_grid(notebook, grid or {}, parameters)
     path = Path("runs", Path(notebook).stem) if output is None else Path(output)
-    saved = "" if figures is None else str(Path(figures).resolve())
-    job = Job(uuid4().hex, checked.source, os.getcwd(), saved, point_timeout)
+    job = Job(uuid4().hex, checked.source, os.getcwd(), point_timeout)
     with folder.claim(path, checked):
         points = folder.read_points(path, checked)
         missing = [name for name in checked.points if name not in points or points[name][0]["error"]]
