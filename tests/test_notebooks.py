@@ -217,8 +217,8 @@ TOY = {
     },
     "solutions/10_what_crosses_the_border": {
         "image": "photo_cat",
-        "style_left": "mosaic",
-        "style_right": "warhol",
+        "style_left": "minecraft",
+        "style_right": "vangogh",
         "steps": 3,
         "seeds": 2,
         "table": "",
