@@ -24,55 +24,24 @@ def main(arguments: list[str] | None = None) -> None:
         argument_default=argparse.SUPPRESS,  # what is not given is the recipe's own
     )
     add, fraction = parser.add_argument, {"type": float, "metavar": "FRACTION"}
+    # fmt: off
     add("--minutes", type=float, default=25, help="time for training in this run (default 25)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    add(
-        "--state",
-        type=Path,
-        default=Path("runs/training"),
-        help="checkpoints and logs, where a later run continues",
-    )
+    add("--state", type=Path, default=Path("runs/training"), help="checkpoints and logs, where a later run continues")
     add("--out", type=Path, help="write the model in the place of this folder, the evaluator CLIP beside it")
-    add(
-        "--size",
-        choices=[*SIZES, "auto"],
-        default="auto",
-        help="of the UNet; auto: large on a GPU, else small",
-    )
+    add("--size", choices=[*SIZES, "auto"], default="auto", help="of the UNet; auto: large on a GPU, else small")
     add("--latent-channels", type=int)
-    add(
-        "--stages",
-        nargs="*",
-        choices=list(recipe.STAGES),
-        help="work on these only; none: export and evaluate",
-    )
+    add("--stages", nargs="*", choices=list(recipe.STAGES), help="work on these only; none: export and evaluate")
     add("--seed", type=int)
-    add(
-        "--from",
-        dest="source",
-        metavar="FOLDER",
-        help="start from exported weights; only UNet and decoder learn",
-    )
+    add("--from", dest="source", metavar="FOLDER", help="start from exported weights; only UNet and decoder learn")
     add("--fraction", **fraction, help="of the UNet's training images in several styles (default 0.1)")
     add("--steps", type=int, help="at which each stage ends, if its time is not over before")
-    add(
-        "--threads",
-        type=int,
-        default=0,
-        help="of the CPU; 1 is fastest on a machine that is busy with other work",
-    )
-    add(
-        "--cooldown",
-        **fraction,
-        help="of each stage, in which its learning rate falls to 0; 0 in all runs but the last",
-    )
+    add("--threads", type=int, default=0, help="of the CPU; 1 is fastest on a machine that is busy with other work")
+    add("--cooldown", **fraction, help="of each stage, where its learning rate falls to 0; 0 in all but the last run")
     add("--compile", dest="compiled", action="store_true", help="run the UNet through torch.compile")
     add("--pictures", type=int, help="images for the evaluation (default 90); 0 leaves it out")
-    add(
-        "--figures",
-        type=Path,
-        help="folder of the evaluation's images and the plot of the logs (default: the state's)",
-    )
+    add("--figures", type=Path, help="folder of the evaluation's images and the plot of the logs (default: --state)")
+    # fmt: on
     given = vars(parser.parse_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)

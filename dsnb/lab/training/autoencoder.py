@@ -16,8 +16,7 @@ CROP = 64  # pixels; a crop costs a quarter
 
 
 def build(latent_channels: int = LATENT_CHANNELS, width: int = 64) -> AutoencoderTiny:
-    """A new autoencoder of factor 8; most of its blocks work at the coarse resolutions, where they are
-    cheap."""
+    """A new autoencoder of factor 8; most of its blocks work at the coarse resolutions, where they are cheap."""
     widths = (width,) * 4
     return AutoencoderTiny(
         latent_channels=latent_channels,

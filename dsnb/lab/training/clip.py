@@ -25,6 +25,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
+from ... import checks
 from ..world import OBJECTS, SCENES, STYLES, Pictures, draw, held_out, random_pictures, random_styles
 from ..world.captions import LENGTH, captions, tokenize
 from .loop import Plan, autocast, fit, upload
@@ -84,8 +85,7 @@ class ConvNextTower(nn.Module):
 
 
 class Contrast(nn.Module):
-    """An image tower and a CLIPTextModel, projected to one space, and heads that name object, style,
-    scene."""
+    """An image tower and a CLIPTextModel, projected to one space, and heads that name object, style, scene."""
 
     def __init__(self, tower: nn.Module, tokenizer: CLIPTokenizer, width: int = WIDTH, layers: int = 4):
         super().__init__()
@@ -114,8 +114,7 @@ class Contrast(nn.Module):
         return self.tower((images - 0.5) / 0.25)
 
     def forward(self, images, tokens):
-        """Unit embeddings (B,WIDTH) of images in [0, 1] and of token numbers, and the heads' logits of
-        both."""
+        """Unit embeddings (B,WIDTH) of images in [0, 1] and of token numbers, and the heads' logits of both."""
         seen, read = self.image(images), self.text(tokens).pooler_output
         unit = lambda x: F.normalize(x.float(), dim=-1)
         named = [
@@ -145,8 +144,7 @@ class ContrastClip:
 
 def build(kind: str, tokenizer: CLIPTokenizer) -> Contrast:
     """A new network: kind "generator" (residual tower) or "evaluator" (ConvNeXt tower, smaller text tower)."""
-    if kind not in ("generator", "evaluator"):
-        raise ValueError(f"kind is {kind!r}, expected 'generator' or 'evaluator'")
+    checks.one_of("kind", kind, ("generator", "evaluator"))
     if kind == "generator":
         return Contrast(ConvolutionalTower(), tokenizer)
     return Contrast(ConvNextTower(), tokenizer, width=192, layers=3)
@@ -206,15 +204,11 @@ def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device,
 
 
 def as_transformers(network: Contrast) -> VisionTextDualEncoderModel:
-    """The evaluator CLIP as a plain transformers model, which `AutoModel.from_pretrained` opens without this
-    package."""
+    """The evaluator CLIP as a transformers model, which `AutoModel.from_pretrained` opens without this package."""
     vision, text = network.tower.model, network.text
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        vision.config, text.config, projection_dim=WIDTH
-    )
-    model = VisionTextDualEncoderModel(
-        config, vision_model=copy.deepcopy(vision), text_model=copy.deepcopy(text)
-    )
+    make = VisionTextDualEncoderConfig.from_vision_text_configs
+    config = make(vision.config, text.config, projection_dim=WIDTH)
+    model = VisionTextDualEncoderModel(config, copy.deepcopy(vision), copy.deepcopy(text))
     with torch.no_grad():
         model.visual_projection.weight.copy_(network.from_image.weight)
         model.text_projection.weight.copy_(network.from_text.weight)
@@ -223,8 +217,7 @@ def as_transformers(network: Contrast) -> VisionTextDualEncoderModel:
 
 
 def save_evaluator(network: Contrast, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the evaluator CLIP as a folder: config.json, model.safetensors (fp16), tokenizer,
-    preprocessor_config.json."""
+    """Write the evaluator CLIP as a folder: config.json, model.safetensors (fp16), tokenizer, image settings."""
     as_transformers(network.cpu()).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = {
@@ -232,6 +225,5 @@ def save_evaluator(network: Contrast, tokenizer: CLIPTokenizer, folder: Path) ->
         "do_center_crop": True, "crop_size": {"height": 128, "width": 128}, "do_rescale": True,
         "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_convert_rgb": True,
     }  # fmt: skip
-    (Path(folder) / "preprocessor_config.json").write_text(
-        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(settings, indent=2) + "\n"
+    (Path(folder) / "preprocessor_config.json").write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ... import checks
 from ...sampling import denoise, make_schedule
 from ..world import OBJECTS, SCENES, STYLES, batch_captions, draw, random_pictures
 from ..world.captions import caption, tokenize
@@ -26,30 +27,27 @@ DROP = 0.1  # fraction of captions replaced by the empty one, for classifier-fre
 
 @dataclass(frozen=True)
 class Size:
-    """Width of the UNet at 16 x 16, 8 x 8 and 4 x 4, heads there, and blocks per resolution."""
+    """Width of the UNet at 16 x 16, 8 x 8 and 4 x 4, and heads there."""
 
-    channels: tuple[int, ...] = (128, 256, 256)
-    heads: tuple[int, ...] = (4, 4, 4)
-    layers: int = 1
+    channels: tuple[int, ...]
+    heads: tuple[int, ...]
 
 
 SIZES = {
     "tiny": Size((32, 64, 64), (2, 2, 2)),  # for tests and the notebook
-    "small": Size(),  # for hours on two CPU cores
+    "small": Size((128, 256, 256), (4, 4, 4)),  # for hours on two CPU cores
     "large": Size((160, 288, 320), (5, 9, 5)),  # for half an hour on a GPU
 }
 
 
 def build(size: str, latent_channels: int, text_width: int) -> UNet2DConditionModel:
     """A new UNet with cross-attention at 16 x 16 and 8 x 8 (and 4 x 4 in its middle)."""
-    if size not in SIZES:
-        raise ValueError(f"size is {size!r}, expected one of {', '.join(SIZES)}")
-    chosen = SIZES[size]
+    chosen = SIZES[checks.one_of("size", size, SIZES)]
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        layers_per_block=chosen.layers,
+        layers_per_block=1,
         block_out_channels=chosen.channels,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -143,9 +141,8 @@ def train(
         x_0, batch = stream(step)
         texts = batch_captions(batch, generator)
         dropped = (torch.rand(len(texts), generator=generator) < DROP).tolist()
-        context = embed(
-            text_encoder, tokenizer, ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
-        )
+        texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
+        context = embed(text_encoder, tokenizer, texts)
         local = step_generator(plan.seed, "noise", step, device)  # on the device, so that nothing has to wait
         # one time from each part of the schedule, in a random order, since an image that comes again has the same row
         parts = torch.randperm(len(texts), generator=local, device=device)
@@ -156,9 +153,8 @@ def train(
 
     def report(network) -> bool:
         excess = caption_sensitivity(network, text_encoder, tokenizer, stream.transform)
-        log.info(
-            "error with a wrong caption: %s", ", ".join(f"{k} +{100 * v:.1f} %" for k, v in excess.items())
-        )
+        told = ", ".join(f"{name} +{100 * more:.1f} %" for name, more in excess.items())
+        log.info("error with a wrong caption: %s", told)
         return False
 
     return fit("unet", unet, loss, plan, folder, device, report)

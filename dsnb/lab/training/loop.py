@@ -33,7 +33,6 @@ class Plan:
     warmup: int = 200
     cooldown: float = 0.2
     decay: float = 0.999  # of the moving average of the weights
-    weight_decay: float = 0.01
     save_every: float = 300.0  # seconds between checkpoints
     log_every: int = 25
     seed: int = 0
@@ -120,13 +119,7 @@ def fit(
     """
     path, step = Path(folder) / f"{stage}.pt", 0
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    optimiser = torch.optim.AdamW(
-        network.parameters(),
-        plan.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=plan.weight_decay,
-        fused=True,
-    )
+    optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate, betas=(0.9, 0.99), fused=True)
     state = load_checkpoint(path, device)
     if state is not None:
         network.load_state_dict(state["network"])
