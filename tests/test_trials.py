@@ -71,5 +71,5 @@ def test_differences_are_within_images():
     few = differences(rows[rows.image < 4], "control").set_index("trial")
     assert few.difference["better"] == 0.5 and few.verdict["better"] == "not decided"
     assert table.low["same"] == table.high["same"] == 0  # though the interval of either rate is wide
-    with pytest.raises(ValueError, match="control is 'unknown'"):
+    with pytest.raises(ValueError, match="control must be one of .*got 'unknown'"):
         differences(rows, "unknown")

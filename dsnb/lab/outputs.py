@@ -79,9 +79,8 @@ def find_problems(path: Path) -> list[str]:
         for output in cell.outputs:
             large = any(0.75 * len(text) > LARGEST_IMAGE for text in output.get("data", {}).values())
             if large or output != _keep(output, LARGEST_IMAGE):
-                problems.append(
-                    f"cell {cell.id!r} holds an output that is too large or not from `make figures`"
-                )
+                told = "holds an output that is too large or not from `make figures`"
+                problems.append(f"cell {cell.id!r} {told}")
     return problems
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import masks, metrics, prompts
+from .. import checks, masks, metrics, prompts
 from ..attention import blend_cross_attention, layer_level
 from ..checkpoints import load
 from ..epsilon import Predictions, guidance_per_style
@@ -76,24 +76,18 @@ def default_trials(levels: int = 3) -> list[Trial]:
         replace(both, question="when", name="first half", span=(0.0, 0.5)),
         replace(both, question="when", name="second half", span=(0.5, 1.0)),
     ]
-    trials += [
-        replace(both, question="which resolution", name=f"only 1/{2**k}", level=k) for k in range(levels)
-    ]
+    for k in range(levels):
+        trials.append(replace(both, question="which resolution", name=f"only 1/{2**k}", level=k))
     for switch in (0.125, 0.25, 0.5):
         trials.append(replace(combined, name=f"switch {switch:g}", switch=switch))
         regional = {"norm": True, "strength": 1.0, "span": (switch, 1.0), "switch": switch}
         trials.append(replace(combined, name=f"switch {switch:g}, then regional", **regional))
     trials += [epsilon, replace(epsilon, name="switch 1, regional", norm=True, strength=1.0)]
-    for name, trial in (
-        ("attention", plain),
-        ("regional", both),
-        ("combined", combined),
-        ("epsilon", epsilon),
-    ):
-        trials += [
-            replace(trial, question="which guidance", name=f"{name}, {guidance:g}", guidance=guidance)
-            for guidance in (3.0, 5.0, 8.0)
-        ]
+    methods = {"attention": plain, "regional": both, "combined": combined, "epsilon": epsilon}
+    for name, trial in methods.items():
+        for guidance in (3.0, 5.0, 8.0):
+            asked = {"question": "which guidance", "name": f"{name}, {guidance:g}", "guidance": guidance}
+            trials.append(replace(trial, **asked))
     return trials
 
 
@@ -204,10 +198,7 @@ def run_trials(
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each trial's rate, with its interval over images and its spread over seeds.
-
-    Args:
-        rows: of `run_trials`.
+    """Each trial's rate in the rows of `run_trials`, with its interval over images and its spread over seeds.
 
     Returns:
         One row per trial: `both`, its 95 % bootstrap interval over images from `low` to `high`, the `worst` and the
@@ -242,8 +233,7 @@ def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
     Raises:
         ValueError: `rows` has no trial of that name.
     """
-    if control not in set(rows.trial):
-        raise ValueError(f"control is {control!r}; expected one of {', '.join(rows.trial.unique())}")
+    checks.one_of("control", control, list(rows.trial.unique()))
     rates = rows.groupby(["question", "trial", "image"], sort=False).both.mean().unstack()
     base = rates.xs(control, level="trial").iloc[0]
     table = []
@@ -256,14 +246,7 @@ def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
 
 
 def show_rates(table: pd.DataFrame) -> Sheet:
-    """Each trial's rate as a point, its interval over images as a band, its worst and best seed as marks.
-
-    Args:
-        table: of `summarize`.
-
-    Returns:
-        The figure, one line per trial.
-    """
+    """Each trial of a `summarize` table in a line: its rate, its interval over images, its worst and best seed."""
     figure = Sheet(6.0, 0.7 + 0.26 * len(table))
     axes, lines = figure.subplots(), range(len(table), 0, -1)
     axes.hlines(lines, table.low, table.high, color=STYLE_COLORS[0], linewidth=6, alpha=0.3)
@@ -272,9 +255,8 @@ def show_rates(table: pd.DataFrame) -> Sheet:
     axes.plot(table.both, lines, "o", color=STYLE_COLORS[0])
     axes.set_yticks(lines, table.trial, fontsize=8)
     axes.set(xlim=(-0.02, 1.02), ylim=(0.4, len(table) + 0.6))
-    axes.set_xlabel(
-        "rate of images with both styles (band: 95 % interval; marks: worst and best seed)", fontsize=8
-    )
+    told = "rate of images with both styles (band: 95 % interval; marks: worst and best seed)"
+    axes.set_xlabel(told, fontsize=8)
     axes.grid(axis="x", color="0.9")
     figure.tight_layout()
     return figure

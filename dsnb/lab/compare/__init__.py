@@ -6,7 +6,7 @@ running      every method on every image and seed
 tables       means, intervals, paired differences
 plots        figures of the tables
 report       the files 14_*
-command      `python -m dsnb compare`
+command      `dsnb compare`
 """
 
 from .measuring import Networks, gram_references, measure, open_networks, prepare

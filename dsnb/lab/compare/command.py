@@ -1,4 +1,4 @@
-"""`python -m dsnb compare`: compute the rows of the comparison, then write its tables and figures."""
+"""`dsnb compare`: compute the rows of the comparison, then write its tables and figures."""
 
 from __future__ import annotations
 
@@ -45,14 +45,7 @@ hub id or a .safetensors file); lpips_network, clip_model (the networks that mea
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments.
-
-    Returns:
-        Exit status: 0 done, 2 it could not run, 130 it was stopped.
-    """
+    """The command; its exit status is 0 done, 2 it could not run, 130 it was stopped."""
     given = parser().parse_args(argv)
 
     def work() -> int:
@@ -65,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser("python -m dsnb compare", description="Compare the methods.", epilog=HELP)
+    p = argparse.ArgumentParser("dsnb compare", description="Compare the methods.", epilog=HELP)
     p.add_argument("--images", type=int, default=IMAGES, help=f"of the test set (default: {IMAGES})")
     p.add_argument("--seeds", type=int, default=SEEDS, help=f"of the noise of each image (default: {SEEDS})")
     p.add_argument("--fewer", type=int, default=FEWER, help=f"images per open question (default: {FEWER})")
@@ -88,9 +81,6 @@ def redraw() -> Path:
 
 def compare_all(given: argparse.Namespace) -> Path:
     """Compute what is missing of every part, then write tables and figures.
-
-    Args:
-        given: the arguments of the command, see `parser`.
 
     Returns:
         The folder of the tables: figures/ for the whole comparison, else `figures` in the output folder.

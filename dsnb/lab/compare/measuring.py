@@ -19,16 +19,8 @@ SIDES = ("left", "right")
 REFERENCES = 32  # images of each style that the Gram matrices are compared with
 REFERENCE_SEED = 930_000
 GRAM = {"size": 128, "layers": 3}  # what Gram matrices are taken of; texture has a scale
-OF_SOURCE = (
-    "l2",
-    "psnr",
-    "ssim",
-    "lpips",
-    "layout",
-    "structure",
-    "truth",
-    "direction",
-)  # compare with the source
+# these compare with the source
+OF_SOURCE = ("l2", "psnr", "ssim", "lpips", "layout", "structure", "truth", "direction")
 
 
 @dataclass(frozen=True)
@@ -64,9 +56,6 @@ def open_networks(
         lpips_network: see `networks.load_lpips`.
         clip_model: a folder or hub id; "" for the bundled evaluator CLIP.
         device: where they run.
-
-    Returns:
-        The networks.
     """
     lpips = networks.load_lpips(lpips_network, device)
     clip = networks.load_clip(clip_model or networks.bundled_clip(), device)
@@ -126,9 +115,8 @@ def prepare(nets: Networks, task: Task, weights: Tensor, from_noise: bool = Fals
 
 def _views(clip: perceptual.Clip, image: Tensor, sides: Tensor) -> Tensor:
     """CLIP features of the whole image, then of each side alone: (3, D)."""
-    return clip.image_features(
-        torch.cat([image, *(perceptual.isolate(image, side, clip.ground) for side in sides)])
-    )
+    alone = [perceptual.isolate(image, side, clip.ground) for side in sides]
+    return clip.image_features(torch.cat([image, *alone]))
 
 
 @torch.no_grad()

@@ -22,13 +22,9 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 
 
 def draw_means(summed: pd.DataFrame) -> Figure:
-    """Each method's mean, its interval over images (bar) and the range of its seeds (thick bar), measure by measure.
+    """Each method's mean, its interval over images (bar) and the range of its seeds (thick bar), from a `summary`.
 
-    Args:
-        summed: a `summary` by method.
-
-    Returns:
-        The figure, one panel per measure of `HEADLINE` that is there.
+    There is one panel for each measure of `HEADLINE` that was measured.
     """
     shown = [name for name in HEADLINE if name in set(summed.measure)]
     methods = list(summed.method.unique())
@@ -58,9 +54,6 @@ def draw_differences(gaps: pd.DataFrame, table: pd.DataFrame, method: str) -> Fi
         gaps: paired differences of methods, over all images.
         table: the rows, for the standard deviations.
         method: the method; right of the line speaks for it.
-
-    Returns:
-        The figure.
     """
     against = gaps[(gaps["first"] == method) | (gaps.second == method)]
     rivals = against.second.where(against["first"] == method, against["first"])
@@ -88,11 +81,7 @@ def draw_differences(gaps: pd.DataFrame, table: pd.DataFrame, method: str) -> Fi
 def draw_ranks(means: pd.DataFrame) -> Figure:
     """A table of means as a map: green is the best of its row, red the worst. The ground truth does not compete.
 
-    Args:
-        means: one row per measure (its name is the index), one column per candidate.
-
-    Returns:
-        The figure.
+    Each measure has a row (its name is the index), each candidate a column.
     """
     ranked = means.drop(columns=GROUND_TRUTH, errors="ignore")
     worth = ranked.apply(lambda row: MEASURES[row.name].worth(row), axis=1)

@@ -30,24 +30,12 @@ ASKED = ("both", "balance", "layout", "truth")
 
 
 def read_rows(folder: Path) -> dict[str, pd.DataFrame]:
-    """The kept rows: part -> table.
-
-    Args:
-        folder: of the parquet files.
-
-    Returns:
-        The tables; empty if there are none.
-    """
+    """The kept rows, part -> table, from the parquet files of a folder; empty if there are none."""
     return {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
 
 
 def write_report(rows: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Write rows, tables and figures.
-
-    Args:
-        rows: part -> rows, see `running.run`.
-        folder: where; usually `figures/`.
-    """
+    """Write the rows of each part (see `running.compute`), and their tables and figures."""
     (folder / "14_rows").mkdir(parents=True, exist_ok=True)
     for name, table in rows.items():
         small = table.astype(dict.fromkeys(present(table), "float32"))

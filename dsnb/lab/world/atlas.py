@@ -1,7 +1,9 @@
-"""Make `data/icons/atlas.png` anew from Iconify's npm packages:
+"""Make `data/icons/atlas.png` anew from Iconify's npm packages.
 
-npm install @iconify-json/noto @iconify-json/twemoji @iconify-json/fluent-emoji-flat
-python -m dsnb.lab.world.atlas node_modules          # also needs: pip install 'dsnb[lab]'
+    npm install @iconify-json/noto @iconify-json/twemoji @iconify-json/fluent-emoji-flat
+    python -m dsnb.lab.world.atlas node_modules
+
+This also needs `pip install 'dsnb[lab]'`.
 """
 
 import argparse
