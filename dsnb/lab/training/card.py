@@ -75,8 +75,8 @@ def missed(rows: list[Row]) -> str:
 {lines}
 
 A stage continues from its last checkpoint as long as its `--state` is kept. No checkpoint comes with the weights, but
-`--from` starts from them. Beside a UNet only the decoder of the autoencoder can continue: another encoder or text
-encoder means another UNet.
+`--from` starts from them. Once a UNet is trained, only the decoder of the autoencoder can be trained further. After a
+change of the encoder or the text encoder, the UNet would have to be trained again.
 """
     return text.format(lines="\n".join(lines))
 
@@ -93,7 +93,7 @@ def uncertain(rows: list[Row]) -> str:
         before = name, row
     if not lines:
         return ""
-    return "With less certainty, or less often than in the ground truth:\n\n" + "\n".join(lines) + "\n"
+    return "Uncertain, or less often than in the ground truth:\n\n" + "\n".join(lines) + "\n"
 
 
 def write_card(folder: Path, rows: list[Row], recipe: "Recipe", *, unet_parameters: int) -> Path:
