@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:  ## lists these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.base  ## blends two styles in one image and prints the path of the result
+demo: $(VENV)/.base  ## blends two styles in one image and prints the paths of two files
 	$(BIN)/dsnb demo
 
 lab: $(VENV)/.lab  ## opens JupyterLab on the first notebook
@@ -61,7 +61,7 @@ trials: $(VENV)/.lab  ## notebook 18 in full: what teaches objects (an hour on t
 	DSNB_FIGURES=$(CURDIR)/figures $(BIN)/papermill notebooks/18_what_teaches_objects.ipynb runs/trials/18_what_teaches_objects.ipynb \
 		--cwd notebooks -p tables "$(CURDIR)/runs/trials"
 
-lint: $(VENV)/.dev  ## formats the code and mends what ruff can mend
+lint: $(VENV)/.dev  ## formats the code and fixes what ruff can fix
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 # .venv/.base stands for the package without extras, .venv/.EXTRA for the package with that extra.

@@ -1,6 +1,6 @@
 """Seamless dual-style image generation with diffusion models.
 
-The names below are loaded on first use, so that `import dsnb` stays cheap for code that needs no torch.
+The names below are imported on first use, so `import dsnb` is fast and does not import torch.
 """
 
 from importlib import import_module
@@ -29,13 +29,13 @@ __all__ = [*_EXPORTS, "data_path"]
 
 
 def data_path(*parts: str) -> Path:
-    """Path of a bundled file: the model, an image, the prompts.
+    """The path of a bundled file, such as the model, an image or the prompts.
 
     Args:
-        parts: Folders and file name below `data/`, e.g. `data_path("images", "bear_grass.png")`.
+        parts: folders and file name below `data/`, e.g. `data_path("images", "bear_grass.png")`.
 
     Returns:
-        The path inside the installed package, or in the repository's `data/` when dsnb runs from a clone.
+        The path inside the installed package, or in the repository's `data/` if dsnb runs from a clone.
     """
     package = Path(__file__).resolve().parent
     installed = package / "_data"

@@ -1,4 +1,4 @@
-"""The command line: `dsnb COMMAND`, or `python -m dsnb COMMAND`. `dsnb COMMAND --help` lists the options."""
+"""The command line: `dsnb COMMAND`, or `python -m dsnb COMMAND`. `dsnb COMMAND --help` lists its options."""
 
 import argparse
 import os
@@ -13,28 +13,28 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def run(argv: list[str]) -> int:
-    """a notebook over a grid of parameters, as rows of one table"""
+    """run a notebook over a grid of parameters and write one table"""
     from .lab.grid import main
 
     return main(argv)
 
 
 def bench(argv: list[str]) -> int:
-    """what each method and kernel costs on this machine"""
+    """measure what each method and kernel costs on this machine"""
     from .lab.bench import main
 
     return main(argv)
 
 
 def compare(argv: list[str]) -> int:
-    """every method on 96 images and 4 seeds: the rows, tables and figures of notebook 14"""
+    """compare all methods on 96 images with 4 seeds: the tables and figures of notebook 14"""
     from .lab.compare.command import main
 
     return main(argv)
 
 
 def demo(argv: list[str]) -> int:
-    """one bundled image in two styles, saved in the current folder"""
+    """blend two styles in one bundled image, in the current folder"""
     parser = argparse.ArgumentParser("dsnb demo", description="Blend two styles in one bundled image.")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="denoising steps, at least 2")
     given = parser.parse_args(argv)
@@ -48,19 +48,19 @@ def demo(argv: list[str]) -> int:
 
 
 def figures(argv: list[str]) -> int:
-    """the notebooks in order, which redraws `figures/` and writes their outputs into them"""
+    """run the notebooks that are out of date, write their outputs into them and redraw `figures/`"""
     import papermill
 
     from .lab import outputs
 
-    parser = argparse.ArgumentParser("dsnb figures", description=f"Run {figures.__doc__}.")
-    told = "notebooks to run, such as notebooks/05_two_baselines.ipynb; default: those whose outputs are not up to date"
+    parser = argparse.ArgumentParser("dsnb figures", description="Run notebooks, write their outputs into them and redraw `figures/`.")
+    told = "notebooks to run, such as notebooks/05_two_baselines.ipynb; default: those whose outputs are out of date"
     parser.add_argument("notebooks", nargs="*", type=Path, help=told)
     named = [path.resolve() for path in parser.parse_args(argv).notebooks]
     known = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     if unknown := [str(path) for path in named if path not in known]:
         parser.error(
-            f"notebooks holds {', '.join(unknown)}; expected files of {NOTEBOOKS}, without solutions"
+            f"notebooks must be files of {NOTEBOOKS}, without solutions; got {', '.join(unknown)}"
         )
     os.environ["DSNB_INTERACTIVE"] = "0"  # a panel shows one still image
     failed = 0
@@ -86,13 +86,13 @@ REDRAWING = ("compare", "bench", "figures")  # commands that write into the comm
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command that is named first.
+    """Run the command that the first argument names.
 
     Args:
-        argv: The arguments, default those of the process.
+        argv: the arguments; default those of the process.
 
     Returns:
-        The exit status: 0 done, 1 something failed, 2 wrong arguments.
+        The exit status: 0 for success, 1 if something failed, 2 for wrong arguments.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
