@@ -53,7 +53,8 @@ def figures(argv: list[str]) -> int:
 
     from .lab import outputs
 
-    parser = argparse.ArgumentParser("dsnb figures", description="Run notebooks, write their outputs into them and redraw `figures/`.")
+    does = "Run notebooks, write their outputs into them and redraw `figures/`."
+    parser = argparse.ArgumentParser("dsnb figures", description=does)
     told = "notebooks to run, such as notebooks/05_two_baselines.ipynb; default: those whose outputs are out of date"
     parser.add_argument("notebooks", nargs="*", type=Path, help=told)
     named = [path.resolve() for path in parser.parse_args(argv).notebooks]

@@ -1,4 +1,4 @@
-"""A LoRA per style: which of a pipeline's loaded adapters is on."""
+"""A LoRA per style: turns a pipeline's loaded adapters on and off."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,20 +11,20 @@ from torch import nn
 def check_adapters(
     pipe: DiffusionPipeline, name: str, given: Sequence[str | None], n: int
 ) -> tuple[str | None, ...]:
-    """n names of loaded adapters, or None for no adapter.
+    """Checks a list of n names of loaded adapters, each perhaps None for no adapter.
 
     Args:
         pipe: the pipeline, after `load_lora_weights`.
-        name: the parameter that a message names.
+        name: the parameter that an error names.
         given: what the user passed.
-        n: how many there must be.
+        n: the number of styles.
 
     Returns:
-        The names.
+        The n names.
 
     Raises:
-        TypeError: for something that is not a list.
-        ValueError: for another number of them, a name that is not loaded, and adapters that are fused.
+        TypeError: `given` is not a list.
+        ValueError: another number of names, a name that is not loaded, or fused adapters.
     """
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(f"{name} must be a list with one name per style, got {given!r}")
@@ -46,9 +46,14 @@ def check_adapters(
 
 @contextmanager
 def switched_adapters(pipe: DiffusionPipeline) -> Iterator[Callable[[str | None], None]]:
-    """While the block runs, a function turns one adapter on by its name and all others off; None turns all off.
+    """Switches between adapters while the block runs. Their strengths do not change.
 
-    Strengths stay as they are. What was on before is on again afterwards, whatever happens.
+    Args:
+        pipe: the pipeline, after `load_lora_weights`.
+
+    Yields:
+        A function that turns on the adapter with a given name, and all others off. None turns all off. When the block
+        ends, also by an error, the same adapters are active as before it.
     """
     layers = _layers(pipe)
     before = [

@@ -1,4 +1,4 @@
-"""The app: the panel of notebook 00 for an image of one's own, without code. `make app` serves it."""
+"""The app: the panel of notebook 00 for your own image, without code. `make app` serves it."""
 
 import functools
 import html
@@ -23,11 +23,11 @@ def make_app(model: Model, steps: int) -> ipywidgets.VBox:
     """A form that chooses an image, above the panel that blends two styles in it.
 
     Args:
-        model: the model to draw with; one with a UNet.
-        steps: of a full image.
+        model: a model with a UNet.
+        steps: denoising steps of a full image.
 
     Returns:
-        The form and the panel, to be the last line of a cell in a front end that can answer.
+        The form and the panel. A live front end shows them if they are the last line of a cell.
     """
     bundled = {f"{image.caption} ({image.file.stem})": image for image in pictures()}
     choice = ipywidgets.Dropdown(description="image", options=bundled, **WIDE)

@@ -1,7 +1,7 @@
 """Cross-attention interpolation: in every cross-attention, sum_i M_i softmax(Q K_i^T / sqrt(d)) V_i.
 
-`blend_cross_attention` puts processors into a diffusers UNet and takes them out again. Self-attention is left alone:
-cutting it along the mask would give two unrelated images.
+`blend_cross_attention` replaces the attention processors of a diffusers UNet while a block runs. It does not change
+self-attention: cut along the mask, it would give two unrelated images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ from .models import network_lock, refuse_ip_adapter
 
 
 class Blend:
-    """What the processors of one block share: the mask's pyramid, and which row of the batch gets which mix.
+    """What the hooked layers share: the mask at each resolution, and the role of each row of the batch.
 
-    Prompt 0 is the unconditional one. A role is a weight map over all prompts: role 0 is prompt 0 alone, role 1 the
-    mask's mix of prompts 1..N, role 1 + i prompt i alone.
+    A role is a weight per position for each prompt. Prompt 0 is the unconditional one. Role 0 is prompt 0 alone, role 1
+    is the mix of prompts 1 to N by the mask, and role 1 + i is prompt i alone.
     """
 
     def __init__(self, mask: Mask, size: tuple[int, int], levels: set, sampling: str, device: torch.device):
@@ -34,9 +34,11 @@ class Blend:
         self._plans: dict[tuple, AttentionPlan] = {}
 
     def at(self, progress: float, rows: Sequence[int]) -> None:
-        """Called before each UNet call: the progress in [0, 1) of the denoising, and the role of each row.
+        """Sets the state for the next UNet call. The plans are made here, so that a compiled UNet finds them ready.
 
-        The plans are made here rather than at first use, so that a compiled UNet finds them ready.
+        Args:
+            progress: of the denoising, from 0 to below 1.
+            rows: the role of each row of the batch.
         """
         if self._mask.timed and progress != self._progress:
             self._plans.clear()
@@ -45,10 +47,11 @@ class Blend:
             self.plan(len(self._rows), tokens)
 
     def plan(self, batch: int, tokens: int) -> AttentionPlan:
-        """Weights (roles, prompts, tokens) and the role of each row (batch,), as the kernels want them."""
+        """The plan of the kernels for a layer with this many tokens. Raises ValueError for another number of rows."""
         if len(self._rows) != batch:
             raise ValueError(
-                f"the UNet was called with {batch} rows, but the roles {self._rows} were announced"
+                f"rows must be the roles of the {batch} rows of the UNet call, got {self._rows}; "
+                "call blend.at(progress, rows) before it"
             )
         key = (self._rows, tokens)
         if key not in self._plans:
@@ -71,7 +74,7 @@ class Blend:
 
 
 class BlendProcessor:
-    """Stands in for one cross-attention's processor; the text keys and values are projected once, here."""
+    """Replaces the processor of one cross-attention. It computes the text's keys and values once, when it is made."""
 
     def __init__(self, attn: Attention, contexts: Tensor, blend: Blend, passes: Sequence[float] = (1.0,)):
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).contiguous()
@@ -90,7 +93,7 @@ class BlendProcessor:
     ) -> Tensor:
         if attention_mask is not None:
             raise NotImplementedError(
-                "a cross-attention was given an attention mask, which cannot be blended"
+                "a cross-attention was given an attention mask, which cannot be blended; call the UNet without it"
             )
         batch, tokens, _ = hidden_states.shape
         plan = self.blend.plan(batch, tokens)
@@ -119,26 +122,26 @@ def blend_cross_attention(
     passes: Sequence[float] = (1.0,),
     sampling: str = "area",
 ) -> Iterator[Blend]:
-    """Mixes the prompts of `contexts` by the mask in the UNet's cross-attentions while the block runs.
+    """Mixes the prompts by the mask in the UNet's cross-attentions while the block runs.
 
     Args:
         unet: the UNet.
         contexts: (1 + N, L, D) text embeddings, the unconditional one first.
         mask: of N styles.
         size: height and width of the latents.
-        layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`. The others keep the
-            `encoder_hidden_states` of their row.
-        passes: a weight f per pass. Each pass takes the result of the last one as its query,
-            h <- f O(Q(h)) + (1 - f) h; (1.0,) is plain attention.
-        sampling: of the mask, as for `Mask.weights`.
+        layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`; default all. The other layers
+            use the `encoder_hidden_states` of the UNet call.
+        passes: a weight f from 0 to 1 for each pass. The query of a pass is the result h of the pass before,
+            h <- f O(Q(h)) + (1 - f) h. (1.0,) is plain attention.
+        sampling: how the mask is sampled, see `Mask.weights`.
 
     Yields:
-        The blend. Call `blend.at(progress, rows)` before each UNet call, to say what each row is. When the block ends,
-        the UNet has its own processors again.
+        The blend. Call `blend.at(progress, rows)` before each UNet call. When the block ends, the UNet has its own
+        processors again.
 
     Raises:
         RuntimeError: the UNet is hooked already.
-        ValueError: the number of prompts is not that of the mask.
+        ValueError: a wrong number of contexts, a pass out of range, or no layer is chosen.
         NotImplementedError: attention that cannot be blended.
     """
     if len(contexts) != mask.n + 1:
@@ -147,10 +150,11 @@ def blend_cross_attention(
         )
     passes = tuple(float(factor) for factor in passes)
     if not passes or not all(0 <= factor <= 1 for factor in passes):
-        raise ValueError(f"passes must be one weight from 0 to 1 or more of them, got {passes}")
-    names = [n for n in cross_attention_layers(unet) if layers is None or layers(n)]
+        raise ValueError(f"passes must be one or more weights from 0 to 1, got {passes}")
+    every = cross_attention_layers(unet)
+    names = [name for name in every if layers is None or layers(name)]
     if not names:
-        raise ValueError("layers chooses no cross-attention of this UNet")
+        raise ValueError(f"layers chooses none of the {len(every)} cross-attentions, such as {every[0]!r}")
     with network_lock(unet):
         check_hookable(unet, names, watched=True)
         levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
@@ -174,7 +178,14 @@ def replaced_processors(unet: UNet2DConditionModel, ours: Mapping[str, Any]) -> 
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> list[str]:
-    """Names of the UNet's cross-attention modules, in the order they run: down, middle, up."""
+    """Names of the UNet's cross-attention modules, in the order in which they run.
+
+    Args:
+        unet: a diffusers UNet.
+
+    Returns:
+        The names, such as "down_blocks.0.attentions.0.transformer_blocks.0.attn2".
+    """
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
     names = [name for name in names if unet.get_submodule(name).is_cross_attention]
     order = ("down_blocks", "mid_block", "up_blocks")
@@ -182,7 +193,15 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> list[str]:
 
 
 def layer_level(name: str, blocks: int) -> int:
-    """How often the latents are halved on their way to the attention of this name, given the down blocks."""
+    """How often the UNet halves the latents before an attention.
+
+    Args:
+        name: of the attention module.
+        blocks: the number of the UNet's down blocks.
+
+    Returns:
+        The number, from 0 to blocks - 1.
+    """
     part, index, *_ = name.split(".")
     if part == "mid_block":
         return blocks - 1
@@ -190,9 +209,16 @@ def layer_level(name: str, blocks: int) -> int:
 
 
 def check_hookable(unet: UNet2DConditionModel, names: Sequence[str], watched: bool = False) -> None:
-    """Raises unless the named attentions have diffusers' plain processors, which ours stand in for.
+    """Checks that attentions have diffusers' plain processors, which dsnb's can replace.
 
-    watched: a recorder (`attention_maps`) around the plain ones is welcome too.
+    Args:
+        unet: a diffusers UNet.
+        names: of the attention modules.
+        watched: whether the recorder of `attention_maps` is allowed, too.
+
+    Raises:
+        RuntimeError: dsnb has hooked one already.
+        NotImplementedError: another processor, a normalisation inside the attention, or an IP-Adapter.
     """
     refuse_ip_adapter(unet)
     for name in names:
@@ -208,12 +234,20 @@ def check_hookable(unet: UNet2DConditionModel, names: Sequence[str], watched: bo
         norms = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
         if any(norm is not None for norm in norms):
             raise NotImplementedError(
-                f"{name} normalises inside its attention, as no Stable Diffusion 1.x/2.x/XL does"
+                f"{name} normalises inside its attention; only the attention of Stable Diffusion 1, 2 and XL can be "
+                "hooked"
             )
 
 
 def token_sizes(height: int, width: int) -> dict[int, tuple[int, int]]:
-    """Token count -> (height, width) of each resolution a UNet halves these latents to, rounding up."""
+    """The resolutions to which a UNet halves latents, rounding up.
+
+    Args:
+        height, width: of the latents.
+
+    Returns:
+        The number of tokens -> (height, width), the largest first.
+    """
     sizes = {height * width: (height, width)}
     while height > 1 or width > 1:
         height, width = (height + 1) // 2, (width + 1) // 2

@@ -1,8 +1,8 @@
-"""Which token each position reads: attention maps, kept as running sums while the network works.
+"""Attention maps: how much each position attends to each token, summed up while the network runs.
 
-`record_attention` puts processors into a diffusers UNet and takes them out again; in a transformer with joint
-attention it watches the part from the image to the text. What it keeps is one sum for each layer, part of the
-denoising, prompt, head group and token, so its size does not grow with the steps.
+`record_attention` replaces the attention processors of a diffusers UNet while a block runs. In a transformer with joint
+attention, it records the attention from the image to the text. It keeps one sum for each layer, part of the denoising,
+prompt, head group and token, so the memory does not grow with the steps.
 """
 
 import re
@@ -33,37 +33,38 @@ def record_attention(
     groups: int = 1,
     buckets: int = 10,
 ) -> Iterator[AttentionMaps]:
-    """Records, while the block runs, how much each position attends to each token of the prompts.
+    """Records how much each position attends to each token of the prompts, while the block runs.
 
         with record_attention(model, prompt, trajectory.x_T.shape[-2:]) as maps:
             dsnb.decode(model, trajectory, prompt)
         maps.heat("bear")
 
-    A `blend_cross_attention` may be entered inside, or any method of `dsnb.blend`. Prompt i is then recorded with its
-    mask, M_i softmax(Q K_i^T / sqrt(d)). For this, each prompt's attention is computed once more. In a transformer
-    with joint attention, the layers are its blocks, and the image and all of the text share one softmax. A UNet under
-    `torch.compile` has a graph break in every recorded layer, so compile it without `fullgraph`.
+    Inside the block, `blend_cross_attention` and all methods of `dsnb.blend` except "joint" work. In a blend, prompt i
+    is recorded with its mask, M_i softmax(Q K_i^T / sqrt(d)), which costs one more attention per prompt. In a
+    transformer with joint attention, the layers are its blocks, and the image and the whole text share one softmax. A
+    UNet under `torch.compile` has a graph break in every recorded layer, so compile it without `fullgraph`.
 
     Args:
         model: the model whose network is recorded.
-        prompts: rows of a UNet call with one of these texts are recorded; all others (such as the unconditional row)
-            pass through. With several text encoders, the tokens are those of T5, or else of the first CLIP.
+        prompts: one text or more. Only rows of a network call with one of these texts are recorded. With several text
+            encoders, the tokens are those of T5, or else of the first CLIP.
         size: height and width of the latents.
-        layers: which cross-attentions, by name; default all.
-        groups: number of parts that each layer's heads are divided into.
-        buckets: number of parts of the time from noise to image.
+        layers: a function of the name or names of layers; default all cross-attentions.
+        groups: the number of groups into which each layer's heads are divided, at least 1.
+        buckets: the number of parts into which the denoising is divided, at least 1.
 
     Yields:
         The maps. When the block ends, the network has its own processors again.
 
     Raises:
         RuntimeError: the UNet is hooked already.
-        ValueError: wrong numbers or layers.
+        ValueError: `groups`, `buckets` or `size` is out of range, there is no prompt, or no such layer.
         NotImplementedError: attention that cannot be recorded, such as method "joint".
     """
     if model.family.attention == "plain joint":
         raise NotImplementedError(
-            f"attention maps are not there for {model.family.name}, whose texts have no fixed length"
+            f"attention maps are not there for {model.family.name}, whose texts have no fixed length; use a model of "
+            "another family"
         )
     if model.family.attention == "joint":
         with model.lock, _record_joint(model, prompts, size, layers, groups, buckets) as maps:
@@ -115,9 +116,9 @@ def _record_joint(
 
 
 class RecordProcessor:
-    """Stands in for one cross-attention's processor, `plain`, and tells the maps what it sees.
+    """Replaces the processor of one cross-attention, `plain`, and records its attention.
 
-    `watch` is for a processor that takes its place for a while (`attention.BlendProcessor`).
+    `attention.BlendProcessor` calls `watch` while it replaces this processor.
     """
 
     def __init__(self, name: str, plain: AttentionProcessor, maps: AttentionMaps):
@@ -135,7 +136,9 @@ class RecordProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         if attention_mask is not None:
-            raise NotImplementedError(f"{self.name} was given an attention mask, which cannot be recorded")
+            raise NotImplementedError(
+                f"{self.name} was given an attention mask, which cannot be recorded; call the UNet without it"
+            )
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         keys, values = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
         out = self.maps.add_plain(self.name, heads(attn.to_q(hidden_states)), keys, values)
@@ -146,9 +149,9 @@ class RecordProcessor:
 
 
 class JointWatch(TorchFunctionMode):
-    """Shows the maps every attention of a transformer that has the image and the text in one sequence.
+    """Records every attention of a transformer that has the image and the text in one sequence.
 
-    diffusers has a processor for each family, and all of them end in the same function of torch, which is watched here.
+    diffusers has a processor for each family. All of them call the same function of torch, which is intercepted here.
     """
 
     def __init__(self, blocks: list[str], names: list[str], maps: AttentionMaps, text_first: bool):

@@ -1,6 +1,6 @@
 """Open a model: the bundled one, a diffusers folder, a hub id, a single file, or a pipeline that is open already.
 
-Devices and dtypes are chosen here and nowhere else. A model opens whole or not at all.
+Only this module chooses devices and dtypes. A model opens completely or raises an error.
 """
 
 import json
@@ -34,24 +34,29 @@ def load(
     allow_pickle: bool = False,
     config: str | Path | None = None,
 ) -> Model:
-    """Opens a model of one of `dsnb.families.FAMILIES`, picked by its pipeline class.
+    """Opens a model. Its pipeline class decides the family, one of `dsnb.families.FAMILIES`.
 
     Args:
-        source: nothing or "drawn-world" for the bundled model; a diffusers folder; a hub id; a single .safetensors
-            file; or a diffusers pipeline, also a quantised or offloaded one, which is used as it is. Of a folder or
-            hub id that holds half precision only, the variant fp16 is taken.
+        source: None or "drawn-world" for the bundled model; a diffusers folder; a hub id; a single .safetensors file;
+            or a diffusers pipeline, which is used without changes. If a folder or hub id has half precision only, its
+            variant fp16 is opened.
         device: default cuda, then mps, then cpu.
-        dtype: a torch.dtype or its name ("fp16", "bfloat16"). Default bfloat16 where the hardware multiplies it fast
-            (float16 on older GPUs), else float32.
-        allow_pickle: also read .ckpt and .bin weights, which can run code of whoever made them.
-        config: for a single file, a folder or hub id with the same architecture and scheduler. Needed without network,
-            for Stable Diffusion 2.x (whose own configuration left the hub), and for v-prediction, which no file tells.
+        dtype: a torch.dtype or its name ("fp16", "bfloat16"). Default bfloat16 if the hardware multiplies it natively,
+            float16 on other GPUs, else float32.
+        allow_pickle: whether to read .ckpt and .bin weights, which can run code of their author.
+        config: for a single file, a folder or hub id with the same architecture and scheduler. It is needed offline,
+            for Stable Diffusion 2.x (whose configuration is no longer on the hub), and for v-prediction, which a file
+            does not state.
 
     Returns:
         The model, with the settings of its `dsnb.json`, or else its family's.
 
     Raises:
-        FileNotFoundError, ValueError, NotImplementedError or OSError: with what would be right.
+        FileNotFoundError: there is no such file or folder.
+        OSError: the hub does not answer, or has no such model.
+        ValueError: no family opens the source, its weights are incomplete or pickled, or a parameter is wrong.
+        TypeError: `source` is of a wrong type.
+        NotImplementedError: a kind of model that is not supported, such as a UNet distilled for LCM.
     """
     if isinstance(source, DiffusionPipeline):
         given = {"device": device, "dtype": dtype, "config": config, "allow_pickle": allow_pickle or None}
@@ -89,7 +94,17 @@ def load(
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or cuda, mps, cpu in this order. Raises ValueError for one that is not there."""
+    """Chooses a device.
+
+    Args:
+        device: the device or its name; default cuda, then mps, then cpu.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: an unknown device, or one that is not available.
+    """
     if device is None:
         backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         return torch.device(next((name for name, there in backends.items() if there), "cpu"))
@@ -101,7 +116,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         raise ValueError(f"device {str(device)!r} was asked for, but no CUDA GPU is available; use 'cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {str(device)!r}: there are only {torch.cuda.device_count()} GPUs, from cuda:0"
+            f"device {str(device)!r} does not exist; use one of cuda:0 to cuda:{torch.cuda.device_count() - 1}"
         )
     if device.type == "meta":
         raise ValueError("device 'meta' holds no numbers, so nothing can be drawn there; use 'cpu'")
@@ -111,7 +126,14 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, float16 on other GPUs, else float32."""
+    """Chooses the default dtype of a device.
+
+    Args:
+        device: the device.
+
+    Returns:
+        bfloat16 if the hardware multiplies it natively, float16 on other GPUs, else float32.
+    """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
@@ -122,7 +144,17 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """A dtype or its name -> the dtype. Raises ValueError for anything else."""
+    """Reads a dtype.
+
+    Args:
+        dtype: float32, float16 or bfloat16, as a torch.dtype or by one of the names in `DTYPES`.
+
+    Returns:
+        The torch.dtype.
+
+    Raises:
+        ValueError: for anything else.
+    """
     found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if found is None or found not in DTYPES.values():
         raise ValueError(f"dtype must be a torch.dtype or one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -146,7 +178,7 @@ def _model(pipe: DiffusionPipeline, name: str, folder: Path) -> Model:
         warnings.warn(
             f"model {name!r} has a scheduler for few steps ({kind}), as distilled models (LCM, turbo, lightning) "
             f"do. dsnb's defaults are {settings.steps} steps and guidance {settings.guidance:g}; such a model wants "
-            "about 4 steps and guidance 1, and inverts badly",
+            "about 4 steps and guidance 1, and reconstructs badly",
             stacklevel=3,
         )
     return Model(pipe, name, settings, family)

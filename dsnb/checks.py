@@ -1,6 +1,7 @@
-"""Checks of what a user passes in. Each returns the value in its plain type, or says what would be right.
+"""Checks of what a user passes. Each returns the value in its plain type, or raises an error that says what is right.
 
-They belong at the public boundary: calls, files and the command line. Code inside trusts its caller.
+In every check, `name` is the parameter that the error names, and `value` is what the user passed. The checks belong in
+public functions, in what reads files, and in the command line. Internal code trusts its caller.
 """
 
 import math
@@ -16,10 +17,13 @@ def number(
     """A finite number, also from a numpy or torch scalar.
 
     Args:
-        name: the parameter that the message names.
+        name: the parameter that the error names.
         value: what the user passed.
         low, high: the range, both ends included.
         above: a lower end that is itself not allowed.
+
+    Returns:
+        The number.
 
     Raises:
         TypeError: for something that is not a number.
@@ -57,7 +61,7 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
 def numbers(
     name: str, value: Any, n: int | None = None, low: float = -math.inf, high: float = math.inf
 ) -> list[float]:
-    """n numbers from one number, or from a list, array or tensor of n; any count without n. Raises as `number`."""
+    """n numbers, from one number or from a list, array or tensor of n; without n, any count. Raises as `number`."""
     given = value.reshape(-1).tolist() if hasattr(value, "reshape") else value
     # A mapping or a set does not say which number is the first.
     several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set)
@@ -69,7 +73,7 @@ def numbers(
 
 
 def size(name: str, value: Any, multiple: int = 1, high: int | None = None) -> tuple[int, int]:
-    """(height, width) from both, or from one number for a square; each a multiple. Raises as `number`."""
+    """(height, width) from a pair, or from one number for a square; both multiples. Raises as `number`."""
     both = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2:
         raise ValueError(f"{name} must be one number, or height and width; got {_short(value)}")
@@ -91,7 +95,7 @@ def text(name: str, value: Any) -> str:
 
 
 def texts(name: str, value: Any) -> list[str]:
-    """A list of texts; one text alone is refused, because Python would take it for a list of letters."""
+    """A list of texts. Raises TypeError for a single text, which Python would read as a list of letters."""
     if isinstance(value, str | bytes | Mapping | Set) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {_short(value)}")
     return [text(f"{name}[{i}]", each) for i, each in enumerate(value)]
@@ -110,7 +114,7 @@ def one_or_each(name: str, value: Any, n: int) -> str | tuple[str, ...]:
 
 
 def one_of(name: str, value: Any, known: Collection[str]) -> str:
-    """One of the known names. Raises ValueError with the nearest of them."""
+    """One of the known names. Raises ValueError that suggests the most similar one."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(
             f"{name} must be one of {', '.join(known)}; got {_short(value)}{did_you_mean(value, known)}"
@@ -128,7 +132,7 @@ def instance(name: str, value: Any, kind: type, hint: str) -> Any:
 
 
 def dense(name: str, value: Any, kind: type, hint: str) -> Any:
-    """A tensor that holds all its numbers: neither sparse nor on the meta device. Raises TypeError."""
+    """A tensor that is neither sparse nor on the meta device. Raises TypeError."""
     instance(name, value, kind, hint)
     if value.is_meta or str(value.layout) != "torch.strided":
         raise TypeError(
@@ -138,7 +142,7 @@ def dense(name: str, value: Any, kind: type, hint: str) -> Any:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False. Raises TypeError for anything else, because any text would count as True."""
+    """True or False. Raises TypeError for anything else, because Python takes any text for True."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {_short(value)}")
     return value
@@ -152,7 +156,7 @@ def function(name: str, value: Any) -> Any:
 
 
 def did_you_mean(value: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The end of a message: "; did you mean 'x'?", or nothing where none is as similar as `cutoff`."""
+    """The end of a message, "; did you mean 'x'?", or "" if no known name is as similar as `cutoff`, from 0 to 1."""
     plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in known}
     near = get_close_matches("".join(c for c in str(value).lower() if c.isalnum()), plain, 1, cutoff)
     return f"; did you mean {plain[near[0]]!r}?" if near else ""
@@ -172,7 +176,7 @@ def _range(low: float, high: float, above: float | None) -> str:
 
 
 def _short(value: Any) -> str:
-    """The value as the message shows it; of a tensor or array its class and shape, of a long text the start."""
+    """The value as an error shows it: class and shape of a tensor or array, the start of a long text."""
     if len(getattr(value, "shape", ())):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     try:

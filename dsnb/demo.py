@@ -25,15 +25,15 @@ def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
     """Blend the demo image and save it, then save it beside the results of the other methods.
 
     Args:
-        folder: Existing folder for both files.
-        steps: Denoising steps, at least 2.
+        folder: an existing folder for both files.
+        steps: denoising steps, at least 2.
 
     Yields:
-        The path of each PNG file as soon as it is complete: first the image blended by method combined, then
-        the comparison of the source image, the baselines and the methods.
+        The path of each PNG file as soon as it is complete: first the image of method combined, then the comparison of
+        the source image, the baselines and the methods.
 
     Raises:
-        OSError: If the folder cannot be written to.
+        OSError: the folder cannot be written to.
     """
     folder = Path(folder).resolve()
     model, picture = load(), prompts.picture(IMAGE)

@@ -10,7 +10,7 @@ from . import checks
 
 
 class Predictions(NamedTuple):
-    """Noise predictions still to be merged: the sampler merges them and steps in one pass over memory."""
+    """Noise predictions that are not merged yet. The sampler merges them and steps in one pass over memory."""
 
     uncond: Tensor  # (B, C, h, w)
     cond: Tensor  # (N, B, C, h, w)
@@ -19,15 +19,36 @@ class Predictions(NamedTuple):
 
 
 def blend_eps(eps_uncond: Tensor, eps_cond: Tensor, weights: Tensor, guidance: Tensor) -> Tensor:
-    """eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0)): classifier-free guidance per style, merged by the mask.
+    """Blends guided predictions by the mask: eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0)).
 
-    eps_uncond (B, C, h, w), eps_cond (N, B, C, h, w), weights (N, h, w) summing to 1, guidance (N,) -> (B, C, h, w).
     Guidance: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance".
+
+    Args:
+        eps_uncond: the unconditional prediction eps_0 (B, C, h, w).
+        eps_cond: the prediction of each style (N, B, C, h, w).
+        weights: the mask M (N, h, w), summing to 1.
+        guidance: s (N,), one scale per style.
+
+    Returns:
+        The blended prediction (B, C, h, w).
     """
     pull = (weights * guidance[:, None, None])[:, None, None] * (eps_cond - eps_uncond)
     return eps_uncond + pull.sum(0)
 
 
 def guidance_per_style(guidance: float | Sequence[float], n: int, device: torch.device) -> Tensor:
-    """One guidance for all styles, or one each -> (n,). Raises ValueError for another number of them."""
+    """One guidance scale for each of n styles.
+
+    Args:
+        guidance: one number for all styles, or n numbers.
+        n: the number of styles.
+        device: of the result.
+
+    Returns:
+        (n,), float32.
+
+    Raises:
+        ValueError: another number of values, or one that is not finite.
+        TypeError: something that is not a number.
+    """
     return torch.tensor(checks.numbers("guidance", guidance, n), dtype=torch.float32, device=device)

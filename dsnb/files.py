@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writing files so that they are complete or absent."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,15 @@ from uuid import uuid4
 
 
 def write_down(path: Path, data: bytes) -> None:
-    """Write a new file and flush it to the disk. Raises FileExistsError where the name is taken, even by a link."""
+    """Writes a new file and flushes it to the disk.
+
+    Args:
+        path: the file.
+        data: its bytes.
+
+    Raises:
+        FileExistsError: the name is taken, even by a link.
+    """
     with path.open("xb") as file:
         file.write(data)
         file.flush()
@@ -15,25 +23,32 @@ def write_down(path: Path, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old bytes or the new ones, never a part of them.
+    """Writes a file so that other processes read either its old bytes or its new ones, never a part.
 
     Args:
-        path: the file. A link in its place is replaced, not followed.
-        data: all of its bytes. The permissions follow the umask.
+        path: the file. A link of this name is replaced, not followed.
+        data: all bytes of the file. Its permissions are those of the umask.
 
     Raises:
-        OSError: where it cannot be written. The old file is then unchanged, and nothing is left behind.
+        OSError: the file cannot be written. The old file is then unchanged, and no temporary file remains.
     """
     write_all_whole({path: data})
 
 
 def write_all_whole(files: Mapping[Path, bytes]) -> None:
-    """As `write_whole` for several files; none gets its name before all are on the disk."""
+    """As `write_whole` for several files. The first gets its name after all of them are on the disk.
+
+    Args:
+        files: path -> bytes.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     for path in files:
         if (
             path.exists() and not path.is_file()
         ):  # a folder, a pipe or a device, which the rename would remove
-            raise OSError(f"{str(path)!r} is not a regular file")
+            raise OSError(f"{str(path)!r} is not a regular file; choose another name")
     written = {path: path.with_name(f".{uuid4().hex}.tmp") for path in files}
     try:
         for path, data in files.items():

@@ -37,7 +37,7 @@ class Film:
             The path of the file.
 
         Raises:
-            OSError: if the folder cannot be written to.
+            OSError: the folder cannot be written to.
         """
         path = figures_folder() / f"{name}.webp"
         write_figures({path: self.data})
@@ -45,19 +45,20 @@ class Film:
 
 
 def make_film(frames: Sequence[Picture], alt: str, seconds: float = 4.0, rest: float = 1.5) -> Film:
-    """Shows frames one after the other, again and again.
+    """Makes a film that repeats its frames without end.
 
     Args:
-        frames: at least two images of one size, as `plotting.to_array` takes them; figures as well.
+        frames: at least two images or figures of one size, as `plotting.to_array` takes them.
         alt: what the film shows, for readers who cannot see it.
         seconds: time for all frames, above 0.
-        rest: extra time for the last frame, at least 0, in seconds.
+        rest: extra time for the last frame in seconds, at least 0.
 
     Returns:
-        The film, of at most `LARGEST_FILM` bytes: less quality comes first, fewer pixels second.
+        The film, of at most `LARGEST_FILM` bytes. If it is larger, its quality is reduced first, then its size.
 
     Raises:
-        ValueError: for fewer than two frames, frames of different sizes, or a time out of range.
+        ValueError: fewer than two frames, frames of different sizes, or a time out of range.
+        TypeError: a time is not a number.
     """
     seconds, rest = checks.number("seconds", seconds, above=0), checks.number("rest", rest, 0)
     images = [Image.fromarray(to_array(frame, f"frames[{i}]")) for i, frame in enumerate(frames)]

@@ -1,4 +1,4 @@
-"""Formulas of a mask: a small part of Python's syntax, evaluated on tensors. Nothing in them can be called or run."""
+"""Formulas of a mask: a small part of Python's syntax, evaluated on tensors. They can call the functions below only."""
 
 import ast
 import operator
@@ -26,7 +26,17 @@ _OPERATORS: dict[type, Callable[..., Tensor]] = {
 
 
 def parse(text: str) -> ast.expr:
-    """The syntax tree of a formula. Raises ValueError for what cannot be read, or is not allowed by name or size."""
+    """Reads a formula.
+
+    Args:
+        text: the formula, of at most `LONGEST` characters and `DEEPEST` nested operations.
+
+    Returns:
+        Its syntax tree.
+
+    Raises:
+        ValueError: a formula that is too long or too deep, cannot be read, or has another name than the allowed ones.
+    """
     if len(text) > LONGEST:
         raise ValueError(f"a formula must have at most {LONGEST} characters, got {len(text)}")
     try:
@@ -49,7 +59,7 @@ def parse(text: str) -> ast.expr:
 
 
 def uses_time(tree: ast.expr) -> bool:
-    """Whether the formula has t in it."""
+    """Whether a parsed formula contains t."""
     return any(isinstance(node, ast.Name) and node.id == "t" for node in ast.walk(tree))
 
 
@@ -62,7 +72,18 @@ def _depth(tree: ast.expr) -> int:
 
 
 def evaluate(node: ast.expr, names: dict[str, Any]) -> Tensor | float:
-    """The value of a parsed formula; `names` are the values of x, y, r, a, t and pi."""
+    """Evaluates a parsed formula.
+
+    Args:
+        node: from `parse`.
+        names: the values of x, y, r, a, t and pi.
+
+    Returns:
+        The value, a number or a tensor.
+
+    Raises:
+        ValueError: an operation that is not allowed, or a wrong number of arguments.
+    """
     value = lambda child: torch.as_tensor(evaluate(child, names), dtype=torch.float64)
     match node:
         case ast.Constant(value=int() | float() as number):
@@ -90,5 +111,8 @@ def evaluate(node: ast.expr, names: dict[str, Any]) -> Tensor | float:
             try:
                 return _FUNCTIONS[name](*map(value, args))
             except TypeError:
-                raise ValueError(f"formula: {ast.unparse(node)!r} has {len(args)} arguments") from None
-    raise ValueError(f"formula: {ast.unparse(node)!r} is not allowed")
+                right = 2 if name in ("min", "max") else 1
+                raise ValueError(
+                    f"formula: {ast.unparse(node)!r} has {len(args)} arguments; {name} takes {right}"
+                ) from None
+    raise ValueError(f"formula: {ast.unparse(node)!r} is not allowed; dsnb.masks.formula lists what is")

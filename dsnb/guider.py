@@ -1,4 +1,4 @@
-"""The epsilon mask as a guider of diffusers' modular pipelines: any of them that takes guiders blends styles."""
+"""The epsilon mask as a guider of diffusers' modular pipelines."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +16,18 @@ POOLED = ("text_embeds", "pooled_projections")  # and the pooled vectors
 
 
 class MaskGuider(BaseGuidance):
-    """Guidance per style, merged by the mask: o = o_0 + sum_i M_i s_i (o_i - o_0), on the network's raw outputs.
+    """Guidance per style, merged by the mask: o = o_0 + sum_i M_i s_i (o_i - o_0), for the network's outputs o.
 
-    The pipeline's own prompt is not used; its negative prompt is o_0. Guiders are experimental in diffusers.
+    The pipeline's own prompt is not used. Its negative prompt gives o_0. Guiders are experimental in diffusers.
 
     Args:
         mask: where each of N styles goes.
-        styles: N rows, e.g. of `models.encode_prompts`.
-        guidance: one number, or one per style.
+        styles: N encoded prompts, e.g. from `models.encode_prompts`.
+        guidance: one scale for all styles, or one per style.
+
+    Raises:
+        ValueError: the numbers of rows or scales are not those of the mask.
+        NotImplementedError: padded prompts, as Qwen-Image and Z-Image have them.
     """
 
     _input_predictions = ["pred_styles", "pred_uncond"]
@@ -36,7 +40,7 @@ class MaskGuider(BaseGuidance):
             )
         if styles.length is not None:
             raise NotImplementedError(
-                "styles are padded, and this guider does not pass the mask of the padding on"
+                "styles are padded, and this guider cannot mask the padding; use dsnb.blend for this model"
             )
         self.mask, self.styles = mask, styles
         self.guidance = guidance_per_style(guidance, mask.n, styles.text.device)
@@ -51,7 +55,7 @@ class MaskGuider(BaseGuidance):
         return self._count_prepared <= self.mask.n
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
-        """One batch of inputs per style, and the unconditional one."""
+        """The inputs of N + 1 network calls: one per style, and the unconditional one. diffusers calls it."""
         batches = []
         for i in range(self.mask.n):
             batch = self._prepare_batch(data, 0, f"style_{i}")

@@ -21,21 +21,24 @@ def read_image(
     model: Any = None,
     size: int | tuple[int, int] | None = None,
 ) -> Tensor:
-    """An image as a tensor (1, 3, H, W) in [0, 1], resized and centre-cropped to fill the size.
+    """Reads an image, resized and centre-cropped to fill the size.
 
-    The EXIF tag turns it upright. Transparent parts become white. Of an animation the first frame is read.
+    The EXIF orientation is applied. Transparent parts become white. Only the first frame of an animation is read.
 
     Args:
-        source: a file, also an open one, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4): uint8, or float in
+        source: a path, an open file, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or of floats in
             [0, 1].
         model: its image size is the default size.
-        size: pixels, one number for a square or (height, width), multiples of 8; without a model the default is
-            the image's own size.
+        size: one number of pixels for a square, or (height, width), in multiples of 8 up to `LARGEST_SIDE`. The default
+            without a model is the image's own size.
+
+    Returns:
+        (1, 3, H, W) in [0, 1], float32.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a file that is not an image, a wrong array or a wrong size.
-        TypeError: for another kind of source or size.
+        FileNotFoundError: there is no such file.
+        ValueError: a file that is not an image, a wrong array or a wrong size.
+        TypeError: another kind of source, model or size.
     """
     if size is None and model is not None:
         if not hasattr(model, "image_size"):
@@ -57,10 +60,13 @@ def read_image(
 
 
 def read_grey(source: str | os.PathLike | Image.Image | np.ndarray | IO[bytes]) -> np.ndarray:
-    """Grey values (H, W) in [0, 1]; the alpha channel instead, where there is one that varies.
+    """Reads the grey values of an image, or its alpha channel if it has one that varies.
 
     Args:
-        source: as for `read_image`, or an open file.
+        source: as for `read_image`.
+
+    Returns:
+        (H, W) in [0, 1].
 
     Raises:
         FileNotFoundError, ValueError, TypeError: as `read_image`.
@@ -77,11 +83,17 @@ def read_grey(source: str | os.PathLike | Image.Image | np.ndarray | IO[bytes]) 
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One image tensor (3, H, W) or (1, 3, H, W) in [0, 1] as a PIL image of 8 bits.
+    """One image as a PIL image with 8 bits per channel.
+
+    Args:
+        image: (3, H, W) or (1, 3, H, W), floating-point numbers in [0, 1].
+
+    Returns:
+        The PIL image.
 
     Raises:
-        TypeError: for something that is not a tensor.
-        ValueError: for another shape, and for values that are not finite or lie outside [0, 1] by more than 0.001.
+        TypeError: something that is not a dense tensor.
+        ValueError: another shape or dtype, and values that are not finite or outside [0, 1] by more than 0.001.
     """
     checks.dense("image", image, Tensor, "torch.as_tensor(array) makes one")
     if image.dim() == 4 and len(image) == 1:
@@ -154,7 +166,7 @@ def _deep(image: Image.Image) -> np.ndarray:
     if image.mode == "I":
         raise ValueError(
             f"an image has 32-bit integer values from {values.min():g} to {values.max():g}, and which one is white is "
-            "not known; save it with 8 or 16 bits"
+            "not known; save it with 8 or 16 bits per channel"
         )
     if not (0 <= values.min() and values.max() <= 1):
         raise ValueError(
