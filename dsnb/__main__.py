@@ -60,9 +60,7 @@ def figures(argv: list[str]) -> int:
     named = [path.resolve() for path in parser.parse_args(argv).notebooks]
     known = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     if unknown := [str(path) for path in named if path not in known]:
-        parser.error(
-            f"notebooks must be files of {NOTEBOOKS}, without solutions; got {', '.join(unknown)}"
-        )
+        parser.error(f"notebooks must be files of {NOTEBOOKS}, without solutions; got {', '.join(unknown)}")
     os.environ["DSNB_INTERACTIVE"] = "0"  # a panel shows one still image
     failed = 0
     for notebook in named or [path for path in known if outputs.find_problems(path)]:
