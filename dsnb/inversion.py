@@ -1,7 +1,7 @@
-"""From an image to the noise that draws it: three inversions, one `Trajectory`. Or a `Trajectory` of noise alone.
+"""Three inversions: from an image to a `Trajectory`, the noise with which the model draws it. Or noise alone.
 
-Decoding a trajectory with the prompt and guidance it was recorded with gives the latent back; decoding it with
-another prompt keeps the structure and changes the rest.
+Decoding a trajectory with the same prompt and guidance gives the latent of the image again. Decoding it with another
+prompt keeps the layout and changes the rest.
 """
 
 import json
@@ -42,10 +42,13 @@ FROM_NOISE = "noise"  # the method of a trajectory that no image was inverted fo
 
 @dataclass(frozen=True)
 class Trajectory:
-    """x_T (B, C, h, w), the noise of every step (T, B, C, h, w), and the settings they were recorded with.
+    """x_T (B, C, h, w), the noise of every step (T, B, C, h, w), and the settings of the inversion.
 
-    T is steps - skip. `caption` is one text, or one for each of the B images. Raises ValueError or TypeError for parts
-    that do not fit together or are not finite.
+    T is steps - skip. `caption` is one text, or one for each of the B images.
+
+    Raises:
+        ValueError: parts that do not fit together or are not finite.
+        TypeError: a part of a wrong type.
     """
 
     x_T: Tensor
@@ -90,7 +93,17 @@ class Trajectory:
             object.__setattr__(self, name, value)
 
     def save(self, path: str | Path) -> Path:
-        """Writes a .safetensors file, whole or not at all. Raises OSError where it cannot be written."""
+        """Writes a .safetensors file. The file is complete or absent.
+
+        Args:
+            path: the file; missing folders are made.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         path = Path(path)
         settings = {name: str(getattr(self, name)) for name in _SETTINGS}
         if isinstance(self.caption, tuple):
@@ -105,7 +118,18 @@ class Trajectory:
 
     @staticmethod
     def load(path: str | Path) -> "Trajectory":
-        """Reads what `save` wrote. Raises FileNotFoundError, or ValueError for another kind of file."""
+        """Reads a file that `save` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The trajectory.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: another kind of file, or parts that do not fit together.
+        """
         if not Path(path).is_file():
             raise FileNotFoundError(f"trajectory {str(path)!r} does not exist")
         try:
@@ -145,25 +169,31 @@ def invert(
     generator: torch.Generator | list[torch.Generator] | None = None,
     progress: bool = True,
 ) -> Trajectory:
-    """Records the trajectory of images under a caption.
+    """Inverts images: records the noise with which the model draws them for a caption.
 
     Args:
         model: the model to invert with.
         image: a tensor (B, 3, H, W) in [0, 1], or one image as `read_image` takes it.
         caption: what the images show; one text, or a list with one for each image.
-        method: "dpm-encoder", "ddim" (no noise) or "edit-friendly" (eta 1, independent noise at every step).
-        steps: denoising steps of the whole schedule, default `model.settings.steps`.
+        method: "dpm-encoder", "ddim" (no noise) or "edit-friendly" (independent noise at every step).
+        steps: denoising steps of the whole schedule, at least 1; default `model.settings.steps`.
         skip: how many of the noisiest steps are left out; default the same fraction as in `model.settings`.
-        eta: the amount of noise, above 0 and at most 1, default `model.settings.eta`; 0 for "ddim".
-        guidance: of the encoder, default `model.settings.encoder_guidance`.
-        negative_prompt: the text in place of the empty prompt; without effect at guidance 1.
-        generator: the source of the noise, or a list with one for each image.
+        eta: the factor of the fresh noise, above 0 and at most 1. Default `model.settings.eta` for "dpm-encoder" and 1
+            for "edit-friendly"; "ddim" has 0.
+        guidance: the guidance scale of the inversion; default `model.settings.encoder_guidance`.
+        negative_prompt: a text in place of the empty prompt; without effect at guidance 1.
+        generator: the generator of the noise, or a list with one for each image; default torch's global one.
         progress: whether to show a progress bar.
 
+    Returns:
+        The trajectory of the B images.
+
     Raises:
-        ValueError: for an unknown method, a wrong image or a number out of range, and where the result is not finite.
-        TypeError: for a parameter of a wrong type.
-        NotImplementedError: for an IP-Adapter.
+        ValueError: an unknown method, a wrong image, a number out of range, or a result that is not finite.
+        TypeError: a parameter of a wrong type.
+        FileNotFoundError: the image file does not exist.
+        NotImplementedError: the model has an IP-Adapter.
+        RuntimeError: the call is inside the callback of a blend with the same model.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
     most = model.scheduler.config.num_train_timesteps
@@ -210,23 +240,23 @@ def from_noise(
     steps: int | None = None,
     eta: float | None = None,
 ) -> Trajectory:
-    """Draws the trajectory of images that do not exist yet: `decode` and `blend` make images from text alone.
+    """Makes a trajectory of random noise, from which `decode` and `blend` draw images from text alone.
 
     Args:
         model: the model to draw with.
         size: height and width of the images in pixels, or one number for both; default the model's own size.
-        caption: what the images will show; kept with the trajectory only.
-        seed: of the noise, or a generator that the noise comes from.
-        batch: the number of images B.
-        steps: denoising steps, default `model.settings.steps`. None is skipped.
-        eta: the amount of fresh noise in each step, from 0 to 1, default `model.settings.eta`.
+        caption: what the images will show. It is stored in the trajectory and has no other effect.
+        seed: of the noise, from 0; or a generator.
+        batch: the number of images B, at least 1.
+        steps: denoising steps, at least 1; default `model.settings.steps`. No step is skipped.
+        eta: the factor of the fresh noise in each step, from 0 to 1; default `model.settings.eta`.
 
     Returns:
-        The trajectory, method "noise"; its guidance is `model.settings.sampling_guidance`.
+        The trajectory, with method "noise" and the guidance `model.settings.sampling_guidance`.
 
     Raises:
-        ValueError: for a number out of range, or a size that is no multiple of the model's latent factor.
-        TypeError: for a parameter of a wrong type.
+        ValueError: a number out of range, or a size that is not a multiple of the model's latent factor.
+        TypeError: a parameter of a wrong type.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
     steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
@@ -241,7 +271,7 @@ def from_noise(
         generator = seed
     else:
         generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0, 2**64 - 1))
-    schedule = schedule_of(model, steps, 0, (height, width))  # says what is wrong with the steps
+    schedule = schedule_of(model, steps, 0, (height, width))  # raises an error for wrong steps
     shape = (batch, model.channels, height, width)
     x_T = randn_tensor(shape, generator, model.device, torch.float32)
     noises = randn_tensor((steps, *shape), generator, model.device, torch.float32)
@@ -271,9 +301,20 @@ def _eta(method: str, eta: float | None) -> float:
 def guided_eps(
     model: Model, prompt: str | Sequence[str] | Prompts, guidance: float, negative_prompt: str = ""
 ) -> PlainNetwork:
-    """The network of one prompt, or one for each image, with guidance away from the negative prompt.
+    """A noise prediction with guidance. With guidance 1, the prediction with the negative prompt is not computed.
 
-    With guidance 1 the negative half is not computed.
+    Args:
+        model: the model.
+        prompt: one text, one for each image, or encoded prompts.
+        guidance: the guidance scale.
+        negative_prompt: a text in place of the empty prompt.
+
+    Returns:
+        A function (x_t, t, progress) -> the network's guided output, like x_t.
+
+    Raises:
+        RuntimeError: the call is inside the callback of a blend with the same model.
+        ValueError: a guidance that the model cannot use.
     """
     refuse_blending(model.network)
     prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -295,10 +336,20 @@ def guided_eps(
 def dpm_encoder(
     network: PlainNetwork, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw
 ) -> tuple[Tensor, Tensor]:
-    """CycleDiffusion's DPM-Encoder (Wu & De la Torre 2022, algorithm 1): x_0 -> x_T and the noise of each step.
+    """CycleDiffusion's DPM-Encoder (Wu & De la Torre 2022, algorithm 1).
 
-    x_T is drawn from q(x_T | x_0); each next x from the posterior q(x_next | x_t, x_0), the last one being x_0. The
-    recorded noise is what takes the decoder from x_t to this x_next.
+    x_T is a sample of q(x_T | x_0), and each x_next a sample of the posterior q(x_next | x_t, x_0). The last one is
+    x_0. The recorded noise is the one with which the decoder computes x_next from x_t.
+
+    Args:
+        network: (x_t, t, progress) -> the network's output, like x_t.
+        x_0: the image's latents (B, C, h, w).
+        schedule: the steps.
+        eta: the factor of the fresh noise, above 0 and at most 1.
+        draw: gives standard normal numbers (B, C, h, w).
+
+    Returns:
+        x_T (B, C, h, w), and the noise of each step (T, B, C, h, w).
     """
     steps, total = schedule.coefficients(eta), len(schedule)
     a, s, a_next, s_next = schedule.a, schedule.s, schedule.a_next, schedule.s_next
@@ -320,11 +371,17 @@ def dpm_encoder(
 def edit_friendly(
     network: PlainNetwork, x_0: Tensor, schedule: Schedule, eta: float, draw: Draw
 ) -> tuple[Tensor, Tensor]:
-    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, algorithm 1): x_0 -> x_T and noises.
+    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, algorithm 1).
 
-    Every x_t is x_0 with its own independent noise, so that the recorded noises have a larger variance and carry more
-    of the image. After each step x_next is set to mu_t + sigma_t z_t, as the decoder will compute it. Otherwise the
-    rounding of each step adds up.
+    Every x_t is x_0 with its own independent noise. So the recorded noise has a larger variance and contains more of
+    the image. After each step, x_next is set to mu_t + sigma_t z_t, as the decoder computes it. Otherwise the rounding
+    errors of the steps add up.
+
+    Args:
+        network, x_0, schedule, eta, draw: as for `dpm_encoder`.
+
+    Returns:
+        x_T (B, C, h, w), and the noise of each step (T, B, C, h, w).
     """
     steps, total = schedule.coefficients(eta), len(schedule)
     chain = [schedule.a[i] * x_0 + schedule.s[i] * draw() for i in range(total)] + [x_0]
@@ -338,7 +395,16 @@ def edit_friendly(
 
 
 def ddim_inversion(network: PlainNetwork, x_0: Tensor, schedule: Schedule) -> Tensor:
-    """DDIM run backwards (Song et al. 2021, section 4.3): x_0 -> x_T, the network asked one step too early."""
+    """DDIM run backwards (Song et al. 2021, section 4.3).
+
+    Each step uses the network's output at its cleaner end, because x_t at the noisier end is not known yet.
+
+    Args:
+        network, x_0, schedule: as for `dpm_encoder`.
+
+    Returns:
+        x_T (B, C, h, w).
+    """
     back, total, x = schedule.reversed(), len(schedule), x_0
     for i, (t, step) in enumerate(zip(back.timesteps, back.coefficients(0.0), strict=True)):
         x, _ = linear_step(network(x, t, (total - 1 - i) / total), x, None, step)

@@ -1,4 +1,4 @@
-"""One call of `blend`, and what the methods have in common: encode, predict, and run over the trajectory."""
+"""One call of `blend`, and the steps that all methods need: encode prompts, predict, and run over a trajectory."""
 
 import warnings
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .sampling import Network, Step, denoise
 
 @dataclass(frozen=True)
 class Job:
-    """One call of `blend`, checked; guidance is (N,)."""
+    """The checked arguments of one call of `blend`; guidance is (N,)."""
 
     model: Model
     trajectory: Trajectory
@@ -34,11 +34,11 @@ class Job:
     loras: tuple[str | None, ...] | None = None
 
     def decode(self, prompt: str | Prompts, guidance: float) -> Tensor:
-        """The images of one prompt alone, without the mask."""
+        """The images (B, 3, H, W) of one prompt alone, without the mask."""
         return self.run(guided_eps(self.model, prompt, guidance, self.negative_prompt))
 
     def run(self, network: Network) -> Tensor:
-        """The images that a network draws over the trajectory."""
+        """The images (B, 3, H, W) that a network (x_t, t, progress) draws from the trajectory."""
         latents = decode_trajectory(self.model, self.trajectory, network, self.callback, self.progress)
         return decode_latents(self.model, latents)
 
@@ -48,12 +48,12 @@ class Job:
         return list(zip(prompts, self.guidance.tolist(), strict=True))
 
     def contexts(self) -> Prompts:
-        """What the network reads: one row per style, after the negative prompt's where the model has that."""
+        """The encoded prompts: one row per style, after the negative prompt's if the model is guided by it."""
         negative = self.negative_prompt if self.model.guided else None
         return encode_prompts(self.model, self.prompts, self.guidance, negative)
 
     def predict(self, x_t: Tensor, t: Tensor, rows: Prompts, weights: Tensor) -> Predictions:
-        """One network call for all rows, which are as in `contexts` (one style may stand for all)."""
+        """One network call for all rows, which are as in `contexts`; one row may represent all styles."""
         outputs = predict(self.model, x_t.repeat(len(rows), 1, 1, 1), t, rows.repeat(len(x_t)))
         outputs = outputs.unflatten(0, (len(rows), len(x_t)))
         family, guidance = self.model.family, self.guidance
@@ -65,7 +65,7 @@ class Job:
         return Predictions(uncond, cond.expand(self.mask.n, *x_t.shape), weights, guidance)
 
     def mixed(self, contexts: Prompts, weights: Tensor) -> Prompts:
-        """The unconditional row and one for all styles. Pooled vectors have no position: each counts by its area."""
+        """The unconditional row and one for all styles, whose pooled vector is the mean by each style's area."""
         rows = contexts[:2]
         if contexts.pooled is None:
             return rows
@@ -78,7 +78,7 @@ class Job:
         return height, width
 
     def latent_weights(self) -> Callable[[float], Tensor]:
-        """progress -> weights (N, h, w) of the latents; made before the first step, which finds what is wrong."""
+        """progress -> weights (N, h, w). All are made before the first step, so that a wrong mask raises there."""
         weights = lambda progress: self.mask.weights(*self.size(), progress).to(self.model.device)
         total = len(self.trajectory.noises) if self.mask.timed else 1
         every = [weights(i / total) for i in range(total)]
@@ -92,10 +92,21 @@ def decode_trajectory(
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Runs any network(x_t, t, progress) over the trajectory's steps and noise -> clean latents (B, C, h, w).
+    """Runs a network over the trajectory's steps and noise. Warns for a trajectory of another model.
 
-    ValueError for a trajectory that does not fit the model's latents, a warning for one of another model,
-    NotImplementedError for a UNet with an IP-Adapter.
+    Args:
+        model: the model.
+        trajectory: of B images.
+        network: (x_t, t, progress) -> the network's output, see `sampling.denoise`.
+        callback: called with a `sampling.Step` after each step.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The clean latents (B, C, h, w).
+
+    Raises:
+        ValueError: the trajectory does not fit the model's latents.
+        NotImplementedError: the model has an IP-Adapter.
     """
     refuse_ip_adapter(model.network)
     height, width = trajectory.x_T.shape[-2:]

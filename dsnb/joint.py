@@ -1,7 +1,7 @@
-"""Joint attention with a mask: image positions attend to each style's text by the weight of the mask.
+"""Joint attention with a mask: image positions attend to each style's text by the mask's weight.
 
 In a transformer with joint attention, the image and the texts are one sequence. With N texts it is
-[image, text_1 ... text_N]. The mask enters as a bias on the scores.
+[image, text_1 ... text_N]. The mask becomes a bias that is added to the scores.
 """
 
 from dataclasses import replace
@@ -13,20 +13,20 @@ from .families import Prompts
 
 
 def joint_bias(weights: Tensor, length: int) -> Tensor:
-    """What is added to the scores of the sequence [image, text_1 ... text_N].
+    """The bias on the scores of the sequence [image, text_1 ... text_N].
 
-    Image -> text_i gets log M_i. A text does not see another text. All else is open. With one text it is plain
-    attention, and so it is with the same text N times.
+    It is log M_i from the image to text_i, minus infinity from a text to another text, and 0 elsewhere. With one text,
+    or the same text N times, the result is plain attention.
 
-    This is not cross-attention interpolation, sum_i M_i softmax_i(Q K_i) V_i: here all texts and the image share one
-    softmax. Where a text's keys match a position better, that text counts for more than its M_i.
+    This is not cross-attention interpolation, sum_i M_i softmax_i(Q K_i) V_i, because all texts and the image share one
+    softmax. A text whose keys match a position better than the others has more influence than its M_i.
 
     Args:
         weights: the mask M (N, T) at the image's positions, summing to 1.
-        length: tokens of each text.
+        length: the number of tokens of each text.
 
     Returns:
-        (T + N length, T + N length), float32.
+        (T + N length, T + N length), in the dtype of `weights`.
     """
     n, positions = weights.shape
     bias = weights.new_zeros(positions + n * length, positions + n * length)
@@ -37,15 +37,19 @@ def joint_bias(weights: Tensor, length: int) -> Tensor:
 
 
 def joint_rows(rows: Prompts, n: int, weights: Tensor, area: Tensor) -> Prompts:
-    """Rows for one call: the negative prompt n times in one row, if there is one, and all n styles in another.
+    """Rows for one network call: all n styles in one row, and before it the negative prompt n times, if there is one.
 
-    Pooled vectors and a guidance that the network is told have no position: each style counts by its area.
+    Pooled vectors, and a guidance that is an input of the network, have no position. The row has their mean, weighted
+    by each style's area.
 
     Args:
         rows: one per style, perhaps after one negative prompt.
         n: the number of styles.
         weights: the mask (N, T) at the image's positions.
         area: each style's fraction of the image (N,).
+
+    Returns:
+        One or two rows.
     """
     styles, negative = rows[-n:], rows[:-n]
     bias = joint_bias(weights, rows.text.shape[1])

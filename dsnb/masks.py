@@ -1,7 +1,7 @@
-"""Where each style goes: one continuous definition, turned into weights (N, H, W) at any resolution.
+"""Masks: where each style goes, as one continuous definition that gives weights (N, H, W) at any resolution.
 
-Coordinates: x runs from 0 (left edge) to 1 (right edge), y from 0 (top edge) to 1 (bottom edge). A field maps
-(x, y, progress) to N non-negative numbers; `Mask.weights` averages it over each cell and makes the sum 1.
+x runs from 0 (left edge) to 1 (right edge), y from 0 (top edge) to 1 (bottom edge). A field maps (x, y, progress) to N
+non-negative numbers. `Mask.weights` averages it over each cell and scales the sum to 1. Styles count from 0.
 """
 
 import math
@@ -19,17 +19,27 @@ from .images import LARGEST_SIDE, read_grey
 
 Field = Callable[[Tensor, Tensor, float], Tensor]
 SUPERSAMPLE = 8  # points per cell and axis when a cell is averaged
-MOST_POINTS = 2**22  # at which a field is read at a time
+MOST_POINTS = 2**22  # at which a field is evaluated in one call
 MOST = 1000  # styles, or stripes
 
 
 @dataclass(frozen=True)
 class Mask:
-    """N weights over the image. `field(x, y, progress)` -> (n, *x.shape), any non-negative numbers."""
+    """N weights over the image.
+
+    Args:
+        n: the number of styles, from 1 to `MOST`.
+        field: (x, y, progress) -> non-negative numbers (n, *x.shape).
+        timed: whether the weights change over the denoising steps.
+
+    Raises:
+        ValueError: `n` is out of range, or a field without `timed` changes.
+        TypeError: a parameter of a wrong type.
+    """
 
     n: int
     field: Field
-    timed: bool = False  # whether the weights change over the denoising steps
+    timed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", checks.integer("n", self.n, 1, MOST))
@@ -46,14 +56,16 @@ class Mask:
         Args:
             height, width: pixels of the result.
             progress: 0 at the first denoising step, 1 at the end.
-            sampling: "area" averages the field over each cell; "endpoints" reads it at linspace(0, 1, size), as the
-                reference numbers do.
+            sampling: "area" averages the field over each cell. "endpoints" evaluates it at linspace(0, 1, size), as
+                the source project does.
 
         Returns:
             (n, height, width), float32.
 
         Raises:
-            ValueError: for negative or non-finite weights, or a position where every style has weight 0.
+            ValueError: a parameter out of range, negative or non-finite weights, or a position where every style has
+                weight 0.
+            TypeError: the field does not return a tensor of real numbers.
         """
         height, width = (
             checks.integer(name, side, 1, LARGEST_SIDE)
@@ -98,38 +110,52 @@ class Mask:
         return raw / raw.sum(0, keepdim=True)
 
     def flip(self) -> "Mask":
-        """The same mask with the order of the styles reversed."""
+        """The mask with the order of the styles reversed."""
         return replace(self, field=lambda x, y, p: self.field(x, y, p).flip(0))
 
     def weigh(self, factors: float | Sequence[float]) -> "Mask":
-        """The same mask with each style's weight multiplied by a factor; the weights sum to 1 again.
+        """The mask with each style's weight multiplied by a factor; the weights sum to 1 again.
 
-        Two styles then meet where M_1 f_1 = M_2 f_2, so the border moves away from the style with the larger factor.
+        Two styles then meet where M_1 f_1 = M_2 f_2. So the style with the larger factor gets a larger region.
 
         Args:
-            factors: n numbers of at least 0.
+            factors: n numbers of at least 0, or one for all styles.
+
+        Returns:
+            The new mask.
+
+        Raises:
+            ValueError, TypeError: `factors` is wrong.
         """
         each_style = torch.tensor(checks.numbers("factors", factors, self.n, 0))
         each = lambda x: each_style.to(x).reshape(-1, *[1] * x.dim())
         return replace(self, field=lambda x, y, p: self.field(x, y, p) * each(x))
 
     def active(self, starts: Sequence[float], ends: Sequence[float]) -> "Mask":
-        """Style i is drawn only while starts[i] <= progress < ends[i]; otherwise the others take its weight.
+        """The mask in which style i has weight only while starts[i] <= progress < ends[i].
 
-        Where no active style has weight, the active ones get equal weights.
+        Otherwise its weight goes to the active styles. At positions where all active styles have weight 0, they get
+        equal weights.
 
         Args:
             starts, ends: n numbers in [0, 1], or one number for all styles.
 
+        Returns:
+            The new mask, which is timed.
+
         Raises:
-            ValueError: if no style is active at some progress.
+            ValueError: no style is active at some progress, or a number is out of range.
+            TypeError: something that is not a number.
         """
         starts = checks.numbers("starts", starts, self.n, 0, 1)
         ends = checks.numbers("ends", ends, self.n, 0, 1)
         edges = sorted({0.0, *(edge for edge in (*starts, *ends) if edge < 1)})
         for edge in edges:
             if not any(s <= edge < e for s, e in zip(starts, ends, strict=True)):
-                raise ValueError(f"starts={starts}, ends={ends}: no style is active at {edge:g}")
+                raise ValueError(
+                    f"starts={starts}, ends={ends}: no style is active at {edge:g}; at least one must be active at "
+                    "every progress from 0 to 1"
+                )
 
         def field(x: Tensor, y: Tensor, progress: float) -> Tensor:
             progress = min(progress, 1 - 1e-9)
@@ -142,12 +168,18 @@ class Mask:
 
 
 def linear(n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5)) -> Mask:
-    """Straight ramps from style to style: with two styles the weight of style 0 falls linearly from 1 to 0.
+    """Linear ramps from style to style. With two styles, the weight of style 0 falls linearly from 1 to 0.
 
     Args:
-        n: the number of styles, at least 2.
+        n: the number of styles, from 2 to `MOST`.
         angle: the direction from the first style to the last, in degrees; 0 is left to right, 90 top to bottom.
-        center: (x, y) of the middle of the ramp, in [0, 1].
+        center: (x, y) of the middle of the ramp; the image is [0, 1] x [0, 1].
+
+    Returns:
+        The mask.
+
+    Raises:
+        ValueError, TypeError: a parameter is out of range or of a wrong type.
     """
     n = checks.integer("n", n, 2, MOST)
     u = _axis(angle, center)
@@ -162,13 +194,19 @@ def linear(n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5))
 def logistic(
     sharpness: float = 20.0, n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5)
 ) -> Mask:
-    """Logistic transitions: with two styles the weight of style 1 is 1 / (1 + exp(-sharpness (u - 1/2))).
+    """Logistic transitions. With two styles, the weight of style 1 is 1 / (1 + exp(-sharpness (u - 1/2))).
 
-    u runs from 0 to 1 across the image along `angle`. N styles meet at u = k/N.
+    u runs from 0 to 1 across the image along `angle`. N styles have their borders at u = 1/N, 2/N, ... (N - 1)/N.
 
     Args:
-        sharpness: above 0; 20 blends over a fifth of the image, 200 is almost a cut.
+        sharpness: above 0; 20 blends over a fifth of the image, 200 gives almost a sharp edge.
         n, angle, center: as for `linear`.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ValueError, TypeError: a parameter is out of range or of a wrong type.
     """
     n = checks.integer("n", n, 2, MOST)
     sharpness = checks.number("sharpness", sharpness, above=0)
@@ -179,7 +217,18 @@ def logistic(
 def sharpen(
     first: float, last: float, n: int = 2, angle: float = 0.0, center: Sequence[float] = (0.5, 0.5)
 ) -> Mask:
-    """A logistic mask whose sharpness goes geometrically from `first` to `last` over the denoising steps."""
+    """A logistic mask whose sharpness changes geometrically from `first` to `last` over the denoising steps.
+
+    Args:
+        first, last: the sharpness at the first step and at the end, above 0.
+        n, angle, center: as for `linear`.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ValueError, TypeError: a parameter is out of range or of a wrong type.
+    """
     n = checks.integer("n", n, 2, MOST)
     first, last = checks.number("first", first, above=0), checks.number("last", last, above=0)
     u = _axis(angle, center)
@@ -189,13 +238,19 @@ def sharpen(
 def radial(
     n: int = 2, sharpness: float = 20.0, radius: float = 0.3, center: Sequence[float] = (0.5, 0.5)
 ) -> Mask:
-    """Rings around `center`: style 0 inside `radius`, one further ring of the same width per style.
+    """Rings around `center`: style 0 is inside `radius`, and each further style has a ring of width `radius`.
 
     Args:
-        n: the number of styles, at least 2.
+        n: the number of styles, from 2 to `MOST`.
         sharpness: of the logistic edges, above 0.
-        radius: above 0, in widths of the image, which counts as a unit square.
-        center: (x, y), in [0, 1].
+        radius: above 0; the image is a unit square.
+        center: (x, y); the image is [0, 1] x [0, 1].
+
+    Returns:
+        The mask.
+
+    Raises:
+        ValueError, TypeError: a parameter is out of range or of a wrong type.
     """
     n = checks.integer("n", n, 2, MOST)
     sharpness = checks.number("sharpness", sharpness, above=0)
@@ -210,7 +265,20 @@ def radial(
 
 
 def stripes(count: int = 6, n: int = 2, sharpness: float = 100.0, angle: float = 0.0) -> Mask:
-    """`count` equal stripes across the image, with logistic edges; the styles take turns. `count` is at least `n`."""
+    """Equal stripes across the image with logistic edges; the styles alternate.
+
+    Args:
+        count: the number of stripes, from `n` to `MOST`.
+        n: the number of styles, from 2 to `MOST`.
+        sharpness: of the edges, above 0.
+        angle: as for `linear`.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ValueError, TypeError: a parameter is out of range or of a wrong type.
+    """
     n = checks.integer("n", n, 2, MOST)
     sharpness = checks.number("sharpness", sharpness, above=0)
     count = checks.integer("count", count, n, MOST)
@@ -231,11 +299,17 @@ def _bands(u: Tensor, count: int, sharpness: float) -> Tensor:
 
 
 def from_weights(weights: np.ndarray | Tensor) -> Mask:
-    """A mask from an array (N, H, W) of non-negative weights, read bilinearly at any other resolution.
+    """A mask from an array of weights, interpolated bilinearly at any other resolution.
+
+    Args:
+        weights: (N, H, W), N >= 2, non-negative.
+
+    Returns:
+        The mask.
 
     Raises:
-        TypeError: for something that is not an array of numbers.
-        ValueError: for another shape, and for negative or non-finite weights.
+        TypeError: something that is not an array of real numbers.
+        ValueError: another shape, or negative or non-finite weights.
     """
     if isinstance(weights, Tensor) and checks.dense("weights", weights, Tensor, "").is_complex():
         raise TypeError("weights must be an array of real numbers, got a complex tensor")
@@ -260,31 +334,47 @@ def from_weights(weights: np.ndarray | Tensor) -> Mask:
 
 
 def image(source: str | Path | np.ndarray | Image.Image) -> Mask:
-    """Two styles from a grey image: white (1) is style 0, black (0) is style 1.
+    """A mask of two styles from a grey image: white (1) is style 0, black (0) is style 1.
 
     Args:
-        source: an image file of any size and mode, a PIL image, or an array (H, W) in [0, 1]. Of an image with
-            transparency the alpha channel counts, see `images.read_grey`.
+        source: an image file of any size and mode, a PIL image, or an array (H, W) in [0, 1]. If an image has
+            transparency, its alpha channel is used, see `images.read_grey`.
+
+    Returns:
+        The mask.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that is not an image, or a wrong array.
+        TypeError: another kind of source.
     """
     first = source if isinstance(source, np.ndarray) else read_grey(source)
     if first.ndim != 2 or first.size == 0:
-        raise ValueError(f"a mask array must have the shape (H, W), got {first.shape}")
+        raise ValueError(f"source must be a mask array of shape (H, W), got {first.shape}")
     if first.dtype.kind not in "buif" or not (first.min() >= 0 and first.max() <= 1):  # also for NaN
-        raise ValueError("a mask array must hold numbers in [0, 1]; divide one of 8 bits by 255")
+        values = f" from {first.min()} to {first.max()}" if first.dtype.kind in "buif" else ""
+        raise ValueError(
+            f"source must be a mask array of numbers in [0, 1], got {first.dtype}{values}; divide one of 8 bits by 255"
+        )
     first = first.astype(np.float64)
     return from_weights(np.stack([first, 1 - first]))
 
 
 def formula(expression: str | Sequence[str]) -> Mask:
-    """Weights from formulas in x, y, r (distance from the middle), a (angle, radians) and t (progress).
+    """A mask from formulas in x, y, r (distance from the middle), a (angle in radians) and t (progress).
 
     Args:
-        expression: one formula is the weight of style 0, clipped to [0, 1], and style 1 takes the rest; several are
-            one weight per style, clipped below at 0. Allowed are + - * / ** %, comparisons, `and`, `or`, `not`,
-            `a if b else c`, pi, and sin cos tan exp log sqrt abs floor min max.
+        expression: one formula, or a list of one per style. One formula is the weight of style 0, clipped to [0, 1];
+            style 1 has the rest. In a list, each formula is the weight of its style, clipped below at 0. Allowed are
+            + - * / ** %, comparisons, `and`, `or`, `not`, `a if b else c`, pi, and the functions sin cos tan exp log
+            sqrt abs floor min max.
+
+    Returns:
+        The mask. It is timed if a formula contains t.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: a formula that is not allowed, or weights that are not finite.
+        TypeError: something that is not a text or a list of texts.
     """
     single = isinstance(expression, str)
     trees = [
@@ -292,7 +382,9 @@ def formula(expression: str | Sequence[str]) -> Mask:
         for text in ([expression] if isinstance(expression, str) else checks.texts("expression", expression))
     ]
     if not single and len(trees) < 2:
-        raise ValueError(f"expression must be one formula or at least two, got {len(trees)}")
+        raise ValueError(
+            f"expression must be one text, or a list of at least two; got a list of {len(trees)}"
+        )
 
     def field(x: Tensor, y: Tensor, progress: float) -> Tensor:
         dx, dy = x - 0.5, y - 0.5
@@ -312,7 +404,7 @@ def formula(expression: str | Sequence[str]) -> Mask:
 
     timed = any(map(formulas.uses_time, trees))
     mask = Mask(max(2, len(trees)), field, timed)
-    for tenth in range(10 if timed else 1):  # says now, not at the first denoising step, what is wrong
+    for tenth in range(10 if timed else 1):  # raises errors now, and not at the first denoising step
         mask.weights(4, 4, tenth / 10)
     return mask
 

@@ -1,4 +1,4 @@
-"""What a blend needs in memory, from the sizes of a model's parts alone; the model may be on the meta device."""
+"""The memory that a blend needs, computed from sizes alone; the model may be on the meta device."""
 
 from typing import Any
 
@@ -13,22 +13,24 @@ from .models import Model
 def memory_estimate(
     model: Model, size: tuple[int, int], n: int = 2, method: str = "epsilon", batch: int = 1
 ) -> dict[str, int]:
-    """Bytes that a blend holds besides activations, whose size depends on how attention is computed.
+    """Bytes that a blend needs, without activations, whose size depends on how attention is computed.
 
     Args:
-        model: the model; its weights need no values, so it may be on the meta device.
+        model: the model, perhaps on the meta device.
         size: height and width of the images in pixels.
-        n: the number of styles.
+        n: the number of styles, at least 2.
         method: of `methods.blend`.
-        batch: the number of images.
+        batch: the number of images, at least 1.
 
     Returns:
-        Bytes of each part's weights, under the part's name. Then "latents", one network call's input in the network's
-        dtype. "keys and values" are the prompts' projections, which `attention` keeps in every layer. "bias" is
-        what `regional` and `joint` add to the scores; `joint` holds it in float32 and in the network's dtype.
+        Name -> bytes. Each part of the pipeline has its weights under its own name. "latents" is the input of one
+        network call in the network's dtype. "keys and values" are those of the prompts, which the methods with
+        cross-attention keep for every layer. "bias" is what `regional` and `joint` add to the scores; `joint` keeps it
+        in float32 and in the network's dtype.
 
     Raises:
-        ValueError: for a parameter out of range, and a method that the family does not have.
+        ValueError: a parameter out of range, or a method that the family does not have.
+        TypeError: a parameter of a wrong type.
     """
     checks.one_of("method", method, methods_of(model))
     n, batch = checks.integer("n", n, 2), checks.integer("batch", batch, 1)

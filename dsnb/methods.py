@@ -1,6 +1,6 @@
-"""The methods under one signature: a trajectory, N prompts and a mask go in, one image comes out.
+"""The methods with one signature: from a trajectory, N prompts and a mask to the images.
 
-Each method is a noise prediction eps(x_t, t, progress) for the one denoising loop.
+Each method gives a noise prediction eps(x_t, t, progress) to the same denoising loop.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from .sampling import Step
 UNCONDITIONAL, MIXED, ALONE = 0, 1, 2  # roles of `attention.Blend`; style i alone is ALONE + i
 
 
-# What only some methods take.
+# Parameters of `blend` that only some methods have.
 OPTIONS = {
     "one_prompt": ("prompt",),
     "switch": ("combined",),
@@ -52,31 +52,31 @@ def blend(
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """The trajectory's images with N >= 2 prompts laid out by the mask.
+    """Blends N styles in the trajectory's images, by the mask.
 
     Args:
         model: the model that recorded the trajectory.
         trajectory: from `invert` or `from_noise`, of B images.
         prompts: one text per style, in the mask's order; or encoded prompts with one row per style, for example
             with weighted words of compel (see the docs, "Model families").
-        mask: where each style goes.
+        mask: where each of the N styles goes.
         method: "prompt" (one prompt that names all styles), "pixel" (each style decoded alone, then the images
             blended), "epsilon" (blended noise predictions), "attention" (blended cross-attentions), "regional"
             (attention with `regional.regional_context`), "combined" (epsilon while the progress is below `switch`,
-            regional after) or "joint" (a masked bias in joint attention, see `joint.joint_bias`). Models with a UNet
-            have all but "joint"; transformers with joint attention have "prompt", "pixel", "epsilon" and "joint".
-            Default `default_method(model)`.
-        guidance: one number, or one per prompt; default the model's for the method, see `models.Settings`. Method
-            "prompt" takes their mean.
-        negative_prompt: the text in place of the empty prompt, which guidance moves away from.
-        one_prompt: the text of method "prompt"; default the prompts from left to right.
-        switch: of method "combined", from 0 to 1; default 0.5.
-        regional: of method "combined", whether "regional" follows after the switch, or "attention"; default True.
-        passes: of the methods with cross-attention, weights of repeated passes through each layer, see
+            regional after it) or "joint" (a masked bias in joint attention, see `joint.joint_bias`). Models with a
+            UNet have all but "joint". Transformers have "prompt", "pixel" and "epsilon"; Stable Diffusion 3, FLUX.1 and
+            FLUX.2 also have "joint". Default `default_method(model)`.
+        guidance: one guidance scale for all styles, or one per style. Method "prompt" uses their mean. The default is
+            the model's for the method, see `families.Settings`.
+        negative_prompt: a text in place of the empty prompt. Guidance moves the image away from it.
+        one_prompt: for method "prompt", its text; default the prompts from left to right.
+        switch: for method "combined", the progress of the switch, from 0 to 1; default 0.5.
+        regional: for method "combined", whether it uses "regional" after the switch (default) or "attention".
+        passes: for the methods with cross-attention, weights of repeated passes through each layer, see
             `attention.blend_cross_attention`; default one plain pass.
-        loras: of method "epsilon", one name per style of an adapter that `model.pipe.load_lora_weights` loaded, or
-            None for no adapter. Its strength is what `model.pipe.set_adapters` gave it. Costs N network calls of 2
-            samples per step instead of one call of N + 1. Afterwards the same adapters are on as before.
+        loras: for method "epsilon", the name of one adapter per style, loaded by `model.pipe.load_lora_weights`, or
+            None for a style without one. `model.pipe.set_adapters` sets their strengths. A step then has N network
+            calls of 2 samples instead of one call of N + 1. Afterwards the same adapters are active as before.
         callback: called with a `sampling.Step` after each step.
         progress: whether to show a progress bar.
 
@@ -84,10 +84,11 @@ def blend(
         (B, 3, H, W) in [0, 1], float32, on the CPU.
 
     Raises:
-        ValueError: for a parameter out of range, one that the method does not take, a trajectory that does not fit,
-            and a result that is not finite.
-        TypeError: for a parameter of a wrong type.
-        RuntimeError: inside the callback of a blend with the same model.
+        ValueError: a parameter out of range, one that the method does not have, a trajectory that does not fit, or a
+            result that is not finite.
+        TypeError: a parameter of a wrong type.
+        NotImplementedError: a method that the model's family does not have, or an IP-Adapter.
+        RuntimeError: the call is inside the callback of a blend with the same model.
     """
     _check(model, trajectory, callback)
     if not isinstance(prompts, Prompts):
@@ -137,17 +138,18 @@ def decode(
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """The trajectory's images with another prompt and no mask.
+    """Draws the trajectory's images with one prompt, without a mask.
 
-    With an inversion's own caption, guidance and negative prompt they are the source images again, as the autoencoder
-    draws them.
+    With the caption, guidance and negative prompt of its inversion, they are the source images again, with the errors
+    of the autoencoder.
 
     Args:
         model: the model that recorded the trajectory.
         trajectory: of B images.
         prompt: one text, or a list with one for each image; or encoded prompts with one row, or one for each image.
-        guidance: default `model.settings.guidance`, or `sampling_guidance` for a trajectory from noise.
-        negative_prompt: the text in place of the empty prompt, which guidance moves away from.
+        guidance: the guidance scale; default `model.settings.guidance`, or `sampling_guidance` for a trajectory from
+            noise.
+        negative_prompt: a text in place of the empty prompt. Guidance moves the image away from it.
         callback: called with a `sampling.Step` after each step.
         progress: whether to show a progress bar.
 
@@ -155,9 +157,10 @@ def decode(
         (B, 3, H, W) in [0, 1], float32, on the CPU.
 
     Raises:
-        ValueError: for a parameter out of range, a trajectory that does not fit, and a result that is not finite.
-        TypeError: for a parameter of a wrong type.
-        RuntimeError: inside the callback of a blend with the same model.
+        ValueError: a parameter out of range, a trajectory that does not fit, or a result that is not finite.
+        TypeError: a parameter of a wrong type.
+        NotImplementedError: the model has an IP-Adapter.
+        RuntimeError: the call is inside the callback of a blend with the same model.
     """
     _check(model, trajectory, callback)
     if not isinstance(prompt, Prompts):
@@ -176,12 +179,29 @@ def decode(
 
 
 def default_method(model: Model) -> str:
-    """ "combined", which lost a style least often on validation images (figures/10_trials.csv), or else "epsilon"."""
+    """The default method of a model.
+
+    Args:
+        model: the model.
+
+    Returns:
+        "combined", which lost a style least often on validation images (figures/10_trials.csv), if the model has it,
+        else "epsilon".
+    """
     return "combined" if "combined" in methods_of(model) else "epsilon"
 
 
 def default_guidance(model: Model, trajectory: Trajectory, method: str = "") -> float:
-    """The guidance that suits a trajectory and a method: an inversion holds an image already, noise does not."""
+    """The default guidance scale for a trajectory and a method.
+
+    Args:
+        model: the model.
+        trajectory: from an inversion or from noise, which have different defaults.
+        method: of `blend`; "" for `decode`.
+
+    Returns:
+        The guidance scale.
+    """
     settings = model.settings
     if trajectory.method == FROM_NOISE:
         return settings.sampling_guidance
@@ -204,20 +224,41 @@ def _check(model: Model, trajectory: Trajectory, callback: Callable | None) -> N
 
 
 def refuse_timed(mask: Mask) -> None:
-    """ValueError for a mask that changes over the steps, which finished images no longer have."""
+    """Raises ValueError for a mask that changes over the steps, because finished images have no steps."""
     if mask.timed:
-        raise ValueError("the mask changes over the steps, which finished images no longer have; use another")
+        raise ValueError(
+            "the mask changes over the steps, but a pixel blend has finished images only; use a mask with timed=False, "
+            "or method 'epsilon'"
+        )
 
 
 def blend_pixels(images: Tensor, mask: Mask) -> Tensor:
-    """Finished images (N, B, 3, H, W) -> their masked sum (B, 3, H, W). ValueError for a timed mask."""
+    """Blends finished images by the mask, x = sum_i M_i x_i.
+
+    Args:
+        images: (N, B, 3, H, W) in [0, 1], one style after the other.
+        mask: of N styles, not timed.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: the mask is timed.
+    """
     refuse_timed(mask)
     weights = mask.weights(*images.shape[-2:]).to(images)
     return (weights[:, None, None] * images).sum(0).clamp(0, 1)
 
 
 def name_places(prompts: Sequence[str]) -> str:
-    """One prompt that names every style and its position in the image."""
+    """One prompt that names every style and its position.
+
+    Args:
+        prompts: one text per style, from left to right.
+
+    Returns:
+        The prompt, such as "A on the left and B on the right".
+    """
     if len(prompts) == 2:
         return f"{prompts[0]} on the left and {prompts[1]} on the right"
     return "From left to right: " + "; ".join(prompts)
@@ -247,7 +288,7 @@ def _epsilon_with_loras(job: Job, loras: Sequence[str | None]) -> Tensor:
     with switched_adapters(job.model.pipe) as switch:
         styles = []
         for lora, (prompt, guidance) in zip(loras, job.styles(), strict=True):
-            switch(lora)  # its text encoder may have one too
+            switch(lora)  # before the prompt is encoded: the text encoder may have the adapter, too
             styles.append(guided_eps(job.model, prompt, guidance, job.negative_prompt))
 
         def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
@@ -266,7 +307,7 @@ def _attention(job: Job) -> Tensor:
 
 
 def _regional(job: Job) -> Tensor:
-    """As `_attention`, and each style keeps its own statistics and attends mostly to its own region."""
+    """As `_attention`, with group normalisation and self-attention weighted by the mask, too."""
     return _hooked(job, switch=0.0, regional=True)
 
 
@@ -276,7 +317,7 @@ def _combined(job: Job) -> Tensor:
 
 
 def _hooked(job: Job, switch: float, regional: bool = False) -> Tensor:
-    """Styles apart while progress < switch, then mixed; the context is regional only from there on."""
+    """One row per style while progress < switch, then one mixed row, perhaps with regional context."""
     contexts, weights = job.contexts(), job.latent_weights()
     styles = [ALONE + i for i in range(job.mask.n)]
     unet, mask, size, passes = job.model.unet, job.mask, job.size(), job.passes
@@ -295,7 +336,7 @@ def _hooked(job: Job, switch: float, regional: bool = False) -> Tensor:
 
 
 def _joint(job: Job) -> Tensor:
-    """One network call of 2 samples per step (1 without a negative prompt): all texts in one joint attention."""
+    """One network call per step of 2 samples, or 1 if the model is not guided: all texts in one joint attention."""
     contexts, weights, family, pipe = job.contexts(), job.latent_weights(), job.model.family, job.model.pipe
     height, width = (side // family.patch for side in job.size())
 
@@ -321,12 +362,12 @@ BY_ATTENTION = {"cross": METHODS, "joint": JOINT_METHODS, "plain joint": PLAIN_M
 
 
 def methods_of(model: Model) -> Mapping[str, Method]:
-    """The methods that a model's family has, by name."""
+    """The methods of a model's family, by name."""
     return BY_ATTENTION[model.family.attention]
 
 
 def _refuse_other(model: Model, method: str) -> None:
-    """NotImplementedError for a method that is there, but not for this model's kind of attention."""
+    """NotImplementedError for a method that only other kinds of attention have."""
     others = {*METHODS, *JOINT_METHODS} - set(methods_of(model))
     if isinstance(method, str) and method in others:
         raise NotImplementedError(

@@ -1,4 +1,4 @@
-"""A model as the methods use it: encode and decode images and prompts, and call the UNet or transformer."""
+"""A model for the methods: it encodes and decodes images, encodes prompts, and calls the UNet or transformer."""
 
 import threading
 import warnings
@@ -20,7 +20,7 @@ from .sampling import Schedule, make_schedule
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Silences remarks of the libraries that do not matter here: no torchvision, a small autoencoder."""
+    """Hides messages of the libraries that do not matter here: no torchvision, a small autoencoder."""
     before = [
         (library, library.get_verbosity(), library.is_progress_bar_enabled())
         for library in (diffusers_logging, transformers_logging)
@@ -43,30 +43,30 @@ with quietly():
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusers pipeline, with its family and the settings it works well with."""
+    """A diffusers pipeline, with its family and its default settings."""
 
     pipe: DiffusionPipeline
     name: str = "pipeline"
     settings: Settings = field(default_factory=Settings)
     family: Family = FAMILIES[0]
 
-    network = property(
-        lambda self: getattr(self.pipe, self.family.network), doc="The component that predicts."
-    )
+    network = property(lambda self: getattr(self.pipe, self.family.network), doc="The UNet or transformer.")
     vae = property(lambda self: self.pipe.vae)
     text_encoder = property(lambda self: self.pipe.text_encoder)
     tokenizer = property(lambda self: self.pipe.tokenizer)
     scheduler = property(lambda self: self.pipe.scheduler)
     dtype = property(lambda self: self.network.dtype)
-    guided = property(lambda self: self.family.guided(self.pipe), doc="Whether an unconditional row guides.")
+    guided = property(
+        lambda self: self.family.guided(self.pipe), doc="Whether guidance uses an unconditional row."
+    )
     channels = property(lambda self: self.family.channels(self.pipe), doc="Channels of the latents.")
     latent_factor = property(lambda self: self.pipe.vae_scale_factor)
     image_size = property(lambda self: self.family.image_size(self.pipe))
-    lock = property(lambda self: network_lock(self.network), doc="Held by whoever draws; see `network_lock`.")
+    lock = property(lambda self: network_lock(self.network), doc="Only its holder draws; see `network_lock`.")
 
     @property
     def unet(self) -> UNet2DConditionModel:
-        """The UNet, for what is about its cross-attentions. Raises NotImplementedError for a transformer."""
+        """The UNet, for code that needs its cross-attentions. Raises NotImplementedError for a transformer."""
         if self.family.network != "unet":
             raise NotImplementedError(
                 f"model {self.name!r} is of the family {self.family.name}, which has no UNet and no cross-attentions"
@@ -75,7 +75,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline computes, also while its parts are offloaded."""
+        """The device on which the pipeline computes, also while its parts are offloaded."""
         return getattr(self.pipe, "_execution_device", self.network.device)
 
 
@@ -84,26 +84,49 @@ _making = threading.Lock()
 
 
 def network_lock(network: nn.Module) -> threading.RLock:
-    """The lock of a UNet or transformer: one thread draws at a time, because hooks would change another's image.
+    """The lock of a network: only one thread at a time draws, because its hooks would change the images of others.
 
-    The thread that holds it may take it again.
+    Args:
+        network: the UNet or transformer, perhaps compiled.
+
+    Returns:
+        A lock that its thread may take again.
     """
+    plain = getattr(network, "_orig_mod", network)  # a compiled network has the same lock
     with _making:
-        return _locks.setdefault(
-            getattr(network, "_orig_mod", network), threading.RLock()
-        )  # the same one if compiled
+        return _locks.setdefault(plain, threading.RLock())
 
 
 def schedule_of(model: Model, steps: int, skip: int, size: tuple[int, int]) -> Schedule:
-    """The model's schedule for latents of this height and width; the rest as `sampling.make_schedule`."""
+    """The model's schedule.
+
+    Args:
+        model: the model.
+        steps, skip: as for `sampling.make_schedule`.
+        size: height and width of the latents.
+
+    Returns:
+        The schedule, on the CPU.
+
+    Raises:
+        ValueError: as `sampling.make_schedule`.
+    """
     return make_schedule(model.scheduler, steps, skip, **model.family.timing(model.pipe, steps, size))
 
 
 def encode_image(model: Model, image: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] -> latents (B, C, H/f, W/f), float32, on the model's device.
+    """Encodes images as latents.
 
-    Raises TypeError for something that is not a tensor, ValueError for other shapes and values, and unless H and W are
-    multiples of the latent factor f.
+    Args:
+        model: the model, with latent factor f.
+        image: (B, 3, H, W) in [0, 1], H and W multiples of f times the family's patch size.
+
+    Returns:
+        (B, C, H/f, W/f), float32, on the model's device.
+
+    Raises:
+        TypeError: something that is not a dense tensor.
+        ValueError: another shape, dtype or range.
     """
     checks.dense("image", image, Tensor, "dsnb.read_image makes one")
     factor = model.latent_factor * model.family.patch
@@ -127,9 +150,17 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
 
 
 def decode_latents(model: Model, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) -> images (B, 3, H, W) in [0, 1], float32, on the CPU.
+    """Decodes latents as images.
 
-    Raises ValueError where the latents or the decoded image are not finite.
+    Args:
+        model: the model, with latent factor f.
+        latents: (B, C, h, w).
+
+    Returns:
+        (B, 3, f h, f w) in [0, 1], float32, on the CPU.
+
+    Raises:
+        ValueError: the latents or the images are not finite.
     """
     if not torch.isfinite(latents).all():
         raise ValueError(
@@ -154,19 +185,19 @@ def encode_prompts(
     guidance: Tensor | Sequence[float] | None = None,
     negative_prompt: str | None = None,
 ) -> Prompts:
-    """Encodes prompts as the pipeline itself does. Warns with the words that did not fit into the text encoder.
+    """Encodes prompts as the pipeline itself does. Warns of words that do not fit into the text encoder.
 
     Args:
         model: the model.
         prompts: P texts, or P rows that are encoded already.
-        guidance: one per prompt, for a model that is told its guidance (`Model.guided` is False).
-        negative_prompt: a text whose row comes first.
+        guidance: (P,), for a model with guidance as an input (`Model.guided` is False).
+        negative_prompt: a text whose row comes first; None for no such row.
 
     Returns:
-        One row per prompt.
+        P rows, or P + 1 with a negative prompt.
 
     Raises:
-        ValueError: for a guidance that the model cannot take, and for rows of another shape than its own.
+        ValueError: a guidance that the model cannot use, or rows of a wrong shape.
     """
     told = None
     if guidance is not None and not model.guided:
@@ -194,17 +225,17 @@ def _encode_texts(model: Model, prompts: Sequence[str]) -> Prompts:
 
 
 def refuse_blending(network: ModelMixin) -> None:
-    """Raises RuntimeError inside a blend of attention, whose hooks would change this image too."""
+    """Raises RuntimeError during a blend of attention, because its hooks would change this image, too."""
     processors = getattr(network, "attn_processors", {})  # Z-Image has none
     if any(type(p).__module__ == "dsnb.attention" for p in processors.values()):
-        raise RuntimeError("the model is in the middle of a blend; draw after it, not in its callback")
+        raise RuntimeError("the model is in the middle of a blend; draw after it, and not in its callback")
 
 
 def refuse_ip_adapter(network: nn.Module) -> None:
-    """Raises NotImplementedError where the network waits for the image tokens of an IP-Adapter."""
+    """Raises NotImplementedError for a network that expects the image tokens of an IP-Adapter."""
     if any(getattr(network, name, None) is not None for name in ("encoder_hid_proj", "image_proj")):
         raise NotImplementedError(
-            "the network carries an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
+            "the network has an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
         )
 
 
@@ -214,11 +245,11 @@ def predict(model: Model, x_t: Tensor, timestep: Tensor | float, prompts: Prompt
     Args:
         model: the model.
         x_t: noisy latents (B, C, h, w).
-        timestep: of the schedule.
+        timestep: one of the schedule's.
         prompts: B rows.
 
     Returns:
-        The network's output, like x_t, float32: the noise, or another of `sampling.PREDICTIONS`.
+        The network's output (B, C, h, w), float32: the noise, or another of `sampling.PREDICTIONS`.
     """
     timestep = torch.as_tensor(timestep, device=x_t.device)
     with model.lock, torch.no_grad():
@@ -227,7 +258,7 @@ def predict(model: Model, x_t: Tensor, timestep: Tensor | float, prompts: Prompt
 
 @dataclass
 class UNetCount:
-    """How often a UNet was called, and with how many samples in all."""
+    """How often a UNet was called, and with how many samples in total."""
 
     calls: int = 0
     samples: int = 0
@@ -235,7 +266,14 @@ class UNetCount:
 
 @contextmanager
 def count_unet_samples(unet: nn.Module) -> Iterator[UNetCount]:
-    """Counts the evaluations of a UNet or transformer while the block runs."""
+    """Counts the calls of a network while the block runs.
+
+    Args:
+        unet: a UNet or transformer.
+
+    Yields:
+        The counts, which grow during the block.
+    """
     count = UNetCount()
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -16,7 +16,7 @@ from .sampling import Step
 from .widgets import Panel, explore
 from .widgets.painting import Painter
 
-# What a mask can be: a function of sharpness and angle in degrees.
+# The masks of the panel, as functions of the sharpness and of the angle in degrees.
 SHAPES: Mapping[str, Callable[[float, float], Mask]] = {
     "logistic": lambda sharpness, angle: masks.logistic(sharpness, angle=angle),
     "linear": lambda sharpness, angle: masks.linear(angle=angle),
@@ -31,7 +31,7 @@ TITLES = {  # the methods, baselines first
     "regional": "regional context",
     "combined": "combined",
 }
-KEPT = 12  # images, so that a move of the wipe draws none again, nor one of the mask between finished images
+KEPT = 12  # images in memory, so that a new wipe, or a new mask of finished images, needs no drawing
 
 
 def blend_panel(
@@ -54,32 +54,34 @@ def blend_panel(
     settings: Mapping[str, object] | None = None,
     progress: bool = True,
 ) -> Panel:
-    """A panel that blends two styles in an image, and compares two methods with a wipe.
+    """A panel that blends two styles in an image, and compares two methods.
+
+    The slider `wipe` divides the image: one method is left of it, the other one right.
 
     Args:
-        model: the model to draw with; one with a UNet.
+        model: a model with a UNet.
         images: the source images, each (1, 3, H, W) in [0, 1].
         captions: what each image shows; all different.
-        invert: `invert(index, seed, steps)` gives the trajectory of an image; it should keep what it has inverted.
-        pair: the styles at the start, first the one at the left.
-        method: the method at the start, one of `TITLES`.
-        shape: the mask at the start, one of `SHAPES`.
-        sharpness: of the mask at the start, above 0.
-        angle: from the first style to the second, in degrees.
-        guidance: at the start; default what suits the model and the method.
-        seed: of the noise, at the start.
-        steps: of the full image; default the model's own.
-        preview_steps: of the coarse image while a slider moves.
+        invert: `invert(index, seed, steps)` gives the trajectory of an image. It should store its results.
+        pair: the first two styles; the first one is at the left.
+        method: the first method, one of `TITLES`.
+        shape: the first mask, one of `SHAPES`.
+        sharpness: of the first mask, above 0.
+        angle: the direction from the first style to the second, in degrees.
+        guidance: the first guidance scale; default the model's for the method.
+        seed: of the first noise, from 0.
+        steps: denoising steps of the full image; default the model's.
+        preview_steps: denoising steps of the coarse image while a slider moves.
         painter: a mask to paint, from `widgets.paint`; it becomes the shape "painted".
         save_as: how the names of saved files begin; None for a panel that does not save.
-        settings: what saved files note besides the sliders.
+        settings: what saved files contain besides the values of the sliders.
         progress: whether the first image shows a progress bar.
 
     Returns:
         The panel, as `widgets.explore` makes it.
 
     Raises:
-        ValueError: for a choice that does not exist, or captions that do not fit the images.
+        ValueError: an unknown method or shape, or captions that do not fit the images.
     """
     checks.one_of("method", method, TITLES)
     checks.one_of("shape", shape, SHAPES)

@@ -13,7 +13,7 @@ PLACEHOLDER = "[prompt]"
 
 @dataclass(frozen=True)
 class Picture:
-    """One source image: its file, the caption it is inverted with, and where it comes from."""
+    """One source image: its file, the caption for its inversion, and where it comes from."""
 
     name: str
     file: Path
@@ -22,27 +22,37 @@ class Picture:
 
 
 def names() -> list[str]:
-    """The styles there are, in the paper's order."""
+    """The names of the bundled styles, in the source project's order."""
     return list(_data()["styles"])
 
 
 def pairs() -> list[tuple[str, str]]:
-    """The paper's pairs of styles, left and right."""
+    """The source project's pairs of styles, each (left, right)."""
     return [tuple(pair) for pair in _data()["pairs"]]
 
 
 def known(style: str) -> str | None:
-    """The name of a style in any spelling, such as "Van Gogh" for "vangogh"; None for a text of the user's own."""
+    """Finds a bundled style.
+
+    Args:
+        style: its name or title in any spelling, such as "Van Gogh".
+
+    Returns:
+        Its name, such as "vangogh", or None for another text.
+
+    Raises:
+        TypeError: something that is not a text.
+    """
     return _spellings().get(_plain(checks.text("style", style)))
 
 
 def title(style: str) -> str:
-    """A style's name as people write it, e.g. "Van Gogh"."""
+    """A bundled style's title, e.g. "Van Gogh". Raises ValueError for another style."""
     return _style(style)["title"]
 
 
 def phrase(style: str) -> str:
-    """A style as a noun phrase, e.g. "Van Gogh-style painting"."""
+    """A bundled style's noun phrase, e.g. "Van Gogh-style painting". Raises ValueError for another style."""
     return _style(style)["phrase"]
 
 
@@ -50,12 +60,16 @@ def prompt(style: str, caption: str) -> str:
     """The prompt of a style for an image, e.g. prompt("vangogh", "a bear on grass").
 
     Args:
-        style: a style's name in any spelling, a text in which [prompt] stands for the caption, or a whole prompt of
+        style: a bundled style in any spelling, a text in which [prompt] stands for the caption, or a whole prompt of
             several words.
         caption: what the image shows.
 
+    Returns:
+        The prompt.
+
     Raises:
-        ValueError: for a style that is none of them, with the nearest name.
+        ValueError: another style; the message suggests the most similar name.
+        TypeError: something that is not a text.
     """
     style, caption = checks.text("style", style), checks.text("caption", caption)
     if known(style):
@@ -68,9 +82,18 @@ def prompt(style: str, caption: str) -> str:
 
 
 def one_prompt(styles: Sequence[str], caption: str) -> str:
-    """The one-prompt baseline: "A <style> on the left and a <style> on the right of [prompt]".
+    """The text of the one-prompt baseline: "A <style> on the left and a <style> on the right of <caption>".
 
-    With more than two styles they are listed from left to right.
+    Args:
+        styles: two or more bundled styles, from left to right.
+        caption: what the image shows.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        ValueError: fewer than two styles, or one that is not bundled.
+        TypeError: something that is not a list of texts.
     """
     phrases = [phrase(style) for style in checks.texts("styles", styles)]
     if len(phrases) < 2:
@@ -82,7 +105,7 @@ def one_prompt(styles: Sequence[str], caption: str) -> str:
 
 
 def pictures() -> list[Picture]:
-    """The source images, in their fixed order: the drawn ones first, then the photographs."""
+    """The bundled source images: the drawn ones first, then the photographs."""
     return [
         Picture(Path(p["file"]).stem, data_path("images", p["file"]), p["caption"], p["source"])
         for p in _data()["pictures"]
@@ -90,14 +113,18 @@ def pictures() -> list[Picture]:
 
 
 def picture(name: str | Path, caption: str = "") -> Picture:
-    """A source image by its name in data/images, or an image file of the user's own.
+    """A source image: a bundled one by its name in data/images, or an image file.
 
     Args:
         name: the name, or the path of a file.
-        caption: what the image shows, instead of the caption it comes with; needed for a file.
+        caption: what the image shows. It replaces the caption of a bundled image, and a file needs one.
+
+    Returns:
+        The source image.
 
     Raises:
-        ValueError: for a name that is neither, with the nearest one, and for a file without a caption.
+        ValueError: neither a name nor a file (the message suggests the most similar name), or a file without a caption.
+        TypeError: something that is neither a text nor a path.
     """
     if not isinstance(name, Path):
         checks.text("image", name)
@@ -118,7 +145,7 @@ def _style(style: str) -> dict:
     name = known(style)
     if name is None:
         raise ValueError(
-            f"style must be one of {', '.join(names())}, a text with {PLACEHOLDER} in it or a whole prompt; "
+            f"style must be one of {', '.join(names())}, a text that contains {PLACEHOLDER}, or a whole prompt; "
             f"got {style!r}{checks.did_you_mean(style, _readable())}"
         )
     return _data()["styles"][name]

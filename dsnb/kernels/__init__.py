@@ -1,8 +1,8 @@
-"""The three operations worth a kernel, and the choice of the code that computes them.
+"""Three operations that have their own kernels, and the choice of the code that computes them.
 
-`reference` has the equations, `cpu` computes them in plain torch, `fused` in Triton. On an NVIDIA GPU the Triton
-kernels run where they support the shapes; everywhere else plain torch does. One switch overrules this: the environment
-variable DSNB_KERNELS=torch|triton, read at import, or `force("torch" | "triton" | None)`.
+`reference` has the equations. `cpu` computes them in plain torch, `fused` in Triton. On an NVIDIA GPU, the Triton
+kernels compute all shapes that they support. Plain torch computes everything else. The environment variable
+DSNB_KERNELS=torch|triton, which is read at import, and `force("torch" | "triton" | None)` override this.
 """
 
 import importlib.util
@@ -28,10 +28,13 @@ _forced: str | None = None
 
 
 class force:  # noqa: N801 - called like a function, or used as a context manager that restores the old choice
-    """Choose who computes: "torch", "triton", or None for the automatic choice.
+    """Chooses which kernels compute, from now on or while a `with` block runs.
+
+    Args:
+        choice: "torch", "triton", or None for the automatic choice.
 
     Raises:
-        ValueError: for any other choice, and for "triton" where it is not installed.
+        ValueError: any other choice, or "triton" if it is not installed.
     """
 
     def __init__(self, choice: str | None):
@@ -51,7 +54,14 @@ class force:  # noqa: N801 - called like a function, or used as a context manage
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """Who computes on this device: "torch", or "triton" (which leaves to torch the shapes that it lacks)."""
+    """Which kernels compute on a device.
+
+    Args:
+        device: the device or its name.
+
+    Returns:
+        "torch", or "triton"; then plain torch still computes the shapes that Triton does not support.
+    """
     if _forced:
         return _forced
     nvidia = torch.device(device).type == "cuda" and torch.version.cuda is not None
@@ -59,22 +69,22 @@ def backend(device: torch.device | str = "cpu") -> str:
 
 
 def blend_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-    """O = Σ_i M_i softmax(Q K_iᵀ / √d) V_i: attention to P prompts at once, blended at each query by a mask M.
+    """O = Σ_i M_i softmax(Q K_iᵀ / √d) V_i: attention to P prompts, blended at each query by a mask M.
 
-    Called in every layer and step, so the shapes are not checked here: `make_plan` did it for the plan.
+    It runs in every layer and step, so it does not check the shapes. `make_plan` has checked those of the plan.
 
     Args:
         q: queries (B, heads, T, d), for the B rows and T tokens of the plan.
         k: keys (P, heads, L, d) of the plan's P prompts.
         v: values, like k.
-        plan: the weights, and the role of each row. An unconditional row has a role whose weight is 1 on the empty
-            prompt and 0 on all others.
+        plan: the weights, and the role of each row. The role of an unconditional row has weight 1 for the empty prompt
+            and 0 for all others.
 
     Returns:
         (B, heads, T, d) in q's dtype.
 
     Raises:
-        ValueError: the plan is for another number of rows, which torch would broadcast.
+        ValueError: the plan is for another number of rows.
     """
     if len(q) != len(plan.roles):
         raise ValueError(f"plan must be for the {len(q)} rows of q, got one for {len(plan.roles)}")
@@ -123,7 +133,7 @@ def blend_step(
     noise: Tensor | None,
     step: StepCoefficients,
 ) -> tuple[Tensor, Tensor]:
-    """Guidance, the masked blend of N predictions and one step of the sampler: see `reference.blend_step`.
+    """Guidance, the masked blend of N predictions, and one step of the sampler: see `reference.blend_step`.
 
     Args:
         eps_uncond: the unconditional prediction (B, C, h, w).
@@ -138,7 +148,7 @@ def blend_step(
         The next latents and the predicted clean ones, like x_t.
 
     Raises:
-        ValueError: shapes do not fit each other. They come from the sampler's caller, once per step.
+        ValueError: the shapes do not fit together.
     """
     n, shape = len(eps_cond), x_t.shape
     expected = {
@@ -156,7 +166,7 @@ def blend_step(
 
 
 def _fused_takes(name: str, *args: Any) -> bool:
-    """Whether the fused kernel computes this call. ValueError where it is forced to and cannot."""
+    """Whether the fused kernel computes this call. ValueError if it is forced to and cannot."""
     if backend(args[0].device) == "torch":
         return False
     from dsnb.kernels import fused
@@ -168,7 +178,7 @@ def _fused_takes(name: str, *args: Any) -> bool:
 
 
 def _run_fused(name: str, *args: Any) -> Any:
-    """The fused kernel's result. Its errors name the way out; out of memory passes through as it is."""
+    """The fused kernel's result. Its errors say how to avoid it; an out-of-memory error stays as it is."""
     from dsnb.kernels import fused
 
     first = args[0]

@@ -1,4 +1,4 @@
-"""The operations in plain torch, tuned for a CPU; any device can run them. `reference` has the equations."""
+"""The operations in plain torch, optimised for a CPU; any device can run them. `reference` has the equations."""
 
 import torch
 import torch.nn.functional as F
@@ -6,13 +6,13 @@ from torch import Tensor
 
 from dsnb.kernels.plan import AttentionPlan, StepCoefficients
 
-BLOCK = 1_500_000  # probabilities at a time: 6 MB of float32, beyond which the speed of memory is the limit
+BLOCK = 1_500_000  # probabilities at a time: 6 MB of float32; for more, memory bandwidth is the limit
 
 
 def blend_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-    """`reference.blend_attention`, without the prompts that have no weight; sums are float32.
+    """`reference.blend_attention` without the prompts of weight 0; sums are float32.
 
-    The first prompt of all rows is computed in one call: small batches are slow.
+    One call computes the first prompt of all rows, because small batches are slow.
     """
     first = [span.prompts[0] for span in plan.spans for _ in range(span.start, span.stop)]
     out = attend(q, _select(k, first), _select(v, first))
@@ -34,10 +34,17 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(Q Kᵀ / √d) V for q (B, heads, T, d), k and v (B, heads, L, d), in q's dtype.
+    """softmax(Q Kᵀ / √d) V.
 
-    bfloat16 on a CPU is faster as two plain matrix products when there are enough tokens and their probabilities fit
-    the cache: it takes two thirds of the time. The error is 4e-3 instead of 2e-3, the format's own step.
+    On a CPU, bfloat16 takes two thirds of the time as two plain matrix products, if there are enough tokens and their
+    probabilities fit into the cache. The error is then 4e-3 instead of 2e-3, which is the precision of bfloat16.
+
+    Args:
+        q: queries (B, heads, T, d).
+        k, v: keys and values (B, heads, L, d).
+
+    Returns:
+        (B, heads, T, d) in q's dtype.
     """
     fits = 128 <= q.shape[2] <= 2048 and k.shape[2] <= 256
     if fits and q.dtype == torch.bfloat16 and q.device.type == "cpu":
@@ -46,7 +53,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """`reference.attention_with_maps`, a block of queries at a time, so that its probabilities stay in the cache."""
+    """`reference.attention_with_maps`, one block of queries at a time, so that its probabilities stay in the cache."""
     rows = max(1, BLOCK // (q.shape[0] * q.shape[1] * k.shape[2]))
     out, maps = [], []
     for part in q.split(rows if q.device.type == "cpu" else q.shape[2], 2):
@@ -75,7 +82,17 @@ def blend_step(
 def linear_step(
     e: Tensor, x_t: Tensor, noise: Tensor | None, step: StepCoefficients
 ) -> tuple[Tensor, Tensor]:
-    """One step with a merged prediction e (B, C, h, w) -> the next latents, and the predicted clean ones, as x_t."""
+    """One step of the sampler with a merged prediction.
+
+    Args:
+        e: the prediction (B, C, h, w).
+        x_t: the latents (B, C, h, w).
+        noise: standard normal numbers (B, C, h, w), or None for a step without noise.
+        step: the coefficients of the step.
+
+    Returns:
+        The next latents and the predicted clean ones, like x_t.
+    """
     x_0 = (step.clean_x * x_t).add_(e, alpha=step.clean_e)
     x_next = (step.next_x * x_t).add_(e, alpha=step.next_e)
     return (x_next if noise is None else x_next.add_(noise, alpha=step.next_z)), x_0

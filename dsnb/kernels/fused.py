@@ -1,6 +1,6 @@
-"""The three kernels in Triton. Imported by `dsnb.kernels` when it calls for them, never on `import dsnb`.
+"""The three kernels in Triton. `dsnb.kernels` imports this module at the first use of a kernel.
 
-Every kernel computes what `reference` computes in one pass over memory: it reads queries and predictions once and
+Every kernel computes the equations of `reference` in one pass over memory: it reads queries and predictions once and
 writes outputs once. The 77 keys and values of a prompt stay on the chip. Sums are float32.
 """
 
@@ -283,8 +283,8 @@ def _strides(*tensors: Tensor) -> list[int]:
 def _launch(q: Tensor, n_queries: int) -> dict:
     """Queries per program, and warps, that fit the registers and the shared memory of any GPU since Turing.
 
-    float32 products do not run on tensor cores and want many registers. One stage: what a pipeline would load ahead
-    does not fit beside the rest.
+    float32 products do not run on tensor cores and need many registers. There is one stage, because the data that a
+    pipeline would load ahead does not fit.
     """
     full, wide = q.dtype == torch.float32, q.shape[3] > 80
     most = (16 if wide else 32) if full else 64

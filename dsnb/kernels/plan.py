@@ -1,4 +1,4 @@
-"""What the kernels are told about a step: worked out and checked once, then used in every layer."""
+"""The inputs of the kernels for one step: computed and checked once, then used in every layer."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -22,9 +22,9 @@ class StepCoefficients(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Rows start to stop − 1 of a batch have this role and attend to these prompts, the only ones with weight.
+    """Rows start to stop − 1 of a batch, which have the same role. `prompts` are those with a weight above 0.
 
-    plain: the only prompt has weight 1 everywhere, so that its attention is the result.
+    plain: there is one prompt with weight 1 everywhere, so its attention is the result.
     """
 
     start: int
@@ -35,7 +35,7 @@ class Span(NamedTuple):
 
 
 class AttentionPlan(NamedTuple):
-    """Which row of a batch attends to which prompts with which weights; made by `make_plan`."""
+    """The weights with which each row of a batch attends to each prompt; `make_plan` makes it."""
 
     weights: Tensor  # (R, P, T) float32: the weight of each prompt at each token, for each role
     roles: Tensor  # (B,) int32: the role of each row
@@ -47,19 +47,19 @@ def make_plan(
     roles: Tensor | Sequence[int] | None = None,
     device: torch.device | None = None,
 ) -> AttentionPlan:
-    """The plan for `blend_attention`: made once per step and resolution, so that exact zeros cost nothing.
+    """Makes the plan for `blend_attention`, once per step and resolution. Prompts with weight 0 are not computed.
 
     Args:
-        weights: (R, P, T), the weight of each of P prompts at each of T tokens, for R roles; (P, T) for one role.
-            Best on the CPU, because the values are read here.
-        roles: (B,), the role of each row of the batch; several rows may share one. None: one row of role 0.
+        weights: (R, P, T), the weight of each of P prompts at each of T tokens, for R roles; (P, T) for one role. A
+            tensor on the CPU is faster, because the values are read here.
+        roles: (B,), the role of each row of the batch, from 0 to R - 1. None is one row of role 0.
         device: of the queries; default that of the weights.
 
     Returns:
-        The plan. A role with a single prompt of weight exactly 1 costs one plain attention, bit for bit.
+        The plan. A role with one prompt of weight exactly 1 is computed as one plain attention, with equal bits.
 
     Raises:
-        ValueError: weights have another number of axes, or a role is out of range.
+        ValueError: another number of axes, or a role out of range.
     """
     if weights.ndim not in (2, 3):
         raise ValueError(

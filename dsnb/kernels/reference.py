@@ -1,6 +1,6 @@
-"""The three operations as equations in plain torch: the specification of the CPU form and of the Triton kernels.
+"""The three operations as equations in plain torch: the specification of the CPU code and of the Triton kernels.
 
-Nothing in the package calls these functions. The tests compare the fast forms with them, in float64.
+The package does not call these functions. The tests compare the fast code with them, in float64.
 """
 
 import torch
@@ -12,8 +12,14 @@ from dsnb.kernels.plan import StepCoefficients
 def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Tensor) -> Tensor:
     """O = Σ_i M_i softmax(Q K_iᵀ / √d) V_i: attention to P prompts, blended at each query by a mask M.
 
-    q (B, heads, T, d); k, v (P, heads, L, d); weights (R, P, T), one mask per role; roles (B,), the role of each row.
-    Returns (B, heads, T, d).
+    Args:
+        q: queries (B, heads, T, d).
+        k, v: keys and values (P, heads, L, d).
+        weights: (R, P, T), one mask per role.
+        roles: (B,), the role of each row.
+
+    Returns:
+        (B, heads, T, d).
     """
     scores = torch.einsum("bhtd,phld->bphtl", q, k) / q.shape[-1] ** 0.5
     return torch.einsum("bpt,bphtl,phld->bhtd", weights[roles], scores.softmax(-1), v)
@@ -22,8 +28,13 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Ten
 def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Attention, and the probabilities of the chosen tokens, averaged over the heads.
 
-    q (B, heads, T, d); k, v (B, heads, L, d); tokens (n,), indices into L.
-    Returns the output (B, heads, T, d) and the maps (B, T, n).
+    Args:
+        q: queries (B, heads, T, d).
+        k, v: keys and values (B, heads, L, d).
+        tokens: (n,), indices into L.
+
+    Returns:
+        The output (B, heads, T, d), and the maps (B, T, n).
     """
     probabilities = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
     return probabilities @ v, probabilities.mean(1)[..., tokens]
@@ -38,10 +49,19 @@ def blend_step(
     noise: Tensor | None,
     step: StepCoefficients,
 ) -> tuple[Tensor, Tensor]:
-    """e = e_∅ + Σ_i M_i g_i (e_i − e_∅), and one step of the sampler with it.
+    """e = e_∅ + Σ_i M_i s_i (e_i − e_∅), and one step of the sampler with it.
 
-    eps_uncond, x_t and noise (B, C, h, w); eps_cond (N, B, C, h, w); weights (N, h, w); guidance (N,).
-    Returns the next latents and the predicted clean ones, both (B, C, h, w).
+    Args:
+        eps_uncond: e_∅ (B, C, h, w).
+        eps_cond: e_i (N, B, C, h, w).
+        weights: the mask M (N, h, w).
+        guidance: s (N,).
+        x_t: the latents (B, C, h, w).
+        noise: standard normal numbers (B, C, h, w), or None.
+        step: the coefficients of the step.
+
+    Returns:
+        The next latents and the predicted clean ones, both (B, C, h, w).
     """
     scale = (weights * guidance[:, None, None])[:, None, None]
     e = eps_uncond + (scale * (eps_cond - eps_uncond)).sum(0)
