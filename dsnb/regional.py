@@ -1,9 +1,9 @@
-"""Regional context: each style keeps its own statistics and attends mostly to its own region.
+"""Regional context: the mask weights group normalisation and self-attention.
 
-Cross-attention interpolation gives every position the right text. Two other layers carry the wrong style across the
-border: group normalisation takes its mean and deviation over the whole image, and self-attention reads every position.
-Here the mask weights both. Nothing is trained. Statistics per region: Yu et al. 2020, "Region Normalization for Image
-Inpainting"; that such statistics are the style: Huang & Belongie 2017, "Arbitrary Style Transfer in Real-time".
+With cross-attention interpolation, every position has the right text. Two other kinds of layers still carry a style
+across the border: group normalisation uses a mean and deviation over the whole image, and self-attention reads every
+position. Here the mask weights both. Nothing is trained. Statistics per region: Yu et al. 2020, "Region Normalization
+for Image Inpainting". Statistics as style: Huang & Belongie 2017, "Arbitrary Style Transfer in Real-time".
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from .attention import check_hookable, layer_level, replaced_processors, token_s
 from .masks import Mask
 from .models import network_lock
 
-LEAK = 1e-3  # weight of the positions of other regions in self-attention; none is cut off
+LEAK = 1e-3  # weight of the positions of other regions in self-attention, so that none has the weight 0
 
 
 def regional_group_norm(
@@ -38,7 +38,7 @@ def regional_group_norm(
         eps: added to the variance.
 
     Returns:
-        Like x. With a weight of 1 on one style it is plain group normalisation.
+        (B, C, h, w). If one style has the weight 1 everywhere, it is plain group normalisation.
     """
     M = weights.flatten(1)  # (N, T)
     each = M / M.sum(1, keepdim=True).clamp(min=1e-12)  # each style's positions, summing to 1
@@ -54,21 +54,21 @@ def regional_group_norm(
 
 
 def region_bias(weights: Tensor, strength: float) -> Tensor:
-    """What regional self-attention adds to its scores: k log(sum_i M_i(q) M_i(k) + 1/1000), for queries and keys.
+    """The bias on the scores of self-attention: kappa log(sum_i M_i(q) M_i(k) + 1/1000), for query q and key k.
 
     Args:
         weights: the mask M (N, h, w).
-        strength: k; 0 is plain self-attention.
+        strength: kappa, at least 0; 0 is plain self-attention.
 
     Returns:
-        (T, T), T = h w positions.
+        (T, T), for T = h w positions.
     """
     M = weights.flatten(1)
     return strength * (M.T @ M + LEAK).log()
 
 
 class Regions:
-    """What the hooked layers of one block share: the mask at each of the UNet's resolutions, and its bias."""
+    """What the hooked layers share: the mask at each of the UNet's resolutions, and its bias."""
 
     def __init__(self, mask: Mask, size: tuple[int, int], levels: set[int], strength: float, like: Tensor):
         self._mask, self._strength, self._like = mask, strength, like
@@ -81,13 +81,11 @@ class Regions:
         self.at(0.0)
 
     def at(self, progress: float, on: bool = True) -> None:
-        """Called before each UNet call.
-
-        The tensors are made here rather than at first use, so that a compiled UNet finds them ready.
+        """Sets the state for the next UNet call. The tensors are made here, so that a compiled UNet finds them ready.
 
         Args:
-            progress: of the denoising, from 0 to below 1; only a mask that changes over the steps needs it.
-            on: False leaves all layers plain during the next call.
+            progress: of the denoising, from 0 to below 1; it matters for timed masks only.
+            on: False switches the regional context off for this call.
         """
         self.on = on
         if self._progress is not None and (not self._mask.timed or progress == self._progress):
@@ -100,11 +98,11 @@ class Regions:
             self._biases[height * width] = bias.to(self._like.dtype)
 
     def weights(self, height: int, width: int) -> Tensor:
-        """The mask (N, height, width)."""
+        """The mask (N, height, width). Raises ValueError for a size that the UNet does not have."""
         return self._look_up(self._weights, (height, width))
 
     def bias(self, tokens: int) -> Tensor:
-        """The bias (tokens, tokens) of self-attention."""
+        """The bias (tokens, tokens) of self-attention. Raises ValueError for a size that the UNet does not have."""
         return self._look_up(self._biases, tokens)
 
     def _look_up(self, found: dict[Any, Tensor], size: Any) -> Tensor:
@@ -117,7 +115,7 @@ class Regions:
 
 
 class RegionalNorm(nn.GroupNorm):
-    """Takes the place of a UNet's group normalisation and uses its parameters."""
+    """Replaces a UNet's group normalisation and uses its parameters."""
 
     def __init__(self, norm: nn.GroupNorm, regions: Regions):
         super().__init__(norm.num_groups, norm.num_channels, norm.eps, norm.affine, device="meta")
@@ -126,12 +124,12 @@ class RegionalNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.regions.on:
             return super().forward(x)
-        weights = self.regions.weights(*x.shape[-2:]).to(x.device)  # of an offloaded UNet, another
+        weights = self.regions.weights(*x.shape[-2:]).to(x.device)  # an offloaded UNet is on another device
         return regional_group_norm(x, weights, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class RegionalProcessor:
-    """Stands in for one self-attention's processor, `plain`, and adds the bias of the regions to the scores."""
+    """Replaces the processor of one self-attention, `plain`, and adds the bias of the regions to its scores."""
 
     def __init__(self, plain: AttentionProcessor, regions: Regions):
         self.plain, self.regions = plain, regions
@@ -148,7 +146,7 @@ class RegionalProcessor:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if attention_mask is not None:
             raise NotImplementedError(
-                "a self-attention was given an attention mask, which regions do not have"
+                "a self-attention was given an attention mask, which regional context cannot use; call the UNet without it"
             )
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         query, key, value = (heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))
@@ -169,22 +167,25 @@ def regional_context(
     layers: Callable[[str], bool] | None = None,
     strength: float = 1.0,
 ) -> Iterator[Regions]:
-    """While the block runs, the UNet normalises and attends by region, in every row of the batch.
+    """Weights group normalisation and self-attention by the mask while the block runs, in every row of the batch.
 
-    `attention.blend_cross_attention` may be entered before or after; it hooks other layers. Before each UNet call,
-    `regions.at(progress)` says where the denoising stands. All layers are restored whatever happens.
+    `attention.blend_cross_attention` may be entered before or after it, because it hooks other layers.
 
     Args:
         unet: a diffusers UNet.
         mask: where each style goes.
         size: height and width of the latents.
         layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`; default all.
-        strength: k of self-attention, see `region_bias`; 0 leaves self-attention plain.
+        strength: kappa of self-attention, at least 0, see `region_bias`; 0 leaves self-attention plain.
+
+    Yields:
+        The regions. Call `regions.at(progress)` before each UNet call. When the block ends, also by an error, the UNet
+        has its own layers again.
 
     Raises:
         RuntimeError: the UNet is hooked already.
-        ValueError: `layers` chooses nothing.
-        NotImplementedError: for a self-attention with another processor than diffusers' plain one.
+        ValueError: `layers` chooses nothing, or `strength` is out of range.
+        NotImplementedError: a self-attention with another processor than diffusers' plain one.
     """
     strength = checks.number("strength", strength, 0)
     unet = getattr(unet, "_orig_mod", unet)  # of a compiled one
@@ -193,7 +194,10 @@ def regional_context(
     names = [name for name in names if strength > 0 and not unet.get_submodule(name).is_cross_attention]
     norms, names = ([name for name in each if layers is None or layers(name)] for each in (norms, names))
     if not norms and not names:
-        raise ValueError("layers chooses no group normalisation and no self-attention of this UNet")
+        raise ValueError(
+            "layers chooses no group normalisation and no self-attention of this UNet; names are such as "
+            "'down_blocks.0.resnets.0.norm1'"
+        )
     with network_lock(unet):
         if any(isinstance(unet.get_submodule(name), RegionalNorm) for name in norms):
             raise RuntimeError("the UNet is hooked already; leave the first block before entering another")

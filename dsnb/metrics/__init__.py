@@ -1,5 +1,5 @@
-"""Measures of an image in two styles: of pixels (`measures`), through networks (`perceptual`, `networks`), and of
-the style that each side shows (`classifiers`)."""
+"""Measures of an image in two styles: from pixels (`measures`), with networks (`perceptual`, `networks`), and of the
+style that each side shows (`classifiers`)."""
 
 from .measures import (
     balance,

@@ -1,7 +1,7 @@
-"""Style classifiers: which style does a region of an image show?
+"""Style classifiers, which say which style a region of an image shows.
 
 There are two: a linear probe on the features of a perceptual network, and zero-shot classification with a CLIP.
-Neither shares weights with the generator.
+Neither shares weights with the model that is measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StyleClassifier(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe: softmax regression on the mean and deviation of each channel of three early layers."""
+    """A linear probe: softmax regression on the mean and standard deviation of each channel of three early layers."""
 
     network: Lpips
     styles: tuple[str, ...]
@@ -43,7 +43,9 @@ class Probe:
     bias: Tensor  # (S,)
     centre: Tensor  # (D,), mean of the pooled features
     spread: Tensor  # (D,), their standard deviation
-    size: int  # pixels of the images it was fitted on; others are resized, since texture has a scale
+    size: (
+        int  # pixels of the images it was fitted on; others are resized, because texture depends on the size
+    )
 
     def __call__(self, images: Tensor, regions: Tensor) -> Tensor:
         regions = torch.as_tensor(regions, dtype=torch.float32)
@@ -56,7 +58,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ZeroShotClassifier:
-    """Zero-shot CLIP: softmax over one text per style; `perceptual.isolate` cuts out each region."""
+    """Zero-shot classification with a CLIP: softmax over one text per style. `perceptual.isolate` cuts out regions."""
 
     clip: Clip
     styles: tuple[str, ...]
@@ -69,14 +71,14 @@ class ZeroShotClassifier:
 
 
 def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 3, batch: int = 32) -> Tensor:
-    """Pool features over regions: the weighted mean and deviation of every channel.
+    """Pools features over regions: the weighted mean and standard deviation of every channel.
 
-    Early layers see texture and colour within a few dozen pixels, so little leaks in from other regions.
+    Features of early layers depend on a few dozen pixels only, so other regions have little effect.
 
     Args:
         network: the perceptual network.
         images: (B, 3, H, W) in [0, 1].
-        regions: (R, H, W), weights >= 0.
+        regions: (R, H, W), weights of at least 0.
         layers: how many layers, counted from the first.
         batch: images per call of the network.
 
@@ -84,7 +86,7 @@ def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 
         (B, R, D).
 
     Raises:
-        ValueError: `regions` has another size, is negative, or is empty somewhere.
+        ValueError: `regions` has another size, a negative weight, or a region without any weight.
     """
     regions = torch.as_tensor(regions, dtype=torch.float32)
     if regions.ndim != 3 or regions.shape[1:] != images.shape[2:]:
@@ -92,7 +94,10 @@ def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 
             f"regions is {tuple(regions.shape)}, expected (R, {images.shape[2]}, {images.shape[3]})"
         )
     if not (regions.sum((1, 2)) > 0).all() or regions.min() < 0:
-        raise ValueError("regions must be non-negative, and none of them empty")
+        raise ValueError(
+            f"regions must be non-negative, and none of them empty; got weights from {regions.min():.3g} and sums from "
+            f"{regions.sum((1, 2)).min():.3g}"
+        )
     rows = []
     for chunk in check_images(images).split(batch):
         parts = []
@@ -116,9 +121,9 @@ def fit_probe(
     decay: float = 1e-3,
     steps: int = 60,
 ) -> Probe:
-    """Fit the probe on images of one style each, with full-batch L-BFGS on the cross-entropy. Deterministic.
+    """Fits the probe on images of one style each, by full-batch L-BFGS on the cross-entropy. It is deterministic.
 
-    Every image is used whole, by halves and by quarters from left to right, since the probe will classify parts.
+    Every image is used as a whole, by halves and by quarters from left to right, because the probe classifies parts.
 
     Args:
         network: the perceptual network.
@@ -138,7 +143,8 @@ def fit_probe(
     missing = [style for index, style in enumerate(styles) if not (labels == index).any()]
     if len(labels) != len(images) or missing:
         raise ValueError(
-            f"labels: {len(labels)} for {len(images)} images, none for {missing}; expected one each"
+            f"labels has {len(labels)} entries for {len(images)} images, none for {missing}; expected one per image, and "
+            "each style"
         )
     width = images.shape[3]
     column = torch.arange(width).expand(images.shape[2:])
@@ -164,14 +170,17 @@ def fit_probe(
 
 
 def save_probe(probe: Probe, path: str | Path) -> Path:
-    """Write a probe, without its network, as a safetensors file. The write is atomic.
+    """Writes a probe, without its network, as a safetensors file. The file is complete or absent.
 
     Args:
         probe: the probe.
-        path: the file.
+        path: the file; missing folders are made.
 
     Returns:
         The path.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,11 +191,11 @@ def save_probe(probe: Probe, path: str | Path) -> Path:
 
 
 def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> Probe:
-    """Open a probe that `save_probe` wrote.
+    """Opens a probe that `save_probe` wrote.
 
     Args:
-        path: the file; default: the probe that comes with the workbook.
-        network: the perceptual network it was fitted on, if it is open already.
+        path: the file; default the bundled style classifier.
+        network: the perceptual network it was fitted on; default opens it.
 
     Returns:
         The probe.
@@ -197,7 +206,7 @@ def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> 
     """
     path = data_path("readers", "style_probe.safetensors") if path is None else Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no style probe {path}; fit_probe makes one, save_probe keeps it")
+        raise FileNotFoundError(f"there is no style probe {path}; fit_probe makes one, save_probe writes it")
     try:
         with safe_open(path, "pt") as file:
             note, size = file.metadata(), int(file.metadata()["size"])
@@ -213,18 +222,19 @@ def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> 
 def style_shown(
     classifier: StyleClassifier, images: Tensor, weights: Tensor, styles: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Measure whether each side shows its own style. This project's measures; higher is better for all.
+    """Measures whether each side shows its own style. Source: this project. Higher is better for all values.
 
     Args:
         classifier: the style classifier.
         images: (B, 3, H, W) in [0, 1].
         weights: mask weights (N, H, W) that sum to 1.
-        styles: the style of each mask weight, left first.
+        styles: the style of each mask weight, the left one first.
 
     Returns:
-        `side` (B, N) in [0, 1]: the probability of style i on side i. `both` (B,): 1 where the likeliest style of
-        every side is its own, else 0. `balance` (B,) in [0, 1]: the lowest of these probabilities over the highest.
-        `monotonicity` (B,) in [-1, 1]: of P(second style) − P(first style) over five strips across the border.
+        `side` (B, N) in [0, 1]: the probability of style i on side i. `both` (B,): 1 if the most probable style of
+        every side is its own, else 0. `balance` (B,) in [0, 1]: the lowest of these probabilities, divided by the
+        highest. `monotonicity` (B,) in [-1, 1]: that of P(second style) − P(first style) over five strips across the
+        border.
 
     Raises:
         ValueError: `styles` does not fit `weights`, or the classifier does not know one of them.

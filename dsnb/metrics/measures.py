@@ -1,10 +1,10 @@
-"""Pixel measures of a two-style image: how near, how sharp, how smooth, how balanced.
+"""Pixel measures of an image in two styles: distances, layout, smoothness, the seam and balance.
 
-Images are float32 in [0, 1], shape (B, 3, H, W); mask weights are (N, H, W) with sum 1 over N, index 0 the
-first (left) style. Every measure returns one number per image, shape (B,), and every docstring says what
-range it has, which direction is better and where it comes from: a publication, the source project (the student
-project that this workbook reimplements), or this project. Nothing here loads a network; the Gram measures take
-features that `perceptual` (or anything else) computed.
+Images are float32 in [0, 1], shape (B, 3, H, W). Mask weights are (N, H, W) with sum 1 over N; index 0 is the first
+(left) style. Most measures return one number per image, shape (B,). Every docstring gives the range, the better
+direction and the source: a publication, the source project, or this project. No function here loads a network. The
+Gram measures need features that a network has computed, for example `networks.Lpips`. All functions raise ValueError
+for a wrong shape or range; the message names the parameter.
 """
 
 from __future__ import annotations
@@ -21,13 +21,25 @@ from .. import checks
 
 
 def check_images(images: Tensor, name: str = "images") -> Tensor:
-    """Return `images` as float (B, 3, H, W), or say what is wrong with them (shape, range, NaN)."""
+    """Checks images.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        name: the parameter that an error names.
+
+    Returns:
+        The images as float32, without gradients.
+
+    Raises:
+        ValueError: another shape or range, or NaN.
+        TypeError: a tensor without values.
+    """
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
         raise ValueError(f"{name} is {shape}, expected a tensor of shape (B, 3, H, W)")
     images = checks.dense(name, images, Tensor, "").detach().float()
     low, high = images.min().item(), images.max().item()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also refuses NaN
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also for NaN
         raise ValueError(f"{name} spans [{low:.3g}, {high:.3g}], expected values in [0, 1]")
     return images
 
@@ -40,7 +52,18 @@ def _pair(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_weights(weights: Tensor, size: Sequence[int] | None = None) -> Tensor:
-    """Return mask weights as float32 (N, H, W), N ≥ 2, non-negative, sum 1; ValueError otherwise."""
+    """Checks mask weights.
+
+    Args:
+        weights: (N, H, W), N ≥ 2, non-negative, with sum 1 over N.
+        size: the expected (H, W); None allows any.
+
+    Returns:
+        The weights as float32, on the CPU.
+
+    Raises:
+        ValueError: another shape, size or range.
+    """
     weights = torch.as_tensor(weights, dtype=torch.float32).detach().cpu()
     if weights.ndim != 3 or len(weights) < 2:
         raise ValueError(f"weights is {tuple(weights.shape)}, expected (N, H, W) with N ≥ 2 styles")
@@ -49,17 +72,27 @@ def check_weights(weights: Tensor, size: Sequence[int] | None = None) -> Tensor:
             f"weights is {tuple(weights.shape[1:])} pixels, expected {tuple(size)} like the image"
         )
     if not (weights.min() >= -1e-6 and (weights.sum(0) - 1).abs().max() < 1e-3):
-        raise ValueError("weights must be non-negative and sum to 1 over the styles at every pixel")
+        sums = weights.sum(0)
+        raise ValueError(
+            "weights must be non-negative and sum to 1 over the styles at every pixel, got values from "
+            f"{weights.min():.3g} and sums from {sums.min():.3g} to {sums.max():.3g}"
+        )
     return weights
 
 
-# --- how near to another image -----------------------------------------------------------------------
+# --- distances to another image -----------------------------------------------------------------------
 
 
 def l2(images: Tensor, targets: Tensor) -> Tensor:
     """Euclidean norm of the difference over pixels and channels. Range [0, sqrt(3HW)]; lower is nearer.
 
-    The source project's. It grows with the image's size: compare only images of one size.
+    Source: the source project. It grows with the image's size, so compare only images of one size.
+
+    Args:
+        images, targets: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B,).
     """
     images, targets = _pair(images, targets)
     return (images - targets).flatten(1).norm(dim=1)
@@ -68,7 +101,13 @@ def l2(images: Tensor, targets: Tensor) -> Tensor:
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, −10 log10(MSE) for a peak of 1. Range [0, inf]; higher is nearer.
 
-    The usual definition, with all channels in one mean, as in the source project.
+    Source: the usual definition, with one mean over all channels, as in the source project.
+
+    Args:
+        images, targets: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B,).
     """
     images, targets = _pair(images, targets)
     return -10 * torch.log10((images - targets).square().flatten(1).mean(1))
@@ -77,8 +116,14 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity, mean over channels. Range [-1, 1], 1 for equal images; higher is nearer.
 
-    Wang et al. 2004 as in their code: 11×11 Gaussian window of sigma 1.5, population covariance, 0–255 scale,
-    window wholly inside the image. Raises ValueError for sides below 11 pixels.
+    Source: the code of Wang et al. 2004: an 11×11 Gaussian window of sigma 1.5, completely inside the image,
+    population covariance, and the scale 0–255.
+
+    Args:
+        images, targets: (B, 3, H, W) in [0, 1], with at least 11 pixels on each side.
+
+    Returns:
+        (B,).
     """
     images, targets = _pair(images, targets)
     if min(images.shape[2:]) < 11:
@@ -100,12 +145,18 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
-    """Correlation of the luminance of grid × grid blocks with the source's. Range [-1, 1]; higher: kept.
+    """Correlation of the luminance of grid × grid blocks with the source's. Range [-1, 1]; higher keeps more.
 
-    This project's: Pearson's correlation, so that a style may change contrast and brightness but not which positions
-    are light and which dark. Details smaller than a block (brushwork, tiles, grout) have little effect. A flat image
-    gives 0. A style that changes the colour of whole areas lowers it. So compare with the single-style images, not
-    with 1.
+    Source: this project. It is Pearson's correlation, so changes of contrast and brightness have no effect. Details
+    smaller than a block, such as brushstrokes and tiles, have little effect. A style that changes the colour of whole
+    areas lowers it, so compare with the single-style images and not with 1. An image of one colour gives 0.
+
+    Args:
+        images, sources: (B, 3, H, W) in [0, 1].
+        grid: the number of blocks on each side, at least 2.
+
+    Returns:
+        (B,).
     """
     images, sources = _pair(images, sources)
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
@@ -121,11 +172,18 @@ def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
 
 
 def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> Tensor:
-    """Total variation of the central strip, `width` of the image wide. Range ≥ 0; lower is smoother.
+    """Total variation of the central strip. Range ≥ 0; lower is smoother, and a blurred strip is the smoothest.
 
-    The source project's: the sum of sqrt(d² + 1e-6) over the horizontal and vertical neighbour differences of the
-    columns int(W/2 − width·W/2) … int(W/2 + width·W/2). `per_pixel` divides by the strip's pixels and channels, so
-    that images of different sizes compare. Smooth is not good by itself: a blurred strip is the smoothest.
+    Source: the source project. It is the sum of sqrt(d² + 1e-6) over the horizontal and vertical differences d of
+    neighbouring pixels, in the columns int(W/2 − width·W/2) to int(W/2 + width·W/2).
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        width: of the strip, as a fraction of the image in (0, 1].
+        per_pixel: whether to divide by the strip's pixels and channels. Then images of different sizes are comparable.
+
+    Returns:
+        (B,).
     """
     images = check_images(images)
     if not 0 < width <= 1:
@@ -138,9 +196,15 @@ def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> T
 
 
 def gradient_energy(images: Tensor) -> Tensor:
-    """Squared forward differences, both directions, mean over channels: (B, H, W).
+    """Squared forward differences in both directions, averaged over channels. Range [0, 2]; no direction is better.
 
-    Range [0, 2]; higher: more structure, neither good nor bad by itself. The usual discrete gradient.
+    Source: the usual discrete gradient.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B, H, W).
     """
     images = check_images(images)
     across = torch.nn.functional.pad(images.diff(dim=3), (0, 1)).square()
@@ -149,10 +213,16 @@ def gradient_energy(images: Tensor) -> Tensor:
 
 
 def border_distance(weights: Tensor) -> Tensor:
-    """Distance in pixels from each pixel's centre to the nearest border between two leading styles: (H, W).
+    """Distance in pixels from each pixel's centre to the nearest border between two leading styles.
 
-    This project's. The leading style is the one with the largest weight. The sharpness of the mask does not change
-    this border, so strips made from it are the same for every sharpness.
+    Source: this project. The leading style is the one with the largest weight. The sharpness of the mask does not
+    change this border.
+
+    Args:
+        weights: (N, H, W), where at least two styles lead somewhere.
+
+    Returns:
+        (H, W).
     """
     lead = check_weights(weights).argmax(0).numpy()
     if (lead == lead.flat[0]).all():
@@ -162,23 +232,31 @@ def border_distance(weights: Tensor) -> Tensor:
 
 
 def transition_strip(weights: Tensor, width: float = 0.2) -> Tensor:
-    """Pixels within width/2 of the image's longer side from the border of two styles: bool (H, W); this project's."""
+    """The pixels near the border of two styles. Source: this project.
+
+    Args:
+        weights: (N, H, W).
+        width: of the strip, as a fraction of the image's longer side.
+
+    Returns:
+        bool (H, W).
+    """
     distance = border_distance(weights)
     return distance <= max(width / 2 * max(distance.shape), 0.5)
 
 
 def border_window(image: Tensor, weights: Tensor, side: int) -> tuple[slice, slice]:
-    """The square window on the border of two styles in which an image has the most structure.
+    """The square window on the border of two styles in which an image has the largest gradient energy.
 
-    It depends on the source image and the mask alone, so a figure cut by it favours no method. This project's.
+    Source: this project. It depends on the source image and the mask only, so it favours no method.
 
     Args:
-        image: (1, 3, H, W) in [0, 1], the source image.
+        image: the source image (1, 3, H, W) in [0, 1].
         weights: the mask (N, H, W).
         side: of the window, in pixels.
 
     Returns:
-        Rows and columns; the window's centre is next to the border.
+        The rows and the columns. The window's centre is next to the border.
 
     Raises:
         ValueError: the window does not fit into the image.
@@ -197,12 +275,21 @@ def border_window(image: Tensor, weights: Tensor, side: int) -> tuple[slice, sli
 
 
 def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | None = None) -> Tensor:
-    """Gradient energy in the transition strip against what it should be. Range [0, inf), 1 is best.
+    """Gradient energy in the transition strip, divided by the expected one. Range [0, inf), 1 is best.
 
-    This project's. Without `singles` the strip is compared with the rest of the same image. With `singles`, the N
-    single-style images of the same scene as (N, 3, H, W) or (B, N, 3, H, W), it is compared with their
-    energies in the same strip, mixed by the mask's weights. Above 1: an edge that neither style has. Below 1:
-    a strip washed out, as when two images are averaged. Narrow the `width` to look at the border alone.
+    Source: this project. Above 1, the strip has edges that neither style has. Below 1, it is blurred, for example
+    because two images were averaged. A small `width` measures the border alone.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        weights: the mask (N, H, W).
+        width: of the strip, as a fraction of the image's longer side.
+        singles: the single-style images of the same scene, (N, 3, H, W) or (B, N, 3, H, W). The expected energy is
+            then theirs in the same strip, averaged by the mask's weights. Without them, it is that of the rest of the
+            same image.
+
+    Returns:
+        (B,).
     """
     energy = gradient_energy(images)
     weights = check_weights(weights, energy.shape[1:])
@@ -225,10 +312,16 @@ def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | 
 
 
 def side_weights(weights: Tensor) -> Tensor:
-    """How far each style leads at each pixel: relu(w_i − largest other weight), (N, H, W) in [0, 1].
+    """The sides of the styles: how far each style leads at each pixel, relu(M_i − largest other weight).
 
-    This project's. The side of style i is where it leads, weighted by its lead: a hard mask is its own side; a linear
-    ramp counts the outer edge fully and the middle not at all. ValueError if a style leads nowhere.
+    Source: this project. For a mask of 0 and 1, the sides are the mask itself. For a linear ramp, pixels at the outer
+    edge have the weight 1, and those in the middle 0.
+
+    Args:
+        weights: the mask (N, H, W), where each style leads somewhere.
+
+    Returns:
+        (N, H, W) in [0, 1].
     """
     weights = check_weights(weights)
     first, second = weights.topk(2, dim=0).values
@@ -240,10 +333,18 @@ def side_weights(weights: Tensor) -> Tensor:
 
 
 def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Tensor:
-    """Cut the image into `count` strips of equal area from deep in style `first` to deep in style `last`.
+    """Divides the regions of two styles into strips of equal area, by the signed distance to their border.
 
-    This project's. Returns (count, H, W) of 0 and 1 with sum 1 over the strips, ordered by signed distance to the
-    border; pixels led by a third style belong to no strip. ValueError if one of the two leads nowhere.
+    Source: this project.
+
+    Args:
+        weights: the mask (N, H, W).
+        count: the number of strips, at least 2.
+        first, last: the two styles; each leads somewhere.
+
+    Returns:
+        (count, H, W) of 0 and 1, from the inside of `first` to the inside of `last`. Pixels where a third style leads
+        are in no strip.
     """
     weights = check_weights(weights)
     lead = weights.argmax(0)
@@ -263,9 +364,15 @@ def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Te
 
 
 def balance(scores: Tensor) -> Tensor:
-    """Weaker over stronger side of scores (B, N), negative ones counted as 0. Range [0, 1]; higher is better.
+    """The lowest score of a side, divided by the highest. Range [0, 1]; higher is better.
 
-    This project's. All scores 0 give 0: two absent styles are not balance.
+    Source: this project.
+
+    Args:
+        scores: one score per side (B, N); negative ones become 0.
+
+    Returns:
+        (B,). It is 0 if all scores are 0.
     """
     scores = torch.as_tensor(scores).float().clamp_min(0)
     high = scores.amax(-1)
@@ -273,9 +380,16 @@ def balance(scores: Tensor) -> Tensor:
 
 
 def monotonicity(values: Tensor) -> Tensor:
-    """Net rise over total movement of a score along the mask, (B, K) → (B,). Range [-1, 1]; higher is better.
+    """Net change of a score across the border, divided by its total variation. Range [-1, 1]; higher is better.
 
-    This project's. 1: the score only rises from the first strip to the last; −1: it only falls; 0: no net change.
+    Source: this project. It is 1 if the score only rises from the first strip to the last, −1 if it only falls, and 0
+    without net change.
+
+    Args:
+        values: one score per strip (B, K), K ≥ 2.
+
+    Returns:
+        (B,).
     """
     values = torch.as_tensor(values).float()
     if values.shape[-1] < 2:
@@ -289,10 +403,16 @@ def monotonicity(values: Tensor) -> Tensor:
 
 
 def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted second moment of features (B, C, h, w) → (B, C, C), Σ w f fᵀ / Σ w (Gatys et al. 2016, eq. 3).
+    """Gram matrix of features, Σ w f fᵀ / Σ w. Range: that of the squared features; no direction is better.
 
-    Range: that of the features squared; no direction by itself, see `gram_distance`.
-    `weights` (H, W), or (B, H, W), is averaged down to the features' size; None weighs all positions alike.
+    Source: Gatys et al. 2016, eq. 3, with weights.
+
+    Args:
+        features: (B, C, h, w).
+        weights: w (H, W) or (B, H, W), averaged to the features' size; None gives all positions the same weight.
+
+    Returns:
+        (B, C, C).
     """
     batch, _, height, width = features.shape
     flat = features.float().flatten(2)
@@ -303,12 +423,20 @@ def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
     weights = torch.nn.functional.interpolate(weights, (height, width), mode="area").flatten(2)
     total = weights.sum(2, keepdim=True)
     if not (total > 0).all():
-        raise ValueError("weights is 0 everywhere, expected a positive weight somewhere")
+        raise ValueError("weights is 0 everywhere, expected a weight above 0 at one position or more")
     return (flat * weights) @ flat.mT / total
 
 
 def gram_reference(features: Sequence[Tensor], least: int = 32) -> list[Tensor]:
-    """Mean Gram matrix per layer of R ≥ `least` reference images, from a list of features (R, C, h, w)."""
+    """Mean Gram matrices of reference images.
+
+    Args:
+        features: (R, C, h, w) per layer, of R reference images.
+        least: the smallest R that is allowed.
+
+    Returns:
+        (C, C) per layer.
+    """
     if len(features[0]) < least:
         raise ValueError(f"features holds {len(features[0])} references, expected at least {least}")
     return [gram(layer).mean(0) for layer in features]
@@ -317,14 +445,21 @@ def gram_reference(features: Sequence[Tensor], least: int = 32) -> list[Tensor]:
 def gram_distance(
     features: Sequence[Tensor], reference: Sequence[Tensor], weights: Tensor | None = None
 ) -> Tensor:
-    """‖G − G_ref‖ / ‖G_ref‖ (Frobenius), mean over layers. Range [0, inf), 0 is best; lower is nearer.
+    """‖G − G_ref‖ / ‖G_ref‖ (Frobenius), mean over layers. Range [0, inf); lower is nearer.
 
-    The source project's style distance, made relative to the reference. Features of the image and of the references
-    must come from the same network at the same size, with the same normalisation, or the number says nothing about
-    style. `weights` (H, W) measures one side only.
+    Source: the source project's style distance, divided by the norm of the reference. The features of the images and
+    of the references must come from the same network, with the same size and normalisation.
+
+    Args:
+        features: (B, C, h, w) per layer.
+        reference: (C, C) per layer, from `gram_reference`.
+        weights: (H, W), for example one side; None for the whole image.
+
+    Returns:
+        (B,).
     """
     if len(features) != len(reference):
-        raise ValueError(f"features has {len(features)} layers, reference {len(reference)}")
+        raise ValueError(f"features has {len(features)} layers, expected {len(reference)} like reference")
     distances = [
         (gram(layer, weights) - mean).flatten(1).norm(dim=1) / mean.norm().clamp_min(1e-12)
         for layer, mean in zip(features, reference, strict=True)

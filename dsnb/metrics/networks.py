@@ -1,4 +1,4 @@
-"""The networks that measure: LPIPS trunks and CLIPs, opened offline or from a hub id by one parameter.
+"""The networks of the measures: LPIPS and CLIP, from installed packages, a folder or the Hugging Face hub.
 
 None of them shares weights with the model that is measured.
 """
@@ -31,7 +31,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class BlurPool(nn.Module):
-    """Halve a feature map after a [1 2 1] blur, reflected by two pixels at the border (Zhang 2019)."""
+    """Blurs a feature map by [1 2 1] and halves it, with two reflected pixels at the border (Zhang 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
         row = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
@@ -40,7 +40,7 @@ class BlurPool(nn.Module):
 
 
 def _slices(trunk: str, tolerant: bool) -> list[nn.Sequential]:
-    """The five slices of AlexNet or VGG16 that LPIPS uses; `tolerant`: strides become blurred pooling."""
+    """The five parts of AlexNet or VGG16 that LPIPS uses; `tolerant` replaces strides by blurred pooling."""
     blur = [BlurPool] if tolerant else []
     if trunk == "alex":
         pool = lambda: [nn.MaxPool2d(3, 1 if tolerant else 2), *(b() for b in blur)]
@@ -64,9 +64,13 @@ def _slices(trunk: str, tolerant: bool) -> list[nn.Sequential]:
 
 
 class Lpips(nn.Module):
-    """LPIPS (Zhang et al. 2018) or the shift-tolerant ST-LPIPS (Ghildyal and Liu 2022): `name` says which.
+    """LPIPS (Zhang et al. 2018) or the shift-tolerant ST-LPIPS (Ghildyal and Liu 2022). `load_lpips` opens it.
 
-    `features(images)` gives the five ReLU maps; calling it with two batches gives their distance (B,).
+    A call with two batches of images gives their distance (B,).
+
+    Args:
+        trunk: the network of the features, "alex" or "vgg".
+        tolerant: whether it is ST-LPIPS.
     """
 
     shift: Tensor
@@ -86,12 +90,21 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor, size: int | None = None, layers: int = 5) -> list[Tensor]:
-        """The first `layers` of five maps (B, C, h, w) of images in [0, 1], resized to `size` if given."""
+        """Feature maps of images, without gradients.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            size: height and width to which the images are resized; default their own.
+            layers: how many of the five layers, counted from the first.
+
+        Returns:
+            (B, C, h, w) per layer.
+        """
         x = check_images(images).to(self.shift)
         return self.maps(x if size is None else resize(x, size), layers)
 
     def maps(self, images: Tensor, layers: int = 5) -> list[Tensor]:
-        """The same maps with their gradients, of images as they are, also a little outside [0, 1]."""
+        """As `features`, with gradients, and without a check or a resize of the images."""
         x, maps = (2 * images - 1 - self.shift) / self.scale, []
         for part in list(self.slices)[:layers]:
             x = part(x)
@@ -99,7 +112,7 @@ class Lpips(nn.Module):
         return maps
 
     def distance(self, maps: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """Zhang et al. 2018, eq. 1, from two lists of feature maps: (B,)."""
+        """The distance (B,) of two lists of feature maps, by Zhang et al. 2018, eq. 1."""
         total = torch.zeros(len(maps[0]), device=maps[0].device)
         for a, b, head in zip(maps, targets, self.heads, strict=True):
             unit = [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in (a, b)]
@@ -113,10 +126,20 @@ class Lpips(nn.Module):
 
 
 def load_lpips(name: str = "st-alex", device: str | torch.device = "cpu") -> Lpips:
-    """Open a perceptual network: "st-alex", "st-vgg" offline; "alex", "vgg" (usual LPIPS) fetch a trunk.
+    """Opens a perceptual network.
 
-    The usual one takes its heads from torchmetrics (or lpips): pip install 'dsnb[lpips]'. Raises ValueError for an
-    unknown name, ImportError or OSError with what to install or use instead.
+    Args:
+        name: "st-alex" or "st-vgg" for ST-LPIPS, which works offline. "alex" or "vgg" for the original LPIPS, which
+            needs `pip install 'dsnb[lpips]'` and downloads weights.
+        device: where it computes.
+
+    Returns:
+        The network, without gradients.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: a package is missing.
+        OSError: the download failed.
     """
     if name not in LPIPS_NETWORKS:
         raise ValueError(f"network is {name!r}, expected one of {', '.join(LPIPS_NETWORKS)}")
@@ -178,16 +201,28 @@ def _usual_heads(trunk: str) -> Path:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Antialiased bicubic resize to size × size, clamped to [0, 1]; no crop, so that no side is cut off."""
+    """Resizes images bicubically, with antialiasing and without a crop.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        size: the new height and width.
+
+    Returns:
+        (B, 3, size, size) in [0, 1].
+    """
     if images.shape[2:] == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 class TransformersClip:
-    """A transformers model with `get_image_features` and `get_text_features`, behind the `Clip` methods.
+    """A CLIP of transformers, with the methods of `perceptual.Clip`.
 
-    CLIPModel is one; VisionTextDualEncoderModel, with a convolutional tower for example, is another.
+    Args:
+        model: a CLIPModel, VisionTextDualEncoderModel, or another model with `get_image_features` and
+            `get_text_features`.
+        tokenizer: of the model.
+        mean, std: of its input images, per channel.
     """
 
     def __init__(
@@ -225,9 +260,18 @@ def _unit(features: Any) -> Tensor:
 
 
 def load_clip(source: str | Path, device: str | torch.device = "cpu") -> TransformersClip:
-    """Open a CLIP from a transformers folder or a hub id such as "openai/clip-vit-base-patch32".
+    """Opens a CLIP.
 
-    OSError where it cannot be had, ValueError where the tokenizer came out empty (a sign of a missing file).
+    Args:
+        source: a transformers folder, or a hub id such as "openai/clip-vit-base-patch32".
+        device: where it computes.
+
+    Returns:
+        The CLIP.
+
+    Raises:
+        OSError: it cannot be opened or downloaded.
+        ValueError: the tokenizer is incomplete because files are missing.
     """
     from transformers import AutoModel, AutoTokenizer
     from transformers.image_processing_base import ImageProcessingMixin
@@ -242,7 +286,8 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
         raise OSError(f"clip {str(source)!r} cannot be opened; offline, pass a folder ({error})") from None
     if len(tokenizer) < model.config.text_config.vocab_size // 2:
         raise ValueError(
-            f"clip {str(source)!r} has a tokenizer of {len(tokenizer)} entries; files are missing"
+            f"clip {str(source)!r} has a tokenizer of {len(tokenizer)} entries, expected "
+            f"{model.config.text_config.vocab_size}; files are missing"
         )
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
@@ -253,7 +298,7 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
 
 
 def bundled_clip() -> Path:
-    """The folder of the CLIP that comes with the workbook. FileNotFoundError where it was taken away."""
+    """The folder of the bundled evaluator CLIP. Raises FileNotFoundError if it is missing."""
     for file in sorted(data_path("models").glob("*/config.json")):
         if json.loads(file.read_text(encoding="utf-8")).get("model_type") in (
             "clip",

@@ -1,7 +1,7 @@
-"""Measures that look through a network, which the caller passes in: LPIPS, CLIP, structure.
+"""Measures that use a network, which the caller passes: LPIPS, CLIP and deep structure.
 
-Images are float32 in [0, 1], (B, 3, H, W); every docstring gives range, direction and source. Two families of
-networks, both opened in `networks`: an `Lpips`, and anything with the methods of `Clip`.
+Images are float32 in [0, 1], (B, 3, H, W). Every docstring gives the range, the better direction and the source. The
+networks are an `Lpips`, or a class with the methods of `Clip`; `networks` opens both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,20 @@ from .networks import Lpips
 
 @torch.no_grad()
 def lpips(network: Lpips, images: Tensor, targets: Tensor) -> Tensor:
-    """Learned perceptual distance, (B,). Range [0, about 1]; 0 for equal images, lower is nearer.
+    """Learned perceptual distance. Range [0, about 1]; 0 for equal images, lower is nearer.
 
-    Zhang et al. 2018, eq. 1: squared differences of channel-normalised features, weighted per channel,
-    averaged over positions, summed over layers. The image should have at least 64 pixels a side.
+    Source: Zhang et al. 2018, eq. 1. It is the squared difference of channel-normalised features, weighted per channel,
+    averaged over positions and summed over layers.
+
+    Args:
+        network: from `networks.load_lpips`.
+        images, targets: (B, 3, H, W) in [0, 1]; each side should have at least 64 pixels.
+
+    Returns:
+        (B,).
+
+    Raises:
+        ValueError: the shapes differ, or a range is wrong.
     """
     return network(images, targets)
 
@@ -32,12 +42,21 @@ def lpips(network: Lpips, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tensor:
-    """Mean |S(a) − S(b)| of cosine self-similarities of deep features (B, C, h, w). Lower: structure kept.
+    """Mean |S(a) − S(b)| of cosine self-similarities S of deep features. 0 for equal images; lower keeps more.
 
-    Range [0, 2], [0, 1] for features that are never negative; 0 for equal images. After Tumanyan et al.
-    2022 (Splicing ViT Features, eq. 3), here with any features. Which positions look alike is layout; what they look
-    like is style. Some features mix the two: with the LPIPS trunks at 128 pixels, the style changes this measure
-    almost fully, see notebook 13. Maps above `grid` × `grid` are averaged down to it.
+    Range [0, 2], or [0, 1] for features that are never negative. Source: after Tumanyan et al. 2022 (Splicing ViT
+    Features, eq. 3), here with any features. With the LPIPS networks at 128 pixels, this measure depends mostly on the
+    style, see notebook 13.
+
+    Args:
+        features, source: features (B, C, h, w) of the images and of their source images.
+        grid: larger maps are averaged to grid × grid.
+
+    Returns:
+        (B,).
+
+    Raises:
+        ValueError: the shapes differ.
     """
     if features.shape != source.shape:
         raise ValueError(f"source is {tuple(source.shape)}, expected {tuple(features.shape)} like features")
@@ -53,7 +72,7 @@ def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tens
 
 
 class Clip(Protocol):
-    """What the CLIP measures ask of a network. All features have unit length; `scale` is its logit scale."""
+    """The methods that the CLIP measures need. All features have unit length; `scale` is the logit scale."""
 
     ground: tuple[float, float, float]  # the colour that its preprocessing maps to zero
     scale: float
@@ -64,28 +83,49 @@ class Clip(Protocol):
 
 
 def similarity(features: Tensor, text_features: Tensor) -> Tensor:
-    """Cosine of image features (B, D) with text features (D,) or (B, D). Range [-1, 1]; higher is nearer.
+    """Cosine of image and text features. Range [-1, 1]; higher is nearer.
 
-    CLIPScore (Hessel et al. 2021) is 2.5 · max(this, 0); many tables print 100 times this number.
+    Source: CLIPScore (Hessel et al. 2021) is 2.5 · max(this, 0). Many tables print 100 times this number.
+
+    Args:
+        features: of the images (B, D).
+        text_features: (D,) or (B, D).
+
+    Returns:
+        (B,).
     """
     return F.cosine_similarity(features, text_features.expand_as(features), dim=-1)
 
 
 def direction(features: Tensor, source: Tensor, text: Tensor, source_text: Tensor) -> Tensor:
-    """Cosine of the change in the image with the change in the text. Range [-1, 1]; higher is better.
+    """Cosine of the change of the image and the change of the text. Range [-1, 1]; higher is better.
 
-    Directional CLIP similarity (Gal et al. 2022, StyleGAN-NADA, eq. 2): features of result and source image
-    (B, D), of target and source text (D,) or (B, D). An unchanged image gives 0.
+    Source: directional CLIP similarity (Gal et al. 2022, StyleGAN-NADA, eq. 2). An unchanged image gives 0.
+
+    Args:
+        features, source: of the results and of the source images (B, D).
+        text, source_text: of the target text and of the source text, (D,) or (B, D).
+
+    Returns:
+        (B,).
     """
     return F.cosine_similarity(features - source, (text - source_text).expand_as(features), dim=-1)
 
 
 def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) -> Tensor:
-    """Show one side alone: (B, 3, H, W) with `side` (H, W) in [0, 1].
+    """Images that show one side alone. Source: this project.
 
-    The box around the pixels where the style leads by half or more is mirrored until it fills the frame. So a network
-    sees an image without an empty part. Inside the box, what is not of that side fades into a neutral colour. Unlike
-    pooled patch tokens, this contains nothing of the other side, and it works with any image tower.
+    The box around the pixels where the style leads by 0.5 or more is mirrored until it fills the image. So a network
+    sees no empty part. Inside the box, pixels of other sides fade to the colour `ground`. Pooled patch tokens would
+    still depend on the other side.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        side: (H, W) in [0, 1], from `measures.side_weights`.
+        ground: a neutral colour, see `Clip`.
+
+    Returns:
+        (B, 3, H, W).
     """
     side = torch.as_tensor(side).to(images)
     shown = (2 * side).clamp(0, 1)
@@ -103,8 +143,19 @@ def _mirrored(length: int, total: int) -> Tensor:
 
 
 def side_similarity(clip: Clip, images: Tensor, weights: Tensor, texts: list[str]) -> Tensor:
-    """CLIP similarity of each side, isolated (this project's), with its own prompt: (B, N). Range [-1, 1]; higher is
-    better."""
+    """CLIP similarity of each side, by `isolate`, with its own prompt. Range [-1, 1]; higher is better.
+
+    Source: this project.
+
+    Args:
+        clip: the CLIP.
+        images: (B, 3, H, W) in [0, 1].
+        weights: the mask (N, H, W).
+        texts: N prompts.
+
+    Returns:
+        (B, N).
+    """
     return torch.stack(
         [
             similarity(clip.image_features(isolate(images, side, clip.ground)), text)
@@ -117,10 +168,19 @@ def side_similarity(clip: Clip, images: Tensor, weights: Tensor, texts: list[str
 def side_direction(
     clip: Clip, images: Tensor, sources: Tensor, weights: Tensor, texts: list[str], source_text: str
 ) -> Tensor:
-    """Directional CLIP of each side towards its own prompt: (B, N). Range [-1, 1]; higher is better.
+    """Directional CLIP of each side, by `isolate`, towards its own prompt. Range [-1, 1]; higher is better.
 
-    `direction` of each side alone, which is this project's. Result and source are cut out in the same way, so that the
-    effect of the cut on the features cancels.
+    Source: this project. Results and source images are cut out in the same way, so that the effect of the cut cancels.
+
+    Args:
+        clip: the CLIP.
+        images, sources: (B, 3, H, W) in [0, 1].
+        weights: the mask (N, H, W).
+        texts: N prompts.
+        source_text: the caption of the source images.
+
+    Returns:
+        (B, N).
     """
     *targets, origin = clip.text_features([*texts, source_text])
     columns = []
