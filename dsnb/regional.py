@@ -146,7 +146,8 @@ class RegionalProcessor:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if attention_mask is not None:
             raise NotImplementedError(
-                "a self-attention was given an attention mask, which regional context cannot use; call the UNet without it"
+                "a self-attention was given an attention mask, which regional context cannot use; call the UNet "
+                "without it"
             )
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         query, key, value = (heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))

@@ -1,8 +1,8 @@
-"""The one denoising loop, for diffusion and flow matching: x_t = a x_0 + s e, with recorded noise.
+"""The denoising loop for diffusion and flow matching: x_t = a x_0 + s e, with recorded noise.
 
-Diffusion (DDPM) has a = sqrt(alpha_bar) and s = sqrt(1 - alpha_bar); its steps are those of DDIM (Song, Meng & Ermon
+Diffusion (DDPM) has a = sqrt(alpha_bar) and s = sqrt(1 - alpha_bar). Its steps are those of DDIM (Song, Meng & Ermon
 2021, "Denoising Diffusion Implicit Models", whose alpha_t is alpha_bar_t here). Flow matching (Lipman et al. 2023) has
-s = sigma and a = 1 - sigma; without fresh noise its steps are Euler's.
+s = sigma and a = 1 - sigma. Without fresh noise, its steps are Euler steps.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from .epsilon import Predictions
 from .kernels import StepCoefficients, blend_step, linear_step
 
 Network = Callable[[Tensor, Tensor, float], Tensor | Predictions]
-PlainNetwork = Callable[[Tensor, Tensor, float], Tensor]  # which merges its predictions itself
+PlainNetwork = Callable[[Tensor, Tensor, float], Tensor]  # one that merges its predictions itself
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 
 
 def clean_and_noise(prediction: str, a: Tensor, s: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The clean part and the noise of x_t = a x_0 + s e, from a network's output o: x_0 = c x_t + d o, e = f x_t + g o.
+    """Coefficients that give x_0 = c x_t + d o and e = f x_t + g o from x_t = a x_0 + s e and a network's output o.
 
     Args:
         prediction: one of `PREDICTIONS`. "epsilon" is o = e. "v_prediction" is o = a e - s x_0 with a^2 + s^2 = 1
             (Salimans & Ho 2022, "Progressive distillation", appendix D). "flow" is the velocity o = e - x_0.
-        a: the signal's weight, any shape.
-        s: the noise's weight, like a.
+        a: the weight of x_0, any shape; above 0 for "epsilon".
+        s: the weight of the noise, like a.
 
     Returns:
-        ((c, d), (f, g)), all like a. For "epsilon", a must be above 0.
+        ((c, d), (f, g)), all like a.
     """
     one = torch.ones_like(a)
     if prediction == "epsilon":
@@ -44,17 +44,17 @@ def clean_and_noise(prediction: str, a: Tensor, s: Tensor) -> tuple[tuple[Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps that are run, from noise to image: each goes from x_t = a x_0 + s e to a_next x_0 + s_next e.
+    """The T steps from noise to image. Each goes from x_t = a x_0 + s e to a_next x_0 + s_next e.
 
     All tensors have the shape (T,).
     """
 
-    timesteps: Tensor  # falling; what the network is told
+    timesteps: Tensor  # falling; the network's input
     a: Tensor
     s: Tensor
     a_next: Tensor
     s_next: Tensor
-    prediction: str = "epsilon"  # what the network's output is, one of `PREDICTIONS`
+    prediction: str = "epsilon"  # the kind of the network's output, one of `PREDICTIONS`
 
     alpha = property(lambda self: self.a**2, doc="alpha_bar at each timestep, for diffusion.")
     alpha_prev = property(lambda self: self.a_next**2, doc="alpha_bar at the next, cleaner, timestep.")
@@ -63,10 +63,16 @@ class Schedule:
         return len(self.timesteps)
 
     def sigma(self, eta: float) -> Tensor:
-        """The fresh noise n of each step, shape (T,): n = eta s' sqrt(1 - (a s' / (a' s))^2).
+        """The standard deviation n of the fresh noise of each step: n = eta s' sqrt(1 - (a s' / (a' s))^2).
 
-        For diffusion this is DDIM's equation 16. A step that ends at s' = 0 can add no noise; there n = eta s is
-        the unit in which an inversion records what the prediction of x_0 lacks.
+        For diffusion, this is DDIM's equation 16. A step that ends at s' = 0 adds no noise. For this step, n is eta s,
+        the unit in which an inversion records the error of the predicted x_0.
+
+        Args:
+            eta: the factor of the fresh noise, from 0 to 1.
+
+        Returns:
+            (T,).
         """
         if eta == 0:
             return torch.zeros_like(self.s)
@@ -75,7 +81,14 @@ class Schedule:
         return torch.where(self.s_next > 0, n, eta * self.s).to(self.s.dtype)
 
     def coefficients(self, eta: float) -> list[StepCoefficients]:
-        """Each step x' = a' x_0 + sqrt(s'^2 - n^2) e + n z as a linear map of x_t, the network's output and z."""
+        """Each step x' = a' x_0 + sqrt(s'^2 - n^2) e + n z as a linear map of x_t, the network's output and z.
+
+        Args:
+            eta: the factor of the fresh noise, from 0 to 1.
+
+        Returns:
+            The coefficients of the T steps.
+        """
         a, s, a_next, s_next, n = (
             v.double() for v in (self.a, self.s, self.a_next, self.s_next, self.sigma(eta))
         )
@@ -100,7 +113,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback sees of one step: x_t went in, x_prev and the predicted noise eps and x_0 came out."""
+    """One step, as a callback gets it: the input x_t, and the results x_prev, predicted noise eps and predicted x_0."""
 
     index: int
     total: int
@@ -112,26 +125,27 @@ class Step:
 
 
 def make_schedule(scheduler: SchedulerMixin, steps: int, skip: int = 0, **timing: Any) -> Schedule:
-    """The `steps` steps of a scheduler without the `skip` noisiest; spacing and noise are those of its config.
+    """Makes the schedule of a scheduler; spacing and noise levels are those of its config.
 
-    Diffusion ends at time 0 as Stable Diffusion does, rather than without any noise. Flow matching ends at s = 0.
+    Diffusion ends at timestep 0, as in Stable Diffusion, where a little noise is left. Flow matching ends at s = 0.
 
     Args:
         scheduler: a diffusers scheduler; only its class and config are read.
-        steps: how many steps a whole image takes.
-        skip: how many of them, from the noisiest on, are left out.
-        timing: for flow matching, the `sigmas` and the shift `mu` that `set_timesteps` takes.
+        steps: the number of steps of a whole image, from 1 to half the number of training steps.
+        skip: how many of them are left out, from the noisiest on; below `steps`.
+        timing: for flow matching, the arguments `sigmas` and `mu` (the shift) of `set_timesteps`.
 
     Returns:
-        The steps - skip steps that are left, on the CPU.
+        The remaining steps - skip steps, on the CPU.
 
     Raises:
-        ValueError: unless 0 <= skip < steps <= half the number of training steps (beyond it the spacings no longer
-            keep steps apart), or where the first step has no signal and the network predicts the noise.
+        ValueError: `steps` or `skip` is out of range, or the first step has no signal and the network predicts noise.
     """
     most = scheduler.config.num_train_timesteps // 2
     if not 1 <= steps <= most:
-        raise ValueError(f"steps must be between 1 and {most}, half of this scheduler's own, got {steps}")
+        raise ValueError(
+            f"steps must be between 1 and {most}, half of the scheduler's training steps, got {steps}"
+        )
     if not 0 <= skip < steps:
         raise ValueError(f"skip must be at least 0 and below steps ({steps}), got {skip}")
     if is_flow(scheduler):
@@ -153,7 +167,7 @@ def make_schedule(scheduler: SchedulerMixin, steps: int, skip: int = 0, **timing
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
-    """Whether a diffusers scheduler is one of flow matching."""
+    """Whether a diffusers scheduler is for flow matching."""
     return type(scheduler).__name__.startswith("FlowMatch")
 
 
@@ -178,20 +192,23 @@ def denoise(
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Runs the schedule from x_T to the clean latents, adding `schedule.sigma(eta)[t]` noises[t] at each step.
+    """Runs the schedule from x_T to the clean latents.
 
     Args:
-        network: network(x_t, t, progress) is the network's output, merged or as `Predictions`, of the kind
-            `schedule.prediction`. progress goes from 0 to below 1.
+        network: (x_t, t, progress) -> the network's output of the kind `schedule.prediction`, merged or as
+            `Predictions`. progress goes from 0 to below 1.
         x_T: the noisy latents (B, C, h, w).
-        schedule: the steps.
-        eta: the fraction of fresh noise in [0, 1]; 0 needs no noises.
-        noises: (T, B, C, h, w).
+        schedule: the T steps.
+        eta: the factor of the fresh noise, from 0 to 1.
+        noises: z (T, B, C, h, w); each step adds its z times `schedule.sigma(eta)`. Not needed for eta 0.
         callback: called with a `Step` after each step.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
         The clean latents (B, C, h, w).
+
+    Raises:
+        ValueError: eta is above 0 and there are no noises.
     """
     if eta > 0 and noises is None:
         raise ValueError(f"eta is {eta}, so the noise of every step is needed: pass noises, or eta=0")

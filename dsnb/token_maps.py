@@ -1,7 +1,7 @@
-"""Attention maps of the tokens of a prompt: what is summed up while a network works, and read as images and masks.
+"""Attention maps of the tokens of a prompt: sums that are recorded while a network runs, and read as images and masks.
 
-One sum is kept for each layer, part of the denoising, prompt, head group and token, so the size does not grow with the
-steps. `attention_maps.record_attention` fills them.
+There is one sum for each layer, part of the denoising, prompt, head group and token, so the size does not grow with the
+steps. `attention_maps.record_attention` records them.
 """
 
 import re
@@ -23,7 +23,7 @@ Layers = Callable[[str], bool] | Collection[str] | None
 
 
 class AttentionMaps:
-    """What `record_attention` yields: `heat` reads a map, `mask` makes a mask of it."""
+    """What `record_attention` yields: `heat` reads a map, and `mask` makes a mask from it."""
 
     def __init__(
         self, model: Model, prompts: str | Sequence[str], size: tuple[int, int], groups: int, buckets: int
@@ -57,12 +57,12 @@ class AttentionMaps:
 
     @property
     def steps(self) -> dict[int, tuple[int, int]]:
-        """The parts of the denoising that were recorded, in order: bucket -> its first and last timestep."""
+        """The recorded parts of the denoising, in order: bucket -> its first and last timestep."""
         return {bucket: self._times[bucket] for bucket in sorted(self._times)}
 
     @property
     def positions(self) -> int:
-        """How many positions the finest layers have."""
+        """The number of positions of the layers with the highest resolution."""
         return max(self._sizes)
 
     @property
@@ -71,13 +71,33 @@ class AttentionMaps:
         return sum(sums.nbytes for sums in self._sums.values())
 
     def tokens(self, prompt: int = 0) -> list[str]:
-        """The prompt's tokens as texts, start and end mark included; the index is what `heat` takes."""
+        """A prompt's tokens as texts, with the start and end tokens. `heat` takes their indices.
+
+        Args:
+            prompt: the index of the prompt.
+
+        Returns:
+            One text per token.
+
+        Raises:
+            ValueError: there is no such prompt.
+        """
         texts = self._tokenizer.convert_ids_to_tokens(self._ids[self._prompt(prompt)])
         # CLIP marks the end of a word, T5 and Qwen its beginning
         return [text.removesuffix("</w>").lstrip("\u2581\u0120") for text in texts]
 
     def words(self, prompt: int = 0) -> dict[str, list[int]]:
-        """The words of a prompt that have a map, in order -> the indices of their tokens."""
+        """The words of a prompt that have a map.
+
+        Args:
+            prompt: the index of the prompt.
+
+        Returns:
+            Word -> the indices of its tokens, in the prompt's order.
+
+        Raises:
+            ValueError: there is no such prompt.
+        """
         text = self.prompts[self._prompt(prompt)]
         found = {word: self._find(word, prompt) for word in re.findall(r"\w+", text.lower())}
         return {word: where for word, where in found.items() if where}
@@ -92,18 +112,22 @@ class AttentionMaps:
         group: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """How much each position attends to a word -> (H, W) in [0, 1]; all tokens together would make 1.
+        """How much each position attends to a word. The maps of all tokens of the text would add up to 1.
 
         Args:
-            word: a word or phrase of the prompt, whose tokens' maps are added up, or indices of tokens.
-            prompt: which of the recorded prompts.
-            layers: which layers to average over, by name; default all.
-            steps: which buckets of steps; default all.
-            group: which group of heads; default all.
-            size: of the result, default that of the finest of these layers. All maps are resized to it, bilinearly.
+            word: a word or phrase of the prompt, or indices of tokens. The maps of its tokens are added.
+            prompt: the index of the prompt.
+            layers: a function of the name or names of the layers to average; default all.
+            steps: the buckets of the denoising; default all.
+            group: the group of heads; default all.
+            size: height and width of the result; default those of the layer with the highest resolution. All maps are
+                resized to it bilinearly.
+
+        Returns:
+            (H, W) in [0, 1].
 
         Raises:
-            ValueError: for what was not recorded; the message names what there is instead.
+            ValueError: something that was not recorded; the message lists what was.
         """
         where = self._where(word, self._prompt(prompt))
         if not self._counts or not any(counts[:, prompt].any() for counts in self._counts.values()):
@@ -137,15 +161,21 @@ class AttentionMaps:
         sharpness: float = 10.0,
         **options: Any,
     ) -> Mask:
-        """A mask of two styles: the first where the word is, the second on the rest.
+        """A mask of two styles: the first where the attention to a word is high, the second elsewhere.
 
-        The map, stretched to [0, 1], becomes the weight 1 / (1 + exp(-sharpness (map - threshold))).
+        The map is scaled to [0, 1]. The first weight is then 1 / (1 + exp(-sharpness (map - threshold))).
 
         Args:
             word: as for `heat`.
-            threshold: of the stretched map, where both styles have the weight 1/2.
-            sharpness: of the border.
+            threshold: the value of the scaled map at which both styles have the weight 1/2.
+            sharpness: of the border, above 0.
             **options: as for `heat`.
+
+        Returns:
+            The mask.
+
+        Raises:
+            ValueError: as for `heat`, or the map has the same value everywhere.
         """
         threshold = checks.number("threshold", threshold)
         sharpness = checks.number("sharpness", sharpness, above=0)
@@ -153,7 +183,7 @@ class AttentionMaps:
         low, high = heat.min(), heat.max()
         if not high > low:
             raise ValueError(
-                f"the map of {word!r} is {low:.3g} everywhere and shows no position; try other layers"
+                f"the map of {word!r} is {low:.3g} everywhere and gives no mask; choose other layers or steps"
             )
         first = torch.sigmoid(sharpness * ((heat - low) / (high - low) - threshold))
         return from_weights(torch.stack([first, 1 - first]))
@@ -197,7 +227,7 @@ class AttentionMaps:
 
     @torch.compiler.disable
     def next_call(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Before each UNet call: where in the denoising it stands, and which prompt each of its rows has."""
+        """A hook before each UNet call: reads its timestep, and finds the prompt of each of its rows."""
         given = args[1] if len(args) > 1 else kwargs["timestep"]
         time = round(float(torch.as_tensor(given).flatten()[0]) * self._time_unit)
         self._bucket = min(int((1 - (time + 1) / self._trained) * self.buckets), self.buckets - 1)
@@ -218,7 +248,17 @@ class AttentionMaps:
 
     @torch.compiler.disable
     def add_plain(self, layer: str, query: Tensor, keys: Tensor, values: Tensor, first: int = 0) -> Tensor:
-        """Records and returns attention (B, heads, T, d) of each row to its own text, whose first key is `first`."""
+        """Computes and records the attention of each row to its own text.
+
+        Args:
+            layer: the layer's name.
+            query: (B, heads, T, d).
+            keys, values: (B, heads, L, d).
+            first: the index of the text's first key.
+
+        Returns:
+            (B, heads, T, d).
+        """
         out, maps = self._attend(query, keys, values, first)
         for prompt in {one for one in self._rows if one is not None}:
             rows = [row for row, one in enumerate(self._rows) if one == prompt]
@@ -229,7 +269,15 @@ class AttentionMaps:
     def add_blended(
         self, layer: str, query: Tensor, keys: Tensor, values: Tensor, contexts: Tensor, plan: AttentionPlan
     ) -> None:
-        """Records what `attention.BlendProcessor` mixes: each prompt's attention times its weight in the plan."""
+        """Records each prompt's attention in an `attention.BlendProcessor`, times its weight in the plan.
+
+        Args:
+            layer: the layer's name.
+            query: (B, heads, T, d).
+            keys, values: of the P prompts (P, heads, L, d).
+            contexts: the prompts' embeddings (P, L, D).
+            plan: the weights, and the role of each row.
+        """
         if contexts is not self._contexts:
             self._contexts, self._texts = contexts, self._match(contexts)
         # rows and prompt -> maps; several texts may be the same prompt's
@@ -268,7 +316,18 @@ class AttentionMaps:
 
 
 def choose_layers(names: Collection[str], layers: Layers) -> list[str]:
-    """The names that `layers` chooses: a function of the name, or a collection of names; all without it."""
+    """Chooses layers.
+
+    Args:
+        names: of all layers.
+        layers: a function of the name, or some of the names; None for all.
+
+    Returns:
+        The chosen names.
+
+    Raises:
+        ValueError: an unknown name, or no layer is chosen.
+    """
     if layers is not None and not callable(layers) and not set(layers) <= set(names):
         raise ValueError(f"layers has {sorted(set(layers) - set(names))}; expected names among {list(names)}")
     chosen = [n for n in names if layers is None or (layers(n) if callable(layers) else n in layers)]

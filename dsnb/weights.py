@@ -1,4 +1,4 @@
-"""From files to a diffusers pipeline, whole or not at all: every weight present, no pickle unless allowed."""
+"""From files to a complete diffusers pipeline: no weight may be missing, and pickle files must be allowed."""
 
 import json
 from collections.abc import Iterable
@@ -26,7 +26,18 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def family_named(kind: str, name: str) -> Family:
-    """The family of a pipeline class. Raises ValueError naming the model."""
+    """The family of a pipeline class.
+
+    Args:
+        kind: the name of the class.
+        name: the model that an error names.
+
+    Returns:
+        The family.
+
+    Raises:
+        ValueError: no family opens this class.
+    """
     try:
         return family_of(kind)
     except ValueError as error:
@@ -34,7 +45,20 @@ def family_named(kind: str, name: str) -> Family:
 
 
 def open_folder(folder: Path, name: str, dtype: torch.dtype, allow_pickle: bool) -> DiffusionPipeline:
-    """Every network by itself, so that what its file lacks is seen; then the pipeline around them."""
+    """Opens a diffusers folder: first each network, to find missing weights, then the pipeline.
+
+    Args:
+        folder: the folder.
+        name: the model that an error names.
+        dtype: of the weights.
+        allow_pickle: whether to read pickled weights.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ValueError: the folder is not a model, or its weights are incomplete or pickled.
+    """
     index = _index(folder, name)
     kind = index["_class_name"]
     family_named(kind, name)
@@ -106,7 +130,7 @@ def _open_network(folder: Path, kind: type, name: str, dtype: torch.dtype, allow
 
 
 def _refuse_missing(network: nn.Module, part: str, missing: Iterable[str] = ()) -> None:
-    """ValueError for tensors that the library misses, and for those that it silently left without values."""
+    """ValueError for tensors that the library reports as missing, or leaves without values."""
     names = sorted({*missing, *(name for name, tensor in network.state_dict().items() if tensor.is_meta)})
     if names:
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
@@ -125,7 +149,20 @@ def _refuse_pointer(file: Path, part: str) -> None:
 def open_file(
     path: Path, dtype: torch.dtype, allow_pickle: bool, config: str | Path | None
 ) -> DiffusionPipeline:
-    """A single file; its kind is read from its keys, or from `config`."""
+    """Opens a single file. Its keys, or `config`, decide its pipeline class.
+
+    Args:
+        path: the file.
+        dtype: of the weights.
+        allow_pickle: whether to read another file than .safetensors.
+        config: a folder or hub id with the same architecture and scheduler.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ValueError: the file is not a complete model, or pickled.
+    """
     part = f"model file {str(path)!r}"
     if path.suffix.lower() != ".safetensors" and not allow_pickle:
         raise ValueError(
@@ -165,7 +202,19 @@ def open_file(
 
 
 def fetch(name: str, allow_pickle: bool) -> Path:
-    """A hub id -> its folder in the cache, with full precision or, where there is none, half."""
+    """Downloads a model from the hub into its cache, in full precision or, if there is none, in half precision.
+
+    Args:
+        name: the hub id.
+        allow_pickle: whether to download pickled weights.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        OSError: the hub does not answer, or has no such model.
+        ValueError: no family opens the model.
+    """
     try:
         with quietly():
             _ask_hub(name)
@@ -178,15 +227,15 @@ def fetch(name: str, allow_pickle: bool) -> Path:
     except OSError as error:
         raise OSError(
             f"model {name!r} could not be fetched from the hub (offline, or no such model). Leave `model` out for "
-            f"the bundled one, or pass a local folder or .safetensors file. The hub's client said: {error}"
+            f"the bundled one, or pass a local folder or .safetensors file. The error of the hub's client: {error}"
         ) from error
     return folder
 
 
 def _ask_hub(name: str) -> None:
-    """One question to the hub about a model that is not in the cache. Raises OSError.
+    """Asks the hub once for a model that is not in the cache. Raises OSError.
 
-    A download alone would repeat its question for 23 seconds before it says that the hub does not answer.
+    A download alone would ask for 23 seconds before it reports that the hub does not answer.
     """
     index = "model_index.json"
     try:

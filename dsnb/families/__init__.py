@@ -1,4 +1,4 @@
-"""The families of models that dsnb opens: one small file each behind one protocol, `base.Family`."""
+"""The families of models that dsnb opens: one small file each, with one interface, `base.Family`."""
 
 from .base import Family, Prompts, Settings
 from .flux import Flux
@@ -23,10 +23,16 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(pipeline: str) -> Family:
-    """The family of a diffusers pipeline class, by its name.
+    """The family of a diffusers pipeline class.
+
+    Args:
+        pipeline: the name of the class.
+
+    Returns:
+        The family.
 
     Raises:
-        ValueError: for a class that no family opens.
+        ValueError: no family opens this class.
     """
     for family in FAMILIES:
         if pipeline in family.pipelines:

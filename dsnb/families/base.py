@@ -1,4 +1,4 @@
-"""What differs between families of models: `Family` is the protocol, and Stable Diffusion 1 and 2 its defaults."""
+"""The interface of a family of models, `Family`. Its defaults are those of Stable Diffusion 1 and 2."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults of one model for inversion and decoding; these are the paper's, for Stable Diffusion 1.4.
+    """Defaults of one model for inversion and decoding. The values here are the source project's, for SD 1.4.
 
-    `guidance` decodes an inversion, `sampling_guidance` draws from noise. `method_guidance` holds the methods of
-    `blend` that decode an inversion best with another guidance.
+    `guidance` is for decoding an inversion, `sampling_guidance` for drawing from noise. `method_guidance` has the
+    methods of `blend` with another default than `guidance`.
     """
 
     steps: int = 99
@@ -28,7 +28,7 @@ class Settings:
     method_guidance: Mapping[str, float] = field(default_factory=dict)
 
     def guidance_of(self, method: str) -> float:
-        """The guidance with which a method decodes an inversion."""
+        """The default guidance scale of a method for an inversion."""
         return self.method_guidance.get(method, self.guidance)
 
 
@@ -41,9 +41,9 @@ class Prompts:
 
     text: Tensor  # (P, L, D), one vector per token
     pooled: Tensor | None = None  # (P, E), one vector per prompt
-    guidance: Tensor | None = None  # (P,), for a network that is told its guidance
+    guidance: Tensor | None = None  # (P,), for a network with guidance as an input
     bias: Tensor | None = None  # (S, S), added to the scores of every joint attention; the same for all rows
-    length: Tensor | None = None  # (P,), how many tokens of each row count, where shorter rows are padded
+    length: Tensor | None = None  # (P,), the tokens of each row without its padding
 
     def __len__(self) -> int:
         return len(self.text)
@@ -57,21 +57,21 @@ class Prompts:
 
     @property
     def valid(self) -> Tensor | None:
-        """Which tokens count (P, L), or None where all do."""
+        """Which tokens are not padding (P, L), or None if none is padding."""
         if self.length is None:
             return None
         valid = torch.arange(self.text.shape[1], device=self.text.device) < self.length[:, None]
         return None if valid.all() else valid
 
     def padded(self, length: int) -> "Prompts":
-        """These rows with zeros at the end, so that each has this many tokens."""
+        """These rows, padded with zeros to `length` tokens."""
         _, given, _ = self.text.shape
         every = torch.full((len(self),), given, device=self.text.device)
         text = F.pad(self.text, (0, 0, 0, length - given))
         return replace(self, text=text, length=every if self.length is None else self.length)
 
     def after(self, first: "Prompts") -> "Prompts":
-        """These rows after those of another, in its dtype. Raises ValueError for texts of another length or width."""
+        """These rows after those of `first`, in its dtype. Raises ValueError for texts of another length or width."""
         rows = self
         if first.length is not None:
             longest = max(first.text.shape[1], rows.text.shape[1])
@@ -93,33 +93,33 @@ class Prompts:
 
 
 class Family:
-    """One family of pipelines. It has no state: every method is told the pipeline.
+    """One family of pipelines. It has no state; every method gets the pipeline.
 
-    A subclass changes what differs. The defaults are those of Stable Diffusion 1 and 2.
+    A subclass overrides what differs from Stable Diffusion 1 and 2.
     """
 
     name: str
     pipelines: tuple[str, ...]  # names of diffusers' pipeline classes
     network = "unet"  # the component that predicts
-    attention = "cross"  # how it reads the text: "cross", "joint", or "plain joint", which takes no bias
+    attention = "cross"  # of the image to the text: "cross", "joint", or "plain joint", which takes no bias
     linear = True  # whether guidance is u + s (c - u), which the sampler merges with the mask in one pass
     patch = 1  # latents are read in patches of patch x patch
     text_first = False  # whether joint attention has the text before the image
-    time_unit = 1  # what the network is told, times this, is the schedule's timestep
+    time_unit = 1  # the network's time input, times this, is the schedule's timestep
     settings = Settings()
 
     def settings_of(self, pipe: Any) -> Settings:
-        """Defaults of one pipeline, where a model has no `dsnb.json`."""
+        """Defaults of one pipeline, for a model without `dsnb.json`."""
         return self.settings
 
     def check(self, pipe: Any) -> None:
-        """Raises ValueError or NotImplementedError with a sentence for a pipeline that would be used wrongly."""
+        """Raises ValueError or NotImplementedError for a pipeline that would give wrong images."""
 
     def prepare(self, pipe: Any) -> None:
         """Changes that the pipeline itself makes before it draws."""
 
     def guided(self, pipe: Any) -> bool:
-        """Whether an unconditional prediction guides; otherwise the network is told its guidance, or has none."""
+        """Whether guidance uses an unconditional prediction; if not, it is an input of the network, or there is none."""
         return True
 
     def channels(self, pipe: Any) -> int:
@@ -131,7 +131,7 @@ class Family:
         return getattr(pipe, self.network).config.sample_size * pipe.vae_scale_factor
 
     def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
-        """What the scheduler's `set_timesteps` takes besides the steps, for latents of this height and width."""
+        """Arguments of the scheduler's `set_timesteps` besides the steps, for latents of this height and width."""
         return {}
 
     def encode_image(self, pipe: Any, pixels: Tensor) -> Tensor:
@@ -144,11 +144,11 @@ class Family:
         return pipe.vae.decode(latents).sample
 
     def latent_scale(self, pipe: Any, height: int, width: int) -> tuple[Any, Any]:
-        """Shift and scale for latents of this height and width: network's = (autoencoder's - shift) * scale."""
+        """Shift and scale: the network's latents are (those of the autoencoder - shift) * scale."""
         return pipe.vae.config.get("shift_factor") or 0.0, pipe.vae.config.scaling_factor
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
-        """The tokenizer that reads the most of a prompt, and how many tokens it may have."""
+        """The tokenizer with the longest text, and the most tokens that a prompt may have."""
         return pipe.tokenizer, pipe.tokenizer.model_max_length - 2
 
     def text_offset(self, pipe: Any) -> int:
@@ -173,7 +173,7 @@ class Family:
         return uncond + guidance * (cond - uncond)
 
     def tell_guidance(self, pipe: Any, guidance: Tensor) -> Tensor | None:
-        """The guidance (P,) as a network without an unconditional prediction is told it. Raises ValueError."""
+        """The guidance (P,) as an input of the network, or None. Raises ValueError if the model has no guidance."""
         return None
 
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
@@ -182,7 +182,7 @@ class Family:
 
 
 class FlowFamily(Family):
-    """A family of flow matching, whose transformer reads latents in patches of 2 x 2."""
+    """A flow-matching family, whose transformer reads latents in patches of 2 x 2."""
 
     network = "transformer"
     patch = 2
@@ -196,7 +196,7 @@ class FlowFamily(Family):
             )
 
     def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
-        """Even sigmas, and a shift by the number of patches, as most of these pipelines ask for."""
+        """Even sigmas, and a shift that depends on the number of patches, as in most of these pipelines."""
         get = pipe.scheduler.config.get
         few, many = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
         least, most = get("base_shift", 0.5), get("max_shift", 1.15)
@@ -206,13 +206,13 @@ class FlowFamily(Family):
 
 
 def chat_start(read: Callable[[str], Sequence[int]]) -> int:
-    """Where a prompt begins among the tokens of a chat template; `read` gives the tokens of the template around it."""
+    """The index of a prompt's first token in a chat template; `read(prompt)` gives all tokens."""
     both = zip(read(""), read("a"), strict=False)
     return next(i for i, (empty, full) in enumerate(both) if empty != full)
 
 
 def read_chat(tokenizer: Any, prompt: str, **options: Any) -> Sequence[int]:
-    """The tokens of a prompt as what a user says in a chat, up to where the answer begins."""
+    """The tokens of a chat template with the prompt as the user's message, up to the beginning of the answer."""
     chat = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
     return tokenizer(text).input_ids

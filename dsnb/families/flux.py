@@ -1,6 +1,6 @@
 """FLUX.1: a T5 text and a pooled CLIP vector, a transformer with joint attention over packed latents.
 
-The dev model is told its guidance as a number; the schnell model has none.
+In the dev model, guidance is an input of the network. The schnell model has none.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ class Flux(FlowFamily):
 
 
 def text_first(prompts: Prompts, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The bias, which is made for [image, text], as the attentions of a network with [text, image] take it."""
+    """The bias of the sequence [image, text], reordered for a network with the sequence [text, image]."""
     if prompts.bias is None:
         return {}
     length = prompts.text.shape[1]

@@ -1,6 +1,6 @@
 """FLUX.2: hidden states of a language model, a transformer with joint attention over packed latents.
 
-Klein has an unconditional prediction, and a distilled Klein no guidance. The dev model is told its guidance.
+Klein has an unconditional prediction. A distilled Klein has no guidance. In the dev model, guidance is an input.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Flux2(Flux):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift}
 
     def latent_scale(self, pipe: Any, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """The autoencoder keeps a mean and a variance of each channel of the 2 x 2 patches."""
+        """From the mean and the variance of each channel of the 2 x 2 patches, which the autoencoder stores."""
         norm = pipe.vae.bn
         parts = norm.running_mean, 1 / (norm.running_var + pipe.vae.config.batch_norm_eps).sqrt()
         one_patch = (pipe._unpatchify_latents(part.float()[None, :, None, None]) for part in parts)
@@ -51,12 +51,13 @@ class Flux2(Flux):
         tokenizer, _ = self.text_room(pipe)
         if tokenizer.padding_side != "right":
             raise NotImplementedError(
-                "the tokenizer pads on the left, so a token has no fixed position in the text"
+                "the tokenizer pads on the left, so a token has no fixed position in the text, and attention maps cannot "
+                "be recorded"
             )
         return self._start(pipe) - tokenizer.num_special_tokens_to_add()
 
     def _start(self, pipe: Any) -> int:
-        """Where a prompt begins in the chat that the pipeline makes of it."""
+        """The index of a prompt's first token in the chat template of the pipeline."""
         if "is_distilled" in pipe.config:
             return chat_start(lambda prompt: read_chat(pipe.tokenizer, prompt, enable_thinking=False))
         from diffusers.pipelines.flux2.pipeline_flux2 import format_input

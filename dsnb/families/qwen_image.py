@@ -1,6 +1,6 @@
 """Qwen-Image: the text of a vision-language model, a transformer with joint attention over packed latents.
 
-The network makes the positions and the padding mask of its text itself, so its attention takes no mask of ours.
+The network makes the positions and the padding mask of its text itself, so its attention takes no bias.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class QwenImage(FlowFamily):
         return pipe.default_sample_size * pipe.vae_scale_factor
 
     def encode_image(self, pipe: Any, pixels: Tensor) -> Tensor:
-        """The autoencoder is one of videos; an image is one frame."""
+        """The autoencoder is for videos; an image is one frame."""
         return pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0]
 
     def decode_latents(self, pipe: Any, latents: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class QwenImage(FlowFamily):
         return Prompts(text, length=length.to(text.device))
 
     def guide(self, uncond: Tensor, cond: Tensor, guidance: Tensor | float) -> Tensor:
-        """Guidance, with the norm of each 2 x 2 patch set to that of the conditional prediction."""
+        """Guidance; then each 2 x 2 patch gets the norm of the conditional prediction."""
         patches = lambda x: x.unflatten(-2, (-1, 2)).unflatten(-1, (-1, 2))  # (..., C, h / 2, 2, w / 2, 2)
         norm = lambda x: torch.linalg.vector_norm(x, dim=(-5, -3, -1), keepdim=True)
         guided, cond = patches(super().guide(uncond, cond, guidance)), patches(cond)

@@ -52,11 +52,12 @@ class StableDiffusion3(FlowFamily):
 
     @contextmanager
     def biased(self, pipe: Any) -> Iterator[None]:
-        """diffusers' own processor of this family drops attention masks without a word."""
+        """diffusers' own processor of this family silently ignores attention masks, so it is replaced."""
         before = dict(pipe.transformer.attn_processors)
         if any(type(processor) is not JointAttnProcessor2_0 for processor in before.values()):
+            kinds = ", ".join(sorted({type(processor).__name__ for processor in before.values()}))
             raise NotImplementedError(
-                "only diffusers' plain joint attention can be biased; undo other processors"
+                f"method 'joint' needs diffusers' plain joint attention, got {kinds}; remove the other processors"
             )
         try:
             pipe.transformer.set_attn_processor(BiasedProcessor())

@@ -24,12 +24,12 @@ class StableDiffusionXL(Family):
             )
 
     def prepare(self, pipe: Any) -> None:
-        """This family's autoencoder overflows in float16, and says so in its config."""
+        """This family's autoencoder overflows in float16, as its config states."""
         if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
             pipe.vae.to(torch.float32)
 
     def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
-        """An empty prompt is zeros where the model was trained so, as in the pipeline itself."""
+        """An empty prompt becomes zeros if the model was trained with zeros, as in the pipeline itself."""
         text, _, pooled, _ = pipe.encode_prompt(list(prompts), None, pipe._execution_device, 1, False)
         if pipe.config.get("force_zeros_for_empty_prompt"):
             said = torch.tensor([prompt != "" for prompt in prompts]).to(text)
@@ -37,7 +37,7 @@ class StableDiffusionXL(Family):
         return Prompts(text, pooled)
 
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
-        """The size conditions are those of an image of this size that was not cropped."""
+        """The size inputs of the network are those of an image of this size without a crop."""
         height, width = (side * pipe.vae_scale_factor for side in x_t.shape[-2:])
         ids = torch.tensor([[height, width, 0, 0, height, width]] * len(x_t)).to(x_t)
         added = {"text_embeds": prompts.pooled, "time_ids": ids}

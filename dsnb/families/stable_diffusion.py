@@ -16,7 +16,9 @@ class StableDiffusion(Family):
         check_unet(pipe)
         width, given = pipe.unet.config.cross_attention_dim, pipe.text_encoder.config.hidden_size
         if width != given:
-            raise ValueError(f"the UNet takes texts of width {width} and the text encoder gives {given}")
+            raise ValueError(
+                f"the UNet takes texts of width {width} and the text encoder gives {given}; they must be equal"
+            )
 
     def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
         text, _ = pipe.encode_prompt(list(prompts), pipe._execution_device, 1, False)
@@ -27,12 +29,12 @@ class StableDiffusion(Family):
 
 
 def check_unet(pipe: Any) -> None:
-    """Raises for a UNet or scheduler that would draw something wrong without a word."""
+    """Raises ValueError or NotImplementedError for a UNet or scheduler that would silently give wrong images."""
     config = pipe.unet.config
     if config.time_cond_proj_dim is not None:
         raise NotImplementedError(
-            "the UNet is distilled for latent consistency (time_cond_proj_dim) and wants its guidance as an "
-            "embedding, which is not supported; use the model that it was distilled from"
+            "the UNet is distilled for latent consistency (time_cond_proj_dim) and takes its guidance as an "
+            "embedding, which is not supported; use the model from which it was distilled"
         )
     if config.in_channels != pipe.vae.config.latent_channels:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Z-Image: hidden states of a language model, a transformer over one sequence of image and text.
 
-The network makes the positions and masks of its sequence itself, so its attention takes no mask of ours.
+The network makes the positions and masks of its sequence itself, so its attention takes no bias.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class ZImage(FlowFamily):
         return Prompts(pad_sequence(texts, batch_first=True), length=length)
 
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
-        """This network counts time from noise to image, and predicts the velocity in that direction."""
+        """In this network, time goes from noise to image, and the predicted velocity has this direction."""
         whole = [prompts.text.shape[1]] * len(prompts)
         lengths = whole if prompts.length is None else prompts.length.tolist()
         texts = [text[:length] for text, length in zip(prompts.text, lengths, strict=True)]

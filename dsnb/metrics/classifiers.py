@@ -143,8 +143,8 @@ def fit_probe(
     missing = [style for index, style in enumerate(styles) if not (labels == index).any()]
     if len(labels) != len(images) or missing:
         raise ValueError(
-            f"labels has {len(labels)} entries for {len(images)} images, none for {missing}; expected one per image, and "
-            "each style"
+            f"labels has {len(labels)} entries for {len(images)} images, none for {missing}; expected one per image, "
+            "and each style"
         )
     width = images.shape[3]
     column = torch.arange(width).expand(images.shape[2:])

@@ -1,7 +1,7 @@
-"""One thread that draws for every panel of a notebook, and stands back while a cell runs.
+"""One thread that draws for every panel of a notebook, and waits while a cell runs.
 
-Two images must not be drawn at once: they would share the model and its attention hooks. So all panels
-queue here, a running cell comes first, and what the thread was drawing then begins again after the cell.
+Two images must not be drawn at the same time, because they would share the model and its attention hooks. So all panels
+use this thread. When a cell runs, the thread stops its image, and starts it again after the cell.
 """
 
 import threading
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 
 class Superseded(BaseException):
-    """Raised out of `report` when the image that is being drawn is no longer wanted; not an error."""
+    """`report` raises it when the image that is being drawn is no longer needed; it is not an error."""
 
 
 class Task(Protocol):
-    """What wants to be drawn: a panel."""
+    """Something that needs drawing: a panel."""
 
     def due(self) -> tuple[float, str] | None: ...
 
@@ -24,26 +24,34 @@ class Task(Protocol):
 
 
 class Worker(threading.Thread):
-    """Runs `task.work(what)` whenever `task.due()` → (when, what) says so; `when` is a time.monotonic()."""
+    """Runs `task.work(what)` at the time `when` of `task.due()` → (when, what), on the clock of time.monotonic()."""
 
     def __init__(self) -> None:
         super().__init__(name="dsnb-panels", daemon=True)
         self.condition = threading.Condition()
-        self.held = False  # a cell is running: end the present image at its next step, begin no other
+        self.held = False  # a cell is running: stop the present image at its next step, and start no other
         self._busy = False
         self._tasks: list[Task] = []
         self._shell: Any = None
         self.start()
 
     def wake(self, task: Task) -> None:
-        """Check what `task` wants done."""
+        """Checks whether `task` needs drawing."""
         with self.condition:
             if task not in self._tasks:
                 self._tasks.append(task)
             self.condition.notify_all()
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float) -> bool:
-        """Wait until predicate() holds, letting the thread work even though the calling cell runs → bool."""
+        """Waits for a condition while the thread works, although the calling cell runs.
+
+        Args:
+            predicate: the condition.
+            timeout: the longest wait in seconds.
+
+        Returns:
+            Whether the condition holds.
+        """
         with self.condition:
             held, self.held = self.held, False
             self.condition.notify_all()
@@ -55,7 +63,7 @@ class Worker(threading.Thread):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is drawn inside this block."""
+        """The thread draws nothing while the block runs."""
         with self.condition:
             held = self.held
             self._hold()
@@ -67,7 +75,7 @@ class Worker(threading.Thread):
                 self.condition.notify_all()
 
     def watch_cells(self) -> None:
-        """Pause before each cell of this notebook and go on after it."""
+        """Pauses while a cell of this notebook runs."""
         try:
             from IPython import get_ipython
         except ImportError:
@@ -124,7 +132,7 @@ _making = threading.Lock()
 
 
 def worker() -> Worker:
-    """The process's one worker, started when first asked for."""
+    """The worker of this process, which starts at the first call."""
     global _worker
     with _making:
         if _worker is None:

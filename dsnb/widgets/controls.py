@@ -1,4 +1,4 @@
-"""Controls from plain Python values, and whether there is anybody to move them."""
+"""Controls from plain Python values, and whether the front end can use them."""
 
 import os
 from decimal import Decimal
@@ -13,7 +13,11 @@ LOOK = {"style": {"description_width": "130px"}, "layout": {"width": "360px"}}  
 
 
 def is_interactive() -> bool:
-    """Whether somebody can move a slider: the front end takes answers; DSNB_INTERACTIVE=0 or 1 overrides."""
+    """Whether a user can move sliders.
+
+    Returns:
+        DSNB_INTERACTIVE (0 or 1) if it is set, else whether the front end can send inputs.
+    """
     said = os.environ.get("DSNB_INTERACTIVE", "")
     if said:
         return said.lower() not in ("0", "false", "no")
@@ -26,18 +30,18 @@ def is_interactive() -> bool:
 
 
 def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads what kind of control a plain value asks for.
+    """Finds the control for a plain value.
 
     Args:
-        name: of the control, for messages.
+        name: of the control, for errors.
         given: the value, as `explore` takes it.
-        default: the start where `given` has none, or None.
+        default: the start value if `given` has none, or None.
 
     Returns:
-        The widget class, or the object given, and options with the start `value`.
+        The widget class, or the object given, and its options with the start `value`.
 
     Raises:
-        ValueError: `given` makes no control, or the start is outside it.
+        ValueError: there is no control for `given`, or the start value is outside it.
     """
     if hasattr(given, "observe") and hasattr(given, "value"):
         return given, {"value": given.value}
@@ -82,7 +86,15 @@ def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, An
 
 
 def make_control(kind: Any, options: dict[str, Any], text: str) -> Any:
-    """The widget for what `read_control` found; an object given by the caller stays as it is."""
+    """Makes the widget that `read_control` found.
+
+    Args:
+        kind, options: from `read_control`.
+        text: the label.
+
+    Returns:
+        The widget, or `kind` itself if it is an object of the caller.
+    """
     if not isinstance(kind, type):
         return kind
     if kind is ipywidgets.Dropdown:  # chosen by its index: None as `value` would mean that nothing is chosen
@@ -92,7 +104,7 @@ def make_control(kind: Any, options: dict[str, Any], text: str) -> Any:
 
 
 def tidy(value: Any) -> Any:
-    """A control's value without the rounding errors of its steps: 5.0 for 5.000000000000001."""
+    """A control's value without rounding errors, such as 5.0 for 5.000000000000001."""
     if isinstance(value, tuple):
         return tuple(map(tidy, value))
     return float(f"{value:.12g}") if isinstance(value, float) else value

@@ -3,8 +3,8 @@
     mask = paint(image, n=2)      # last line of a cell; paint with the mouse
     masks.from_weights(mask.value)
 
-The strokes are kept, in units of the image. So a painted mask has every resolution, can be undone,
-and can be written down: `paint(image, strokes=mask.strokes)` is the same again. The canvas is ipycanvas's.
+The strokes are stored in units of the image. So a painted mask has any resolution, and strokes can be undone and saved:
+`paint(image, strokes=mask.strokes)` gives the same mask. The canvas comes from ipycanvas.
 """
 
 import base64
@@ -28,9 +28,13 @@ from .controls import is_interactive
 
 @dataclass(frozen=True)
 class Stroke:
-    """One stroke of the brush: `points` (x, y) in [0, 1], from the upper left corner.
+    """One stroke of the brush.
 
-    radius: of the brush, in widths of the image. softness: 0 a sharp edge, 1 one as wide as the brush.
+    Args:
+        style: the painted style, from 0.
+        points: (x, y) in [0, 1], from the upper left corner.
+        radius: of the brush, in widths of the image, above 0.
+        softness: of the edge; 0 is sharp, 1 is as wide as the brush.
     """
 
     style: int
@@ -40,9 +44,18 @@ class Stroke:
 
 
 def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2, base: int = 0) -> np.ndarray:
-    """Strokes over a ground of style `base` → float32 weights (n, height, width) that sum to 1.
+    """The weights of a painted mask. Each stroke covers the ones before: w <- (1 - a) w + a e_style.
 
-    A stroke covers what was there before: w <- (1 - a) w + a e_style, with a its softened trace in [0, 1].
+    a in [0, 1] is the trace of the stroke with its soft edge.
+
+    Args:
+        strokes: in the order of painting.
+        height, width: of the result.
+        n: the number of styles.
+        base: the style of the unpainted image.
+
+    Returns:
+        (n, height, width), float32, summing to 1.
     """
     weights = np.zeros((n, height, width), np.float32)
     weights[base] = 1
@@ -85,19 +98,20 @@ def paint(
     Args:
         image: the image, as `plotting.to_array` takes it.
         n: the number of styles, at least 2.
-        strokes: what is painted already: `Stroke`s, or dictionaries as in `Painter.strokes`. If painting is not
-            possible, the default is one stroke of the second style across the middle.
+        strokes: what is painted already: `Stroke`s, or dictionaries as in `Painter.strokes`. The default is empty, or
+            one stroke of the second style across the middle if painting is not possible.
         labels: names of the styles; default "style 1" to "style N".
         brush: radius of the brush in widths of the image, from 0.01 to 0.4.
         softness: of the edge, from 0 (sharp) to 1 (as wide as the brush).
         width: of the canvas, in CSS pixels.
-        interactive: whether somebody can paint; default `is_interactive()`.
+        interactive: whether a user can paint; default `is_interactive()`.
 
     Returns:
-        A painter, whose `value` are the weights (n, H, W).
+        A painter, whose `value` has the weights (n, H, W).
 
     Raises:
-        ValueError: for a number out of range, a wrong stroke, or a wrong number of labels.
+        ValueError: a number out of range, a wrong stroke, or a wrong number of labels.
+        TypeError: a number of a wrong type.
     """
     n = checks.integer("n", n, 2, 100)
     width = checks.integer("width", width, 16, 4096)
@@ -121,7 +135,7 @@ def _checked(stroke: Stroke | dict[str, Any], n: int) -> Stroke:
         stroke = stroke if isinstance(stroke, Stroke) else Stroke(**stroke)
         points = np.asarray(stroke.points, float).reshape(-1, 2)
         if not (len(points) and np.abs(points).max() <= 10):  # also for NaN
-            raise ValueError("points must be pairs from 0 to 1")
+            raise ValueError("points must be pairs of numbers, from 0 to 1 in the image")
         return replace(
             stroke,
             style=checks.integer("style", stroke.style, 0, n - 1),
@@ -134,7 +148,7 @@ def _checked(stroke: Stroke | dict[str, Any], n: int) -> Stroke:
 
 
 class Painter(traitlets.HasTraits):
-    """What `paint` returns: `value`, the weights (n, H, W), can be observed; `strokes`, `undo`, `clear`."""
+    """What `paint` returns. `value` has the weights (n, H, W) and can be observed."""
 
     value = traitlets.Any()
 
@@ -148,30 +162,30 @@ class Painter(traitlets.HasTraits):
 
     @property
     def strokes(self) -> list[dict[str, Any]]:
-        """What was painted, as plain dictionaries that `paint(strokes=…)` takes."""
+        """The strokes as plain dictionaries, which `paint(strokes=…)` takes."""
         return [asdict(stroke) for stroke in self._strokes]
 
     def describe(self) -> dict[str, Any]:
-        """The value as a panel notes it beside a saved image."""
+        """The value as a panel saves it with an image."""
         return {"n": self.n, "strokes": self.strokes}
 
     def add(self, stroke: Stroke | dict[str, Any]) -> None:
-        """Paint one more stroke."""
+        """Paints one more stroke. Raises ValueError for a wrong one."""
         self._strokes = [*self._strokes, _checked(stroke, self.n)]
         self._refresh()
 
     def undo(self) -> None:
-        """Take the last stroke away."""
+        """Removes the last stroke."""
         self._strokes = self._strokes[:-1]
         self._refresh()
 
     def clear(self) -> None:
-        """Take all strokes away."""
+        """Removes all strokes."""
         self._strokes = []
         self._refresh()
 
     def weights(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The mask (n, height, width) at any resolution, by default the image's own."""
+        """The mask (n, height, width); the default resolution is the image's own."""
         own = self._picture.shape
         return weights_of(self._strokes, height or own[0], width or own[1], self.n)
 
@@ -190,7 +204,7 @@ class Painter(traitlets.HasTraits):
     # The canvas
 
     def build(self, labels: Sequence[str], brush: float, softness: float) -> None:
-        """Make the canvas and its buttons; they are in `box`."""
+        """Makes the canvas and its buttons, in `box`."""
         height, across = self._picture.shape[:2]
         # Two layers: the image with its mask, and the outline of the brush.
         size = {"width": self.width, "height": max(1, round(self.width * height / across))}
@@ -228,7 +242,7 @@ class Painter(traitlets.HasTraits):
         self._redraw()
 
     def begin(self, x: float, y: float) -> None:
-        """The mouse goes down at (x, y), in pixels of the canvas."""
+        """The mouse button goes down at (x, y), in pixels of the canvas."""
         self._open = Stroke(self._style.value, (self._place(x, y),), self._brush.value, self._soft.value)
 
     def move(self, x: float, y: float) -> None:
@@ -257,13 +271,13 @@ class Painter(traitlets.HasTraits):
         self.end(x, y)
 
     def end(self, x: float = 0, y: float = 0) -> None:
-        """The mouse goes up: the open stroke becomes part of the mask."""
+        """The mouse button goes up: the open stroke becomes part of the mask."""
         stroke, self._open = self._open, None
         if stroke is not None:
             self.add(stroke)
 
     def _greet(self) -> None:
-        # A page that connects late has missed which canvas is drawn on, and would fail for good without a change.
+        # A page that connects late does not know the current canvas, and would fail at every drawing without a change.
         Canvas(width=1, height=1).clear()
         self._redraw()
 
