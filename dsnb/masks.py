@@ -366,8 +366,8 @@ def formula(expression: str | Sequence[str]) -> Mask:
     Args:
         expression: one formula, or a list of one per style. One formula is the weight of style 0, clipped to [0, 1];
             style 1 has the rest. In a list, each formula is the weight of its style, clipped below at 0. Allowed are
-            + - * / ** %, comparisons, `and`, `or`, `not`, `a if b else c`, pi, and the functions sin cos tan exp log
-            sqrt abs floor min max.
+            numbers, + - * / ** %, comparisons, `and`, `or`, `not`, `a if b else c`, pi, and the functions sin cos tan
+            exp log sqrt abs floor min max.
 
     Returns:
         The mask. It is timed if a formula contains t.

@@ -119,7 +119,7 @@ class Family:
         """Changes that the pipeline itself makes before it draws."""
 
     def guided(self, pipe: Any) -> bool:
-        """Whether guidance uses an unconditional prediction; if not, it is an input of the network, or there is none."""
+        """Whether guidance uses an unconditional prediction. If not, it is an input of the network, or missing."""
         return True
 
     def channels(self, pipe: Any) -> int:

@@ -51,8 +51,8 @@ class Flux2(Flux):
         tokenizer, _ = self.text_room(pipe)
         if tokenizer.padding_side != "right":
             raise NotImplementedError(
-                "the tokenizer pads on the left, so a token has no fixed position in the text, and attention maps cannot "
-                "be recorded"
+                "the tokenizer pads on the left, so a token has no fixed position in the text, and its attention map "
+                "cannot be recorded"
             )
         return self._start(pipe) - tokenizer.num_special_tokens_to_add()
 
