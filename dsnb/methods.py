@@ -362,7 +362,14 @@ BY_ATTENTION = {"cross": METHODS, "joint": JOINT_METHODS, "plain joint": PLAIN_M
 
 
 def methods_of(model: Model) -> Mapping[str, Method]:
-    """The methods of a model's family, by name."""
+    """The methods of a model's family.
+
+    Args:
+        model: the model.
+
+    Returns:
+        Name -> function. `blend` accepts these names.
+    """
     return BY_ATTENTION[model.family.attention]
 
 

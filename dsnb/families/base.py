@@ -93,9 +93,9 @@ class Prompts:
 
 
 class Family:
-    """One family of pipelines. It has no state; every method gets the pipeline.
+    """One family of pipelines. It has no state; every method gets the pipeline as `pipe`.
 
-    A subclass overrides what differs from Stable Diffusion 1 and 2.
+    A subclass overrides what differs from Stable Diffusion 1 and 2. Latents are (B, C, h, w).
     """
 
     name: str
