@@ -107,9 +107,8 @@ def plot_kernels(rows: pd.DataFrame) -> Figure:
 def plot_steps(rows: pd.DataFrame) -> Figure:
     """Each measure against the number of steps, a line per method."""
     found = rows[rows.section == "steps"]
-    found = found.join(
-        found.variant.str.extract(r"(?P<method>.*), (?P<steps>\d+) steps").astype({"steps": int})
-    )
+    parts = found.variant.str.extract(r"(?P<method>.*), (?P<steps>\d+) steps")
+    found = found.join(parts.astype({"steps": int}))
     figure, panels = _panels(found.metric.nunique())
     for axes, (metric, lines) in zip(panels, found.groupby("metric", sort=False), strict=True):
         for color, (method, line) in zip(STYLE_COLORS, lines.groupby("method", sort=False), strict=False):

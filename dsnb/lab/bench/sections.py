@@ -75,10 +75,8 @@ def whole(bench: Bench) -> None:
             calls = {"inversion": partial(_trajectory, model, image, steps)}
             for method in ("epsilon", "attention"):
                 draw = partial(blend, model, trajectory, texts, mask, method=method, progress=False)
-                calls |= {
-                    method: draw,
-                    f"{method}, attention recorded": partial(_recorded, draw, model, texts, trajectory),
-                }
+                calls[method] = draw
+                calls[f"{method}, attention recorded"] = partial(_recorded, draw, model, texts, trajectory)
             name = str(dtype).removeprefix("torch.")
             case = f"bundled, {name}, {steps} steps, {len(trajectory.noises)} of them drawn"
             seconds = bench.time(calls, note=case)
@@ -101,9 +99,7 @@ def grid(bench: Bench) -> None:
             options = {"workers": workers, "progress": bench.progress}
             report = run(NOTEBOOK, {"seed": list(range(points))}, fixed, folder, **options)
             if report.failed:
-                raise ValueError(
-                    f"{report.failed} of {points} points of {NOTEBOOK.name} failed: {report.error}"
-                )
+                raise ValueError(f"{report.failed} of {points} points failed: {report.error}")
             rows = read_table(report.table).drop_duplicates("point")
             own = [_duration(nbformat.read(Path(folder, name), as_version=4)) for name in rows.notebook]
         seconds[workers] = report.seconds
@@ -146,9 +142,8 @@ def cpu_section(bench: Bench) -> None:
             calls[f"{label}, channels-last"] = _bare_calls(loop, 1, 3)
             calls[label] = _bare_calls(loop, 1, 3, plain)
             if threads > 1:
-                calls[f"{label}, channels-last, 1 thread"] = partial(
-                    _with_one_thread, _bare_calls(loop, 1, 3)
-                )
+                alone = partial(_with_one_thread, _bare_calls(loop, 1, 3))
+                calls[f"{label}, channels-last, 1 thread"] = alone
             if bench.compiled and name == "bundled":
                 compiled = torch.compile(unet, dynamic=False)
                 calls[f"{label}, channels-last, compiled"] = _bare_calls(loop, 1, 3, compiled)
@@ -163,11 +158,8 @@ def steps_section(bench: Bench) -> None:
     """The same image in fewer steps: how much it changes, and how well it keeps style and structure."""
     model, most = _model("bundled", bench.device, bench.dtype), bench.steps or 99
     counts = [s for s in (99, 50, 25, 12) if s <= most] or [most]
-    chosen, classifier, pair = (
-        prompts.pictures()[: 1 if bench.steps else 12],
-        load_probe(),
-        prompts.pairs()[0],
-    )
+    chosen = prompts.pictures()[: 1 if bench.steps else 12]
+    classifier, pair = load_probe(), prompts.pairs()[0]
     for method in ("epsilon", "attention"):
         longest = {}
         for steps in tqdm(counts, desc=f"fewer steps, {method}", leave=False, disable=not bench.progress):

@@ -122,9 +122,8 @@ def _write_part(table: pd.DataFrame, folder: Path, stem: str) -> None:
     groups = summed.groupby(["pair", "mask"], sort=False)
     sections = {f"{pair}, {mask} mask": wide(part) for (pair, mask), part in groups}
     _write(folder / f"{stem}_table", summed, f"Mean ± standard error over images. {head(table)}.", sections)
-    means = summary(table, ["method"]).pivot_table(
-        index="measure", columns="method", values="mean", sort=False
-    )
+    by_method = summary(table, ["method"])
+    means = by_method.pivot_table(index="measure", columns="method", values="mean", sort=False)
     save_figure(draw_ranks(means), folder / f"{stem}_table")
 
     short = overview(table)

@@ -130,25 +130,22 @@ def measure_inversion(model: models.Model, evaluator: Evaluator, count: int) -> 
     drawn, fresh, true, rebuilt = [], [], [], []
     for index in tqdm(range(count), desc="inversion"):
         one, style = pictures[index : index + 1], names[asked[index]]
-        source, text = draw(one, "plain"), prompts.prompt(style, phrase(pictures, index))
-        trajectory = inversion.invert(
-            model, source, phrase(pictures, index), generator=generator, progress=False
-        )
+        source, plain = draw(one, "plain"), phrase(pictures, index)
+        text = prompts.prompt(style, plain)
+        trajectory = inversion.invert(model, source, plain, generator=generator, progress=False)
         drawn.append(methods.decode(model, trajectory, text, progress=False))
         latents = sample(*_networks(model), [text], generator, settings.steps, settings.sampling_guidance)
         fresh.append(models.decode_latents(model, latents))
         true.append(draw(one, style))
         rebuilt.append(models.decode_latents(model, models.encode_image(model, true[-1])))
-    drawn, true = torch.cat(drawn), torch.cat(true)
+    drawn, fresh, true, rebuilt = map(torch.cat, (drawn, fresh, true, rebuilt))
     objects = top(evaluator.objects(drawn, pictures, asked), pictures.object)
     rows = [
         rate("inverted, then styled: style as asked", top(evaluator.styles(drawn, pictures), asked), 0.90),
         rate("inverted, then styled: object still read, top 1", objects),
     ]
     for name, measure in (("SSIM", metrics.ssim), ("layout", metrics.layout)):
-        kept, without, most = (
-            measure(images, true) for images in (drawn, torch.cat(fresh), torch.cat(rebuilt))
-        )
+        kept, without, most = (measure(images, true) for images in (drawn, fresh, rebuilt))
         rows += [
             mean(f"inverted, then styled: {name} of the ground truth in that style", kept),
             mean("… more than from fresh noise", kept - without, 0.10),
@@ -165,16 +162,12 @@ def measure_photographs(model: models.Model) -> tuple[list[Row], Figure]:
     rows, shown = [], []
     for picture in prompts.pictures():
         if picture.name in ("photo_cat", "photo_astronaut", "photo_coffee"):
-            image = read_image(picture.file, model)
-            trajectory = inversion.invert(
-                model, image, picture.caption, generator=torch.Generator().manual_seed(5), progress=False
-            )
-            rebuilt = methods.decode(
-                model, trajectory, picture.caption, guidance=trajectory.guidance, progress=False
-            )
-            rows.append(
-                Row(f"{picture.name}, inverted and rebuilt: PSNR", metrics.psnr(rebuilt, image).item(), 1)
-            )
+            image, noise = read_image(picture.file, model), torch.Generator().manual_seed(5)
+            trajectory = inversion.invert(model, image, picture.caption, generator=noise, progress=False)
+            guidance = trajectory.guidance
+            rebuilt = methods.decode(model, trajectory, picture.caption, guidance=guidance, progress=False)
+            value = metrics.psnr(rebuilt, image).item()
+            rows.append(Row(f"{picture.name}, inverted and rebuilt: PSNR", value, 1))
             shown.append((image, rebuilt))
     above, below = zip(*shown, strict=True)
     return rows, show_grid([*above, *below], columns=len(shown), row_titles=["photograph", "rebuilt"])
@@ -210,9 +203,8 @@ def measure_two_styles(model: models.Model, evaluator: Evaluator, count: int, se
         rows += [rate(f"{name}: ground-truth blend", right), rate("… by the evaluator CLIP", by_clip)]
         each = pictures[torch.arange(count).repeat_interleave(seeds)]
         for method, (bar, at_most) in BLENDS.items():
-            right, by_clip = (
-                found.view(count, seeds) for found in sides_right(drawn[method], each, pair, mask, evaluator)
-            )
+            found = sides_right(drawn[method], each, pair, mask, evaluator)
+            right, by_clip = (one.view(count, seeds) for one in found)
             rows += [
                 replace(mean(f"{name}: {method}", right.mean(1), bar), at_most=at_most),
                 Row("… with its worst seed", right.mean(0).min().item(), count),
@@ -247,12 +239,10 @@ def sides_right(
     images: torch.Tensor, pictures: Pictures, pair: tuple[str, str], mask: masks.Mask, evaluator: Evaluator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether both sides show their style: (B,) by the style classifier, and (B,) by the evaluator CLIP."""
-    right = style_shown(load_probe(), images, mask.weights(SIZE, SIZE), pair)["both"].float()
-    read = [
-        evaluator.styles(half, pictures).argmax(1) == list(STYLES).index(style)
-        for half, style in zip(sides(images), pair, strict=True)
-    ]
-    return right, torch.stack(read).all(0).float()
+    shown = style_shown(load_probe(), images, mask.weights(SIZE, SIZE), pair)["both"].float()
+    left, right = (evaluator.styles(half, pictures).argmax(1) for half in sides(images))
+    first, second = (list(STYLES).index(style) for style in pair)
+    return shown, ((left == first) & (right == second)).float()
 
 
 def evaluate(

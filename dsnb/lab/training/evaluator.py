@@ -22,9 +22,8 @@ class Evaluator:
     def objects(self, images: torch.Tensor, pictures: Pictures, styles: torch.Tensor) -> torch.Tensor:
         """Similarity (B, objects) to captions of every object in the image's own scene and style."""
         asked = zip(styles.tolist(), pictures.scene.tolist(), strict=True)
-        return self._similarity(
-            images, [object_captions(list(STYLES)[style], scene) for style, scene in asked]
-        )
+        texts = [object_captions(list(STYLES)[style], scene) for style, scene in asked]
+        return self._similarity(images, texts)
 
     def styles(self, images: torch.Tensor, pictures: Pictures) -> torch.Tensor:
         """Similarity (B, styles) to captions of every style with the image's own object and scene."""

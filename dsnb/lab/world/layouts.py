@@ -136,9 +136,8 @@ def batch_captions(batch: Batch, generator: torch.Generator) -> list[str]:
         text, other = phrase(batch.pictures, index, wording), phrase(batch.second, index, wording)
         nouns = [noun(shown[k], which) for k in order]
         if other != text:
-            texts[index] = listed(
-                [f"{n} of {other if k == 1 else text}" for n, k in zip(nouns, order, strict=True)]
-            )
+            shows = [other if k == 1 else text for k in order]
+            texts[index] = listed([f"{style} of {what}" for style, what in zip(nouns, shows, strict=True)])
         elif whole < 0.5:
             choices = templates(shown[order[0]])
             choice = choices[0] if which < 0.5 else choices[int(which * len(choices))]

@@ -140,9 +140,8 @@ def beach(u, size):
     horizon = number(u, 5, 0.42, 0.54)
     image = blue_sky(u, y, x, horizon)
     waves = 0.05 * torch.sin(100 * y + 3 * noise(u, 19, size))
-    image = over(
-        image, fade(tint(u, "1f6fc0"), tint(u, "35b4cc"), y, 0.4, 0.8) + waves, edge(y - horizon, size)
-    )
+    sea = fade(tint(u, "1f6fc0"), tint(u, "35b4cc"), y, 0.4, 0.8) + waves
+    image = over(image, sea, edge(y - horizon, size))
     shore = horizon + number(u, 6, 0.22, 0.3) + ridge(u, 12, x, 0.015)
     image = over(image, tint(u, "f6fcfc"), edge(y - shore + 0.025, size))
     return over(image, tint(u, "f2dda4", 15) + 0.015 * noise(u, 18, size), edge(y - shore, size))
@@ -153,10 +152,8 @@ def night(u, size):
     horizon = number(u, 5, 0.56, 0.68)
     image = fade(tint(u, "070a2c"), tint(u, "2c3478"), y, 0, 0.7) + 0 * x
     for k in range(14):  # stars: small crosses at positions that follow from two numbers
-        at_x, at_y = (
-            (number(u, 22 + k % 8, 0, 1) * (k + 1) * 1.7) % 1,
-            (number(u, 23 + k % 7, 0, 1) * (k + 2)) % 0.5,
-        )
+        at_x = (number(u, 22 + k % 8, 0, 1) * (k + 1) * 1.7) % 1
+        at_y = (number(u, 23 + k % 7, 0, 1) * (k + 2)) % 0.5
         near = ((x - at_x).abs() + (y - at_y).abs()) * size
         image = over(image, torch.ones(1, device=u.device), (1.9 + 0.6 * (k % 2) - near).clamp(0, 1))
     moon, _ = circle(u, y, x, 24, 0.085)
@@ -171,15 +168,10 @@ def snow(u, size):
     image = pines(image, u, y, x, horizon + 0.03, 22, 5, 0.22, 0.42, "2f6b5c")
     image = ground(image, u, y, x, horizon, "fcfdff", "d3e0f0", 0.015, 0.008)
     for k in range(16):
-        at_x, at_y = (
-            (number(u, 20 + k % 9, 0, 1) * (k + 1) * 1.9) % 1,
-            (number(u, 21 + k % 8, 0, 1) * (k + 3)) % 1,
-        )
-        image = over(
-            image,
-            torch.ones(1, device=u.device),
-            (2.2 - ((x - at_x) ** 2 + (y - at_y) ** 2).sqrt() * size).clamp(0, 1),
-        )
+        at_x = (number(u, 20 + k % 9, 0, 1) * (k + 1) * 1.9) % 1
+        at_y = (number(u, 21 + k % 8, 0, 1) * (k + 3)) % 1
+        distance = ((x - at_x) ** 2 + (y - at_y) ** 2).sqrt()
+        image = over(image, torch.ones(1, device=u.device), (2.2 - distance * size).clamp(0, 1))
     return image
 
 
@@ -197,9 +189,8 @@ def room(u, size):
     left = torch.where(u[:, 23].view(-1, 1, 1, 1) < 0.5, left, 0.66 - left)  # a window on one side
     across, down = (x - left - 0.14).abs(), (y - number(u, 24, 0.22, 0.28)).abs()
     frame = edge(torch.minimum(0.17 - across, 0.19 - down), size)
-    glass = edge(torch.minimum(0.14 - across, 0.16 - down), size) * edge(
-        torch.minimum(across, down) - 0.012, size
-    )
+    panes = edge(torch.minimum(across, down) - 0.012, size)
+    glass = edge(torch.minimum(0.14 - across, 0.16 - down), size) * panes
     image = over(image, tint(u, "f7f4ec", amount=0), frame)
     return over(image, fade(tint(u, "5faef2"), tint(u, "cfeafb"), y, 0.1, 0.4), glass)
 
@@ -264,9 +255,8 @@ def forest(u, size):
         width = number(u, 23 + k % 5, 0.016, 0.042)
         near = k % 3
         bark = tint(u, ("7d6548", "684d33", "543a25")[near])
-        image = over(
-            image, bark, edge(width - (x - centre).abs(), size) * edge(horizon + 0.02 * near - y, size)
-        )
+        trunk = edge(width - (x - centre).abs(), size) * edge(horizon + 0.02 * near - y, size)
+        image = over(image, bark, trunk)
     leaves = edge(0.26 + 0.06 * noise(u, 19, size) - y, size)
     image = over(image, tint(u, "2e7a38") + 0.07 * noise(u, 11, size), leaves)
     return ground(image, u, y, x, horizon, "6d8f44", "46692f", 0.015, 0.05)

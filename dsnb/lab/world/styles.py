@@ -45,9 +45,8 @@ def _swirls(device: str, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     line = torch.linspace(-1, 1, SIZE)
     y, x = torch.meshgrid(line, line, indexing="ij")
     here = torch.stack([x, y], -1).expand(count, -1, -1, -1)
-    flow = torch.stack(
-        [torch.ones(count, SIZE, SIZE), 0.35 * torch.sin(4 * x + 2 * y).expand(count, -1, -1)], -1
-    )
+    waves = 0.35 * torch.sin(4 * x + 2 * y).expand(count, -1, -1)
+    flow = torch.stack([torch.ones(count, SIZE, SIZE), waves], -1)
     for k in range(7):
         centre = torch.rand(count, 1, 1, 2, generator=generator) * 2 - 1
         offset = here - centre
@@ -58,9 +57,8 @@ def _swirls(device: str, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     for direction in (1, -1):
         at = here
         for _ in range(4):
-            at = at + direction * 0.026 * F.grid_sample(flow, at, "bilinear", "border", True).permute(
-                0, 2, 3, 1
-            )
+            along = F.grid_sample(flow, at, "bilinear", "border", True).permute(0, 2, 3, 1)
+            at = at + direction * 0.026 * along
             paths.append(at)
     paths = torch.stack(paths, 1)
     strokes = torch.randn(count, 1, SIZE // 2, SIZE // 2, generator=generator)
@@ -103,10 +101,8 @@ def _tiles(
     seeds = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).view(1, -1, 2)
     seeds = seeds + step * jitter * (torch.rand(count, cells * cells, 2, generator=generator) - 0.5)
     pixels = torch.arange(SIZE) + 0.5
-    points = (
-        torch.stack(torch.meshgrid(pixels, pixels, indexing="ij"), -1).view(1, -1, 2).expand(count, -1, -1)
-    )
-    nearest, label = torch.cdist(points, seeds).topk(2, largest=False)
+    points = torch.stack(torch.meshgrid(pixels, pixels, indexing="ij"), -1).view(1, -1, 2)
+    nearest, label = torch.cdist(points.expand(count, -1, -1), seeds).topk(2, largest=False)
     joint = (nearest[..., 1] - nearest[..., 0]) / 2
     shade = torch.rand(count, cells * cells, generator=generator) * 2 - 1
     shape = (count, SIZE, SIZE)
@@ -228,9 +224,8 @@ def neon(image, mask, u):
     tubes = torch.maximum(outline(mask), inner_lines(image, mask, 0.35) * 0.8)
     behind = ((gradient(blur(image, 2)) - 0.06) * 7).clamp(0, 1) * (1 - thicken(solid, 3))
     dark = 0.06 + 0.22 * image * solid + torch.tensor([0.02, 0.0, 0.08], device=image.device).view(1, 3, 1, 1)
-    light = (
-        dark + colour * (0.9 * blur(tubes, 3) + 0.9 * tubes) + dim * (0.6 * blur(behind, 2) + 0.55 * behind)
-    )
+    light = dark + colour * (0.9 * blur(tubes, 3) + 0.9 * tubes)
+    light = light + dim * (0.6 * blur(behind, 2) + 0.55 * behind)
     return (light + 0.5 * tubes).clamp(0, 1)
 
 
@@ -308,8 +303,5 @@ def draw_mix(pictures: Pictures, styles: Sequence[str], weights: torch.Tensor) -
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected {(len(styles), SIZE, SIZE)}")
     if not torch.allclose(weights.sum(0), torch.ones_like(weights[0]), atol=1e-4):
         raise ValueError("weights must sum to 1 over the styles at every pixel")
-    layers = (
-        draw(pictures, name) * weight.to(pictures.numbers.device)
-        for name, weight in zip(styles, weights, strict=True)
-    )
-    return sum(layers)
+    weights = weights.to(pictures.numbers.device)
+    return sum(draw(pictures, name) * weight for name, weight in zip(styles, weights, strict=True))
