@@ -61,7 +61,7 @@ def figures(argv: list[str]) -> int:
     known = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     if unknown := [str(path) for path in named if path not in known]:
         parser.error(f"notebooks must be files of {NOTEBOOKS}, without solutions; got {', '.join(unknown)}")
-    os.environ["DSNB_INTERACTIVE"] = "0"  # a panel shows one still image
+    os.environ["DSNB_INTERACTIVE"] = "0"  # a panel shows one fixed image
     failed = 0
     for notebook in named or [path for path in known if outputs.find_problems(path)]:
         print(notebook.name, flush=True)

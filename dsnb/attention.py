@@ -100,7 +100,7 @@ class BlendProcessor:
         mixed = hidden_states
         for factor in self.passes:
             query = attn.to_q(mixed).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            if self.watch is not None and mixed is hidden_states:  # the first pass is what is watched
+            if self.watch is not None and mixed is hidden_states:  # only the first pass is recorded
                 self.watch(query, self.keys, self.values, self.contexts, plan)
             answer = blend_attention(query, self.keys, self.values, plan)
             answer = answer.transpose(1, 2).flatten(2)

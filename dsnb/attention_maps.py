@@ -74,7 +74,7 @@ def record_attention(
     names = choose_layers(cross_attention_layers(unet), layers)
     check_hookable(unet, names)
     heads = min(unet.get_submodule(name).heads for name in names)
-    groups = checks.integer("groups", groups, 1, heads)  # the fewest heads of a layer
+    groups = checks.integer("groups", groups, 1, heads)  # the smallest number of heads of a layer
     with model.lock:
         maps = AttentionMaps(model, prompts, size, groups, buckets)
         ours = {name: RecordProcessor(name, unet.get_submodule(name).processor, maps) for name in names}
@@ -157,8 +157,8 @@ class JointWatch(TorchFunctionMode):
     def __init__(self, blocks: list[str], names: list[str], maps: AttentionMaps, text_first: bool):
         super().__init__()
         self.blocks, self.names, self.maps, self.text_first = blocks, names, maps, text_first
-        self.left: list[str] = []  # blocks of the present call that are to come
-        self.length = 0  # of the text
+        self.left: list[str] = []  # blocks that still follow in this call
+        self.length = 0  # tokens of the text
 
     def begin(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.maps.next_call(network, args, kwargs)

@@ -162,7 +162,7 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _model(pipe: DiffusionPipeline, name: str, folder: Path) -> Model:
-    """Checks an open pipeline and takes it as a model."""
+    """Checks an open pipeline and makes a model of it."""
     family = family_named(type(pipe).__name__, name)
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     try:
@@ -185,7 +185,7 @@ def _model(pipe: DiffusionPipeline, name: str, folder: Path) -> Model:
 
 
 def _settings(folder: Path, defaults: Settings) -> Settings:
-    """The defaults, with what the folder's dsnb.json says. Raises ValueError naming the file, key and value."""
+    """The defaults, changed by the folder's dsnb.json. Raises ValueError that names the file, key and value."""
     file = folder / "dsnb.json"
     if not file.is_file():
         return defaults
@@ -217,7 +217,7 @@ def _settings(folder: Path, defaults: Settings) -> Settings:
 
 
 def _looks_like_file(source: Any) -> bool:
-    """Whether a source that is not on disk was meant as a path rather than as the id of a hub's model."""
+    """Whether a source that is not on disk looks like a path, and not like a hub id."""
     text = str(source)
     return (
         isinstance(source, Path)

@@ -125,7 +125,7 @@ def one_of(name: str, value: Any, known: Collection[str]) -> str:
 def instance(name: str, value: Any, kind: type, hint: str) -> Any:
     """An object of a class; `hint` says how to get one. Raises TypeError."""
     if not isinstance(value, kind):
-        module = kind.__module__.removesuffix("._C")  # torch's own name for where its classes are made
+        module = kind.__module__.removesuffix("._C")  # torch defines its classes in this module
         full = f"{module}.{kind.__name__}".removeprefix("builtins.")
         raise TypeError(f"{name} must be a {full}, got {_short(value)}; {hint}")
     return value

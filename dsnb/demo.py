@@ -12,7 +12,7 @@ from .inversion import invert
 from .methods import blend
 
 IMAGE, LEFT, RIGHT = "bear_grass", "minecraft", "vangogh"
-STEPS = 12  # for speed; on 12 images no measure told 12 steps from 50 (figures/14_questions.md)
+STEPS = 12  # for speed; on 12 images no measure separated 12 from 50 steps (figures/14_questions.md)
 OTHERS = {
     "prompt": "one prompt",
     "pixel": "pixel blend",

@@ -45,9 +45,7 @@ def write_all_whole(files: Mapping[Path, bytes]) -> None:
         OSError: a file cannot be written.
     """
     for path in files:
-        if (
-            path.exists() and not path.is_file()
-        ):  # a folder, a pipe or a device, which the rename would remove
+        if path.exists() and not path.is_file():  # the rename would replace a pipe or a device
             raise OSError(f"{str(path)!r} is not a regular file; choose another name")
     written = {path: path.with_name(f".{uuid4().hex}.tmp") for path in files}
     try:

@@ -12,7 +12,7 @@ from PIL import Image
 from . import checks
 from .plotting import Picture, figures_folder, to_array, write_figures
 
-LARGEST_FILM = 115_000  # bytes; a notebook carries at most 120 kB per output, see lab/outputs.py
+LARGEST_FILM = 115_000  # bytes; a notebook has at most 120 kB per output, see lab/outputs.py
 QUALITIES = (85, 75, 60, 45, 30)
 
 

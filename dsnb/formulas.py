@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import checks
 
-LONGEST, DEEPEST = 10_000, 200  # characters, and operations inside each other
+LONGEST, DEEPEST = 10_000, 200  # characters, and nested operations
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sin": torch.sin, "cos": torch.cos, "tan": torch.tan, "exp": torch.exp, "log": torch.log,

@@ -11,7 +11,7 @@ from .epsilon import blend_eps, guidance_per_style
 from .families import Prompts
 from .masks import Mask
 
-TEXT = ("encoder_hidden_states", "prompt_embeds")  # what modular pipelines call the text
+TEXT = ("encoder_hidden_states", "prompt_embeds")  # names of the text in modular pipelines
 POOLED = ("text_embeds", "pooled_projections")  # and the pooled vectors
 
 

@@ -37,7 +37,7 @@ from .sampling import PlainNetwork, Schedule
 Draw = Callable[[], Tensor]
 METHODS = ("dpm-encoder", "ddim", "edit-friendly")
 MOST_IMAGES = 1000  # in one batch of noise
-FROM_NOISE = "noise"  # the method of a trajectory that no image was inverted for
+FROM_NOISE = "noise"  # the method of a trajectory without an inversion
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Mask:
             raw = self._field(x, y, progress)
         elif sampling == "area":
             k = SUPERSAMPLE
-            rows = max(1, MOST_POINTS // (width * k * k))  # of cells at a time, so that memory stays bounded
+            rows = max(1, MOST_POINTS // (width * k * k))  # of cells in one call, to limit the memory
             parts = []
             for ys in _centres(height * k).split(rows * k):
                 y, x = _grid(ys, _centres(width * k))
@@ -94,7 +94,7 @@ class Mask:
             raise TypeError(
                 f"the mask's field must return a tensor of real numbers, got {type(raw).__name__}"
             )
-        raw = raw.detach().double()  # a field of learned numbers must not make the images part of their graph
+        raw = raw.detach().double()  # a field with gradients must not add a graph to the images
         if raw.shape != (self.n, *x.shape):
             raise ValueError(
                 f"the mask's field must return {(self.n, *x.shape)} numbers, got {tuple(raw.shape)}"
@@ -316,7 +316,7 @@ def from_weights(weights: np.ndarray | Tensor) -> Mask:
     try:
         if not isinstance(weights, Tensor):
             weights = torch.from_numpy(np.asarray(weights).astype(np.float64, casting="same_kind"))
-        array = weights.detach().cpu().double().clone()  # a later change of the array leaves the mask alone
+        array = weights.detach().cpu().double().clone()  # later changes of the array must not change the mask
     except (TypeError, ValueError):
         raise TypeError(f"weights must be an array of real numbers, got a {type(weights).__name__}") from None
     if array.dim() != 3 or array.shape[0] < 2 or 0 in array.shape:

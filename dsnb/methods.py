@@ -269,7 +269,7 @@ def _prompt(job: Job) -> Tensor:
 
 
 def _pixel(job: Job) -> Tensor:
-    refuse_timed(job.mask)  # before the work
+    refuse_timed(job.mask)  # before the images are drawn
     each = [job.decode(prompt, guidance) for prompt, guidance in job.styles()]
     return blend_pixels(torch.stack(each), job.mask)
 

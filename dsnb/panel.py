@@ -102,7 +102,9 @@ def blend_panel(
     drawn: dict[tuple, Tensor] = {}  # the last images, in the order of their use
 
     def keep(key: tuple, make: Callable[[], Tensor]) -> Tensor:
-        drawn[key] = drawn.pop(key) if key in drawn else make()  # the last in use is the last to go
+        drawn[key] = (
+            drawn.pop(key) if key in drawn else make()
+        )  # the image that was used last is removed last
         while len(drawn) > KEPT:
             del drawn[next(iter(drawn))]
         return drawn[key]
@@ -128,7 +130,7 @@ def blend_panel(
 
         def make() -> Tensor:
             chosen = shapes[shape](*drawing)
-            if method == "pixel":  # the finished images serve every mask
+            if method == "pixel":  # the same finished images are used for every mask
                 return blend_pixels(torch.stack([finished(text) for text in texts]), chosen)
             return blend(model, start(), texts, chosen, method=method, **options)
 

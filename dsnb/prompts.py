@@ -77,7 +77,7 @@ def prompt(style: str, caption: str) -> str:
     if PLACEHOLDER in style:
         return style.replace(PLACEHOLDER, caption)
     if len(style.split()) < 2 or checks.did_you_mean(style, _readable(), cutoff=0.85):
-        _style(style)  # says what would be right
+        _style(style)  # raises an error that says what is right
     return style
 
 

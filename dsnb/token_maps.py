@@ -39,18 +39,18 @@ class AttentionMaps:
         options = {"truncation": True, "max_length": length, "return_offsets_mapping": True}
         read = [self._tokenizer(prompt, **options) for prompt in self.prompts]
         self._ids = [each.input_ids for each in read]
-        # letters of each token
+        # the first and the last character of each token
         self._spans: list[list[tuple[int, int]]] = [each.offset_mapping for each in read]
         self.text_offset = model.family.text_offset(model.pipe)
         self._embedded = encode_prompts(model, self.prompts).text.float()
-        self._tolerance = max(1e-4, 4 * torch.finfo(model.dtype).eps)  # other batches round otherwise
+        self._tolerance = max(1e-4, 4 * torch.finfo(model.dtype).eps)  # rounding depends on the batch
         self._trained = model.scheduler.config.num_train_timesteps
         self._time_unit = model.family.time_unit
         self._sizes = token_sizes(*(side // model.family.patch for side in self.size))
         self._indices = torch.arange(max(map(len, self._ids)), device=model.device)
         self._sums: dict[str, Tensor] = {}  # layer -> (buckets, prompts, groups, T, tokens)
         self._counts: dict[str, Tensor] = {}  # layer -> (buckets, prompts), rows added to each
-        self._times: dict[int, tuple[int, int]] = {}  # bucket -> the earliest and the latest timestep seen
+        self._times: dict[int, tuple[int, int]] = {}  # bucket -> the first and the last timestep
         self._bucket = 0
         self._rows: list[int | None] = []  # the prompt of each row of the present call
         self._contexts: Tensor | None = None
@@ -280,7 +280,7 @@ class AttentionMaps:
         """
         if contexts is not self._contexts:
             self._contexts, self._texts = contexts, self._match(contexts)
-        # rows and prompt -> maps; several texts may be the same prompt's
+        # rows and prompt -> maps; several texts may belong to one prompt
         found: dict[tuple[int, int, int], Tensor] = {}
         for start, stop, role, texts, _ in plan.spans:
             for i in texts:

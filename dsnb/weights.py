@@ -111,7 +111,7 @@ def _open_network(folder: Path, kind: type, name: str, dtype: torch.dtype, allow
     if not safe and not allow_pickle:
         raise ValueError(
             f"{part} cannot be opened: it has only pickled weights ({files[0].name}), which can run code when they are "
-            "opened. Convert them, or pass allow_pickle=True if you trust whoever made them"
+            "opened. Convert them, or pass allow_pickle=True if you trust their author"
         )
     half = all(".fp16." in file for file in safe or [file.name for file in files])
     options: dict[str, Any] = {
@@ -167,7 +167,7 @@ def open_file(
     if path.suffix.lower() != ".safetensors" and not allow_pickle:
         raise ValueError(
             f"{part} is not a .safetensors file; such weights can run code when they are opened. Convert it, or "
-            "pass allow_pickle=True if you trust whoever made it"
+            "pass allow_pickle=True if you trust its author"
         )
     _refuse_pointer(path, part)
     with quietly():

@@ -44,7 +44,9 @@ class Flux2(Flux):
         return shift, scale
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
-        tokenizer = getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer)  # dev has a processor around it
+        tokenizer = getattr(
+            pipe.tokenizer, "tokenizer", pipe.tokenizer
+        )  # the one of dev is inside a processor
         return tokenizer, TEXT_LENGTH - self._start(pipe)
 
     def text_offset(self, pipe: Any) -> int:
@@ -74,7 +76,7 @@ class Flux2(Flux):
     def predict(self, pipe: Any, x_t: Tensor, timestep: Tensor, prompts: Prompts) -> Tensor:
         patches = pipe._patchify_latents(x_t)
         ids = torch.zeros(prompts.text.shape[1], 4, device=x_t.device)
-        ids[:, 3] = torch.arange(len(ids)) % TEXT_LENGTH  # each of several texts counts from its own start
+        ids[:, 3] = torch.arange(len(ids)) % TEXT_LENGTH  # each of several texts starts at 0
         out = pipe.transformer(
             hidden_states=pipe._pack_latents(patches),
             timestep=timestep.expand(len(x_t)) / 1000,

@@ -81,7 +81,7 @@ class BiasedProcessor:
         q = norm(attn.norm_q, heads(attn.to_q(hidden_states)))
         k = norm(attn.norm_k, heads(attn.to_k(hidden_states)))
         v = heads(attn.to_v(hidden_states))
-        if encoder_hidden_states is None:  # the image alone: nothing of the text to bias
+        if encoder_hidden_states is None:  # the image alone, without a text
             out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             return attn.to_out[1](attn.to_out[0](out))
         text = encoder_hidden_states

@@ -17,7 +17,7 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
     first = [span.prompts[0] for span in plan.spans for _ in range(span.start, span.stop)]
     out = attend(q, _select(k, first), _select(v, first))
     if out.requires_grad:
-        out = out.clone()  # which the code below changes
+        out = out.clone()  # because the code below changes it
     precise = torch.promote_types(out.dtype, torch.float32)
     weights = plan.weights.to(precise).unsqueeze(-1)
     for start, stop, role, (prompt, *others), plain in plan.spans:

@@ -43,9 +43,7 @@ class Probe:
     bias: Tensor  # (S,)
     centre: Tensor  # (D,), mean of the pooled features
     spread: Tensor  # (D,), their standard deviation
-    size: (
-        int  # pixels of the images it was fitted on; others are resized, because texture depends on the size
-    )
+    size: int  # pixels of the images it was fitted on; others are resized
 
     def __call__(self, images: Tensor, regions: Tensor) -> Tensor:
         regions = torch.as_tensor(regions, dtype=torch.float32)

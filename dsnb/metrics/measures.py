@@ -168,7 +168,7 @@ def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-9)
 
 
-# --- how smooth, and where the seam is -------------------------------------------------------------------
+# --- smoothness and the seam -------------------------------------------------------------------
 
 
 def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> Tensor:
@@ -264,9 +264,8 @@ def border_window(image: Tensor, weights: Tensor, side: int) -> tuple[slice, sli
     energy = gradient_energy(image)[:1]
     if not 1 <= side <= min(energy.shape[1:]):
         raise ValueError(f"side is {side}, expected 1 to {min(energy.shape[1:])} pixels like the image")
-    total = torch.nn.functional.avg_pool2d(energy, side, stride=1)[
-        0
-    ]  # of each window, by its upper left corner
+    # of each window, by its upper left corner
+    total = torch.nn.functional.avg_pool2d(energy, side, stride=1)[0]
     middle = border_distance(check_weights(weights, energy.shape[1:]))[side // 2 :, side // 2 :]
     middle = middle[: total.shape[0], : total.shape[1]]
     total = total.masked_fill(middle > max(1.0, middle.min().item()), -1)

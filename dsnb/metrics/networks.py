@@ -79,7 +79,7 @@ class Lpips(nn.Module):
     def __init__(self, trunk: str = "alex", tolerant: bool = True):
         super().__init__()
         self.name = f"{'ST-' if tolerant else ''}LPIPS ({trunk})"
-        self.key = f"{'st-' if tolerant else ''}{trunk}"  # what `load_lpips` opens it by
+        self.key = f"{'st-' if tolerant else ''}{trunk}"  # its name for `load_lpips`
         self.slices = nn.ModuleList(_slices(trunk, tolerant))
         widths = [
             [m for m in part.modules() if isinstance(m, nn.Conv2d)][-1].out_channels for part in self.slices

@@ -85,7 +85,7 @@ class Worker(threading.Thread):
             self._shell = shell
             shell.events.register("pre_run_cell", self._cell_begins)
             shell.events.register("post_run_cell", self._cell_ends)
-            self._cell_begins()  # the one that calls this
+            self._cell_begins()  # for the cell that calls this
 
     def run(self) -> None:
         while True:

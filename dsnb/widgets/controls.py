@@ -97,7 +97,7 @@ def make_control(kind: Any, options: dict[str, Any], text: str) -> Any:
     """
     if not isinstance(kind, type):
         return kind
-    if kind is ipywidgets.Dropdown:  # chosen by its index: None as `value` would mean that nothing is chosen
+    if kind is ipywidgets.Dropdown:  # by its index, because None as `value` would choose nothing
         values = [each[1] if isinstance(each, tuple) else each for each in options["options"]]
         options = {"options": options["options"], "index": values.index(options["value"])}
     return kind(description=text, **LOOK, **options)
