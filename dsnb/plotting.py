@@ -141,7 +141,6 @@ def show_grid(
     images: Pictures,
     titles: Sequence[str] | None = None,
     columns: int | None = None,
-    path: str | Path | None = None,
     row_titles: Sequence[str] | None = None,
     width: float = 1.7,
 ) -> Sheet:
@@ -151,7 +150,6 @@ def show_grid(
         images: a batch (B, 3, H, W) or a list of images.
         titles: one per image, or one per column above the first row.
         columns: images in a row; default at most 8.
-        path: where to save the figure, as in `save_figure`.
         row_titles: one per row, at its left.
         width: inches per image.
 
@@ -195,8 +193,6 @@ def show_grid(
         if column == 0 and row_titles:
             side = axes.text(-0.03, 0.5, row_titles[row], fontsize=8, rotation=90, transform=axes.transAxes)
             side.set(va="center", ha="right")
-    if path is not None:
-        save_figure(figure, path)
     return figure
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .. import data_path
+from .. import checks, data_path
 from .measures import check_images
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def load_lpips(name: str = "st-alex", device: str | torch.device = "cpu") -> Lpi
         ImportError: a package is missing.
         OSError: the download failed.
     """
-    if name not in LPIPS_NETWORKS:
-        raise ValueError(f"network is {name!r}, expected one of {', '.join(LPIPS_NETWORKS)}")
+    checks.one_of("network", name, LPIPS_NETWORKS)
     trunk, tolerant = name.removeprefix("st-"), name.startswith("st-")
     if tolerant:
         file = _package_file("stlpips_pytorch", f"weights/vST0.0/{trunk}_shift_tolerant.pth")
