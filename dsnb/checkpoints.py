@@ -62,7 +62,9 @@ def load(
         given = {"device": device, "dtype": dtype, "config": config, "allow_pickle": allow_pickle or None}
         for name, value in given.items():
             if value is not None:
-                raise ValueError(f"{name} is the pipeline's own where source is a pipeline, got {value!r}")
+                raise ValueError(
+                    f"{name} is the pipeline's own where source is a pipeline, got {value!r}; leave it out"
+                )
         name = str(source.config.get("_name_or_path") or type(source).__name__)
         return _model(source, name, Path(name))
     if not isinstance(source, str | Path | None):

@@ -193,7 +193,7 @@ def invert(
         TypeError: a parameter of a wrong type.
         FileNotFoundError: the image file does not exist.
         NotImplementedError: the model has an IP-Adapter.
-        RuntimeError: the call is inside the callback of a blend with the same model.
+        RuntimeError: the call is inside the callback of a cross-attention blend with the same model.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
     most = model.scheduler.config.num_train_timesteps
@@ -313,7 +313,7 @@ def guided_eps(
         A function (x_t, t, progress) -> the network's guided output, like x_t.
 
     Raises:
-        RuntimeError: the call is inside the callback of a blend with the same model.
+        RuntimeError: the call is inside the callback of a cross-attention blend with the same model.
         ValueError: a guidance that the model cannot use.
     """
     refuse_blending(model.network)

@@ -88,7 +88,7 @@ def blend(
             result that is not finite.
         TypeError: a parameter of a wrong type.
         NotImplementedError: a method that the model's family does not have, or an IP-Adapter.
-        RuntimeError: the call is inside the callback of a blend with the same model.
+        RuntimeError: the call is inside the callback of a cross-attention blend with the same model.
     """
     _check(model, trajectory, callback)
     if not isinstance(prompts, Prompts):
@@ -160,7 +160,7 @@ def decode(
         ValueError: a parameter out of range, a trajectory that does not fit, or a result that is not finite.
         TypeError: a parameter of a wrong type.
         NotImplementedError: the model has an IP-Adapter.
-        RuntimeError: the call is inside the callback of a blend with the same model.
+        RuntimeError: the call is inside the callback of a cross-attention blend with the same model.
     """
     _check(model, trajectory, callback)
     if not isinstance(prompt, Prompts):

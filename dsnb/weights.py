@@ -226,8 +226,8 @@ def fetch(name: str, allow_pickle: bool) -> Path:
                     break
     except OSError as error:
         raise OSError(
-            f"model {name!r} could not be fetched from the hub (offline, or no such model). Leave `model` out for "
-            f"the bundled one, or pass a local folder or .safetensors file. The error of the hub's client: {error}"
+            f"model {name!r} could not be fetched from the hub (offline, or no such model). Without a name, "
+            f"dsnb opens the bundled model. Or pass a local folder or .safetensors file. The hub's error: {error}"
         ) from error
     return folder
 

@@ -295,7 +295,9 @@ def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | 
     strip = transition_strip(weights, width)
     if singles is None:
         if strip.all():
-            raise ValueError(f"width is {width}: the strip is the whole image and leaves no rest")
+            raise ValueError(
+                f"width is {width}: the strip is the whole image and leaves no rest; use a smaller width"
+            )
         expected = energy[:, ~strip].mean(1)
     else:
         singles = singles if singles.ndim == 5 else singles[None].expand(len(images), *singles.shape)
