@@ -112,7 +112,7 @@ class AttentionMaps:
         group: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """How much each position attends to a word. In a UNet, the maps of all tokens, with the padding, would add up to 1.
+        """How much each position attends to a word. In a UNet, the maps of all tokens and the padding add up to 1.
 
         Args:
             word: a word or phrase of the prompt, or indices of tokens. The maps of its tokens are added.
