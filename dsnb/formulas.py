@@ -111,8 +111,8 @@ def evaluate(node: ast.expr, names: dict[str, Any]) -> Tensor | float:
             try:
                 return _FUNCTIONS[name](*map(value, args))
             except TypeError:
-                right = 2 if name in ("min", "max") else 1
+                wanted = 2 if name in ("min", "max") else 1
                 raise ValueError(
-                    f"formula: {ast.unparse(node)!r} has {len(args)} arguments; {name} takes {right}"
+                    f"formula: {ast.unparse(node)!r} has {len(args)} arguments; {name} takes {wanted}"
                 ) from None
     raise ValueError(f"formula: {ast.unparse(node)!r} is not allowed; dsnb.masks.formula lists what is")
