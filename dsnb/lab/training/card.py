@@ -60,14 +60,13 @@ def named(rows: list[Row]) -> list[tuple[str, Row]]:
 
 
 def missed(rows: list[Row]) -> str:
-    """Every bar that was missed, by how much, and the stage of the recipe to continue."""
+    """Every bar that was missed, with the value, and the stage of the recipe to continue."""
     lines = []
     for name, row in named(rows):
         if row.passed is False:
             stage = next((stage for stage in ("evaluator", "autoencoder") if name.startswith(stage)), "unet")
-            lines.append(
-                f"- {name}: {row.value:.2f} of {row.bar:.2f}; the stage `{stage}` would have to continue."
-            )
+            bar = f", bar ≤ {row.bar:.2f}" if row.at_most else f" of {row.bar:.2f}"
+            lines.append(f"- {name}: {row.value:.2f}{bar}; the stage `{stage}` would have to continue.")
     if not lines:
         return "No bar was missed.\n" if rows else ""
     text = """Missed:
