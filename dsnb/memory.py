@@ -25,8 +25,8 @@ def memory_estimate(
     Returns:
         Name -> bytes. Each part of the pipeline has its weights under its own name. "latents" is the input of one
         network call in the network's dtype. "keys and values" are those of the prompts, which the methods with
-        cross-attention keep for every layer. "bias" is what `regional` and `joint` add to the scores; `joint` keeps it
-        in float32 and in the network's dtype.
+        cross-attention keep for every layer. "bias" is what `regional`, `combined` and `joint` add to the scores;
+        `joint` keeps it in float32 and in the network's dtype.
 
     Raises:
         ValueError: a parameter out of range, or a method that the family does not have.
@@ -48,7 +48,7 @@ def memory_estimate(
         unet: Any = model.unet
         wide = sum(unet.get_submodule(name).to_k.out_features for name in cross_attention_layers(unet))
         needed["keys and values"] = 2 * (n + 1) * length * wide * item
-        if method == "regional":
+        if method in ("regional", "combined"):
             blocks, tokens = len(unet.config.down_block_types), list(token_sizes(height, width))
             levels = {layer_level(name, blocks) for name in unet.attn_processors}
             needed["bias"] = sum(tokens[level] ** 2 for level in levels if level < len(tokens)) * item

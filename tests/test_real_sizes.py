@@ -170,6 +170,7 @@ def test_the_layers_of_sdxl_and_their_pyramid(xl):
     assert out.shape == (2, 4, SIDE, SIDE)
     needed = memory_estimate(xl, (1024, 1024), N, "regional")
     assert (needed["keys and values"], needed["bias"]) == (kept, bias)
+    assert memory_estimate(xl, (1024, 1024), N, "combined")["bias"] == bias
     assert needed["latents"] == latents(xl, 2).nbytes
 
 
