@@ -54,7 +54,7 @@ def costs() -> str:
                     "styles": n,
                     "UNet samples per step": value(*ours, "UNet samples per step"),
                     "source project": value(*source, "UNet samples per step"),
-                    "seconds per image": spread(*ours, "loop per picture"),
+                    "seconds per image": spread(*ours, "loop per image"),
                     "times faster": spread(*ours, "times faster than the source's"),
                 }
             )

@@ -59,17 +59,17 @@ def test_rows_and_their_summary(tiny):
 
 
 def test_differences_are_within_images():
-    rates = {"control": (0, 1, 1, 0, 0, 1), "better": (1,) * 6, "same": (0, 1, 1, 0, 0, 1)}
+    rates = {"control": (0, 1, 0, 0, 0, 0), "better": (1,) * 6, "same": (0, 1, 0, 0, 0, 0)}
     rows = pd.DataFrame(
         {"question": name, "trial": name, "image": k, "both": float(rate)}
         for name, each in rates.items()
         for k, rate in enumerate(each)
     )
     table = differences(rows, "control").set_index("trial")
-    assert table.difference.to_dict() == {"better": 0.5, "same": 0}
+    assert table.difference.to_dict() == pytest.approx({"better": 5 / 6, "same": 0})
     assert table.verdict.to_dict() == {"better": "higher", "same": "not decided"}
     few = differences(rows[rows.image < 4], "control").set_index("trial")
-    assert few.difference["better"] == 0.5 and few.verdict["better"] == "not decided"
+    assert few.difference["better"] == 0.75 and few.verdict["better"] == "not decided"
     assert table.low["same"] == table.high["same"] == 0  # though the interval of either rate is wide
     with pytest.raises(ValueError, match="control must be one of .*got 'unknown'"):
         differences(rows, "unknown")

@@ -29,7 +29,7 @@ from ..metrics.networks import resize
 from ..models import Model, decode_latents, encode_prompts, predict
 from ..plotting import STYLE_COLORS, Sheet, figures_folder
 from ..regional import regional_context
-from .statistics import bootstrap, sign
+from .statistics import RATE, interval, sign
 from .world import draw, phrase, split
 
 
@@ -201,12 +201,12 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """Each trial's rate in the rows of `run_trials`, with its interval over images and its spread over seeds.
 
     Returns:
-        One row per trial: `both`, its 95 % bootstrap interval over images from `low` to `high`, the `worst` and the
+        One row per trial: `both`, its 95 % interval over images from `low` to `high`, the `worst` and the
         `best` seed, the rate of each pair, and the means of `side`, `layout` and `seam`.
     """
     table = []
     for (question, name), part in rows.groupby(["question", "trial"], sort=False):
-        low, high = bootstrap(np.mean, part.groupby("image").both.mean())
+        low, high = np.clip(interval(part.groupby("image").both.mean(), extra=RATE), 0, 1)
         by_seed = part.groupby("seed").both.mean()
         spread = {"low": low, "high": high, "worst": by_seed.min(), "best": by_seed.max()}
         means = part[["both", "side", "layout", "seam"]].mean().to_dict()
@@ -226,7 +226,7 @@ def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
         control: the name of a trial.
 
     Returns:
-        One row per other trial: the mean `difference` of `both`, its 95 % bootstrap interval over images from `low` to
+        One row per other trial: the mean `difference` of `both`, its 95 % interval over images from `low` to
         `high`, and the `verdict`: "higher" or "lower" where the interval excludes 0, else "not decided". Fewer than
         `statistics.LEAST` images decide nothing.
 
@@ -238,7 +238,7 @@ def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
     base = rates.xs(control, level="trial").iloc[0]
     table = []
     for (question, name), gain in rates.drop(control, level="trial").sub(base).iterrows():
-        low, high = bootstrap(np.mean, gain)
+        low, high = interval(gain)
         verdict = {1: "higher", -1: "lower", 0: "not decided"}[sign(low, high, len(gain))]
         head = {"question": question, "trial": name}
         table.append(head | {"difference": gain.mean(), "low": low, "high": high, "verdict": verdict})

@@ -106,7 +106,7 @@ def make_loop(model: Model, mask: Mask, steps: int) -> Loop:
         negative_prompt="",
         one_prompt=None,
         switch=0.5,
-        regional=False,
+        regional=True,
         passes=(1.0,),
         callback=None,
         progress=False,

@@ -82,11 +82,11 @@ def write_report(folder: Path) -> list[Path]:
 
 def plot_pictures(rows: pd.DataFrame) -> Figure:
     """Seconds of every method's loop, one panel per case; the source project's way in another color."""
-    found = rows[(rows.section == "pictures") & (rows.metric == "loop per picture")]
+    found = rows[(rows.section == "pictures") & (rows.metric == "loop per image")]
     figure, panels = _panels(found.case.nunique())
     for axes, (case, bars) in zip(panels, found.groupby("case", sort=False), strict=True):
         _bars(axes, bars, bars.variant.str.startswith("source"))
-        axes.set(title=case, xlabel="seconds of an image's loop")
+        axes.set(title=case, xlabel="seconds per image")
     return figure
 
 
@@ -114,8 +114,10 @@ def plot_steps(rows: pd.DataFrame) -> Figure:
         for color, (method, line) in zip(STYLE_COLORS, lines.groupby("method", sort=False), strict=False):
             axes.errorbar(line.steps, line.value, line.spread, marker="o", color=color, label=method)
         axes.set_title(metric, fontsize=9)
-        axes.set_xlabel("denoising steps")
-        axes.legend(frameon=False)
+        axes.set(xlabel="denoising steps", xlim=(0, 1.05 * found.steps.max()))
+        if not (lines.unit == "dB").any():
+            axes.set_ylim(0, 1.02)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -2,12 +2,8 @@
 
 import copy
 from collections.abc import Callable
-from datetime import datetime
 from functools import lru_cache, partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import nbformat
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,13 +18,11 @@ from ...metrics import layout, psnr
 from ...metrics.classifiers import load_probe, style_shown
 from ...models import Model, count_unet_samples
 from ...sampling import make_schedule
-from ..grid import read_table, run
 from .baselines import CONFIGS, Loop, make_loop, random_model, source_attention, source_epsilon
 from .kernel_section import kernel_section
 from .measure import Bench
 
 MODELS = ("bundled", *CONFIGS)
-NOTEBOOK = Path(__file__).resolve().parents[3] / "notebooks" / "00_blend_two_styles.ipynb"
 
 
 def pictures(bench: Bench) -> None:
@@ -38,13 +32,14 @@ def pictures(bench: Bench) -> None:
         total, steps = model.settings.steps - model.settings.skip, _steps(bench, name, model)
         for n in bench.styles:
             case, methods = f"{name}, N = {n}", dict(METHODS)
-            if steps < total:
-                del methods["combined"]  # it changes midway, so a part of the steps says nothing
             if bench.slow(name) and n > 2:
                 methods = {method: METHODS[method] for method in ("epsilon", "attention")}
             methods |= {"source's epsilon": source_epsilon, "source's attention": source_attention}
-            loop = make_loop(model, masks.logistic(n=n), steps)
-            calls = {variant: partial(method, loop) for variant, method in methods.items()}
+            drawn = dict.fromkeys(methods, steps)  # denoising steps
+            if "combined" in methods and steps < total:
+                drawn["combined"] = 2  # one before its switch and one after
+            loops = {count: make_loop(model, masks.logistic(n=n), count) for count in set(drawn.values())}
+            calls = {variant: partial(method, loops[drawn[variant]]) for variant, method in methods.items()}
             seconds = bench.time(calls, note=case, most=2 if bench.slow(name) else None)
             for variant, call in calls.items():
                 add = partial(bench.add, "pictures", case, variant)
@@ -56,9 +51,9 @@ def pictures(bench: Bench) -> None:
                 if bench.device.type == "cuda":
                     peak = torch.cuda.max_memory_allocated(bench.device) - before
                     add("peak memory", peak / 2**20, "MiB")
-                add("UNet samples per step", count.samples / steps, "")
-                add("UNet samples per image", count.samples / steps * total, "")
-                add("loop per picture", seconds[variant] / steps * total, "s")
+                add("UNet samples per step", count.samples / drawn[variant], "")
+                add("UNet samples per image", count.samples / drawn[variant] * total, "")
+                add("loop per image", seconds[variant] / drawn[variant] * total, "s")
                 if variant in ("epsilon", "attention"):
                     gain = seconds[f"source's {variant}"] / seconds[variant]
                     add("times faster than the source's", gain, "×")
@@ -85,29 +80,6 @@ def whole(bench: Bench) -> None:
                 if variant.endswith("recorded"):
                     added = 100 * (times / seconds[variant.split(",")[0]] - 1)
                     bench.add("whole", case, variant, "recording adds", added, "%")
-
-
-def grid(bench: Bench) -> None:
-    """What a point of a grid costs beside its notebook, and how much faster two workers are than one.
-
-    Eight points of notebook 00 with one image each, on worker processes of this machine.
-    """
-    points, fixed, seconds = 8 if bench.steps is None else 2, {"rows": 1, "steps": bench.steps or 0}, {}
-    case = f"notebook 00, {points} points"
-    for workers in (1, 2):
-        with TemporaryDirectory() as folder:
-            options = {"workers": workers, "progress": bench.progress}
-            report = run(NOTEBOOK, {"seed": list(range(points))}, fixed, folder, **options)
-            if report.failed:
-                raise ValueError(f"{report.failed} of {points} points failed: {report.error}")
-            rows = read_table(report.table).drop_duplicates("point")
-            own = [_duration(nbformat.read(Path(folder, name), as_version=4)) for name in rows.notebook]
-        seconds[workers] = report.seconds
-        add = partial(bench.add, "grid", case, f"{workers} worker{'s' * (workers > 1)}")
-        add("time of a notebook", own, "s")
-        add("a point beside its notebook", rows.seconds - own, "s")
-        add("time of the grid", report.seconds, "s")
-    add("times faster than one worker", seconds[1] / seconds[2], "×")
 
 
 def overhead(bench: Bench) -> None:
@@ -158,7 +130,7 @@ def steps_section(bench: Bench) -> None:
     """The same image in fewer steps: how much it changes, and how well it keeps style and structure."""
     model, most = _model("bundled", bench.device, bench.dtype), bench.steps or 99
     counts = [s for s in (99, 50, 25, 12) if s <= most] or [most]
-    chosen = prompts.pictures()[: 1 if bench.steps else 12]
+    chosen = prompts.pictures()[: 1 if bench.steps else 6]
     classifier, pair = load_probe(), prompts.pairs()[0]
     for method in ("epsilon", "attention"):
         longest = {}
@@ -180,7 +152,6 @@ def steps_section(bench: Bench) -> None:
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
-    "grid": grid,
     "pictures": pictures,
     "whole": whole,
     "overhead": overhead,
@@ -229,10 +200,3 @@ def _trajectory(model: Model, entry: prompts.Picture, steps: int) -> Trajectory:
 def _recorded(draw: Callable[[], Tensor], model: Model, texts: list[str], trajectory: Trajectory) -> None:
     with record_attention(model, texts, trajectory.x_T.shape[-2:]):
         draw()
-
-
-def _duration(book: nbformat.NotebookNode) -> float:
-    """Seconds that an executed notebook's cells took, from the time stamps that its kernel sent."""
-    stamps = [stamp for cell in book.cells for stamp in cell.metadata.get("execution", {}).values()]
-    times = [datetime.fromisoformat(stamp) for stamp in stamps]
-    return (max(times) - min(times)).total_seconds()

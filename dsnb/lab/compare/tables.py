@@ -202,6 +202,8 @@ def paired(
     for name in measures:
         gap = gaps[name].dropna()
         low, high = interval(gap, together(comparisons), DIFFERENCE if MEASURES[name].rate else ())
+        if MEASURES[name].rate:
+            low, high = max(low, -1.0), min(high, 1.0)
         ahead = sign(low, high, len(gap)) * (1 if MEASURES[name].better == "higher" else -1)
         better = {1: first, -1: second, 0: ""}[ahead]
         row = {"measure": name, "first": first, "second": second, "difference": gap.mean()}
