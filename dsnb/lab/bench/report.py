@@ -113,9 +113,10 @@ def plot_steps(rows: pd.DataFrame) -> Figure:
     for axes, (metric, lines) in zip(panels, found.groupby("metric", sort=False), strict=True):
         for color, (method, line) in zip(STYLE_COLORS, lines.groupby("method", sort=False), strict=False):
             axes.errorbar(line.steps, line.value, line.spread, marker="o", color=color, label=method)
-        axes.set_title(metric, fontsize=9)
         axes.set(xlabel="denoising steps", xlim=(0, 1.05 * found.steps.max()))
-        if not (lines.unit == "dB").any():
+        decibel = (lines.unit == "dB").all()
+        axes.set_title(f"{metric}, dB" if decibel else metric, fontsize=9)
+        if not decibel:
             axes.set_ylim(0, 1.02)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
