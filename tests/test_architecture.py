@@ -76,7 +76,6 @@ def test_no_import_points_back(folder, name):
 def test_arrows_are_seen():
     assert {"models", "sampling"} <= set(imported(PACKAGE / "inversion.py"))
     assert "reference" not in set(imported(PACKAGE / "kernels" / "__init__.py")) - {"kernels"}
-    assert "grid" in set(imported(LAB / "bench" / "sections.py", LAB))
     assert "world" in set(imported(LAB / "training" / "recipe.py", LAB))
     assert "lab" in set(imported(PACKAGE / "__main__.py"))
 

@@ -289,10 +289,7 @@ def shared_kernel():
 @each
 def test_runs_at_toy_size(name, shared_kernel, monkeypatch):
     monkeypatch.setenv("DSNB_INTERACTIVE", "0")
-    folder = str(FOUND[name].parent)
-    job = Job(
-        shared_kernel, FOUND[name].read_text("utf-8"), folder, str(KEPT / "figures" / "toy"), CELL_LIMIT
-    )
+    job = Job(shared_kernel, FOUND[name].read_text("utf-8"), str(FOUND[name].parent), CELL_LIMIT)
     outcome = run_point(job, TOY.get(name, {"seed": 1}))
     output = KEPT / f"{name.replace('/', '_')}-toy.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
