@@ -1,6 +1,7 @@
 """The panel of notebook 00: one image in two styles, with the mask, the method and the noise under sliders."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,13 +126,17 @@ def blend_panel(
                 return from_noise(model, (height, width), seed=seed, steps=steps)
             return invert(image, seed, steps)
 
-        def finished(text: str) -> Tensor:
-            return keep((text, *rest), lambda: decode(model, start(), text, **options))
+        def finished() -> Tensor:
+            """The image of each style alone, drawn in one batch."""
+            alone, n = start(), len(texts)
+            noises = alone.noises.repeat(1, n, 1, 1, 1)
+            every = replace(alone, x_T=alone.x_T.repeat(n, 1, 1, 1), noises=noises)
+            return decode(model, every, texts, **options)
 
         def make() -> Tensor:
             chosen = shapes[shape](*drawing)
-            if method == "pixel":  # the same finished images are used for every mask
-                return blend_pixels(torch.stack([finished(text) for text in texts]), chosen)
+            if method == "pixel":  # the finished images serve every mask
+                return blend_pixels(keep((*texts, *rest), finished)[:, None], chosen)
             return blend(model, start(), texts, chosen, method=method, **options)
 
         return keep((*texts, method, shape, painted, *rest), make)

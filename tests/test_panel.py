@@ -46,7 +46,7 @@ def test_the_panel_draws_what_blend_draws(tiny, panel):
     panel.set(shape="stripes", wipe=0.5, method="attention")
     halves = [expected(method, SHAPES["stripes"](20, 0)) for method in ("attention", "pixel")]
     wiped = torch.cat([halves[0][..., :16], halves[1][..., 16:]], -1)
-    assert torch.allclose(panel.settle(), wiped, atol=1e-5)
+    assert torch.allclose(panel.settle(), wiped, atol=1e-4)  # the panel draws finished images in one batch
 
 
 def test_another_mask_blends_the_same_finished_images(tiny, panel):
@@ -59,7 +59,7 @@ def test_another_mask_blends_the_same_finished_images(tiny, panel):
     texts = [dsnb.prompts.prompt(style, CAPTION) for style in PAIR]
     options = {"method": "pixel", "guidance": tiny.settings.guidance, "progress": False}
     expected = dsnb.blend(tiny, panel.trajectory, texts, masks.radial(sharpness=20), **options)
-    assert torch.allclose(radial, expected, atol=1e-5)
+    assert torch.allclose(radial, expected, atol=1e-4)
 
 
 def test_from_noise_needs_no_inversion(panel):
