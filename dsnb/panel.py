@@ -103,9 +103,8 @@ def blend_panel(
     drawn: dict[tuple, Tensor] = {}  # the last images, in the order of their use
 
     def keep(key: tuple, make: Callable[[], Tensor]) -> Tensor:
-        drawn[key] = (
-            drawn.pop(key) if key in drawn else make()
-        )  # the image that was used last is removed last
+        # the image that was used last is removed last
+        drawn[key] = drawn.pop(key) if key in drawn else make()
         while len(drawn) > KEPT:
             del drawn[next(iter(drawn))]
         return drawn[key]

@@ -44,9 +44,8 @@ class Flux2(Flux):
         return shift, scale
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
-        tokenizer = getattr(
-            pipe.tokenizer, "tokenizer", pipe.tokenizer
-        )  # the one of dev is inside a processor
+        # the tokenizer of dev is inside a processor
+        tokenizer = getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer)
         return tokenizer, TEXT_LENGTH - self._start(pipe)
 
     def text_offset(self, pipe: Any) -> int:

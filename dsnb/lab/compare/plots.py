@@ -122,9 +122,8 @@ def draw_questions(
             for method, part in summed.groupby("method", sort=False):
                 part = part.set_index("setting").reindex(settings)
                 panel.errorbar(ticks, part["mean"], part.error, fmt="o:", ms=3, lw=1, label=method)
-            panel.set_xlabel(
-                ", ".join(varied for varied, _ in words[0]) + " (bars: standard error)", fontsize=7
-            )
+            varied = ", ".join(name for name, _ in words[0])
+            panel.set_xlabel(f"{varied} (bars: standard error)", fontsize=7)
             panel.tick_params(labelsize=6)
         if row[0].has_data():
             row[0].legend(fontsize=6, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2, frameon=False)
