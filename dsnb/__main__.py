@@ -49,28 +49,9 @@ def demo(argv: list[str]) -> int:
 
 def figures(argv: list[str]) -> int:
     """run the notebooks that are out of date, write their outputs into them and redraw `figures/`"""
-    import papermill
+    from .lab.outputs import main
 
-    from .lab import outputs
-
-    does = "Run notebooks, write their outputs into them and redraw `figures/`."
-    parser = argparse.ArgumentParser("dsnb figures", description=does)
-    told = "notebooks to run, such as notebooks/05_two_baselines.ipynb; default: those whose outputs are out of date"
-    parser.add_argument("notebooks", nargs="*", type=Path, help=told)
-    named = [path.resolve() for path in parser.parse_args(argv).notebooks]
-    known = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
-    if unknown := [str(path) for path in named if path not in known]:
-        parser.error(f"notebooks must be files of {NOTEBOOKS}, without solutions; got {', '.join(unknown)}")
-    os.environ["DSNB_INTERACTIVE"] = "0"  # a panel shows one fixed image
-    failed = 0
-    for notebook in named or [path for path in known if outputs.find_problems(path)]:
-        print(notebook.name, flush=True)
-        try:
-            outputs.execute(notebook, ROOT / "runs" / "figures")
-        except papermill.PapermillExecutionError as error:
-            print(f"error: {notebook.name} failed\n{error}", file=sys.stderr)
-            failed = 1
-    return failed
+    return main(argv)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

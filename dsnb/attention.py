@@ -25,8 +25,8 @@ class Blend:
     is the mix of prompts 1 to N by the mask, and role 1 + i is prompt i alone.
     """
 
-    def __init__(self, mask: Mask, size: tuple[int, int], levels: set, sampling: str, device: torch.device):
-        self._mask, self._sampling, self._device = mask, sampling, device
+    def __init__(self, mask: Mask, size: tuple[int, int], levels: set, device: torch.device):
+        self._mask, self._device = mask, device
         self._sizes = token_sizes(*size)
         self._used = [tokens for level, tokens in enumerate(self._sizes) if level in levels]
         self._progress = 0.0
@@ -64,7 +64,7 @@ class Blend:
                 f"a cross-attention with {tokens} tokens does not fit latents halved as {list(self._sizes.values())}; "
                 "pass `size` as the height and width of the latents that the UNet is called with"
             )
-        mask = self._mask.weights(*self._sizes[tokens], self._progress, self._sampling).flatten(1)
+        mask = self._mask.weights(*self._sizes[tokens], self._progress).flatten(1)
         weights = torch.zeros(len(mask) + 2, len(mask) + 1, tokens)
         weights[0, 0] = 1
         weights[1, 1:] = mask
@@ -73,15 +73,37 @@ class Blend:
         return weights
 
 
+def split_heads(attn: Attention, x: Tensor) -> Tensor:
+    """Queries, keys or values (B, T, heads d) of an attention as (B, heads, T, d)."""
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def project_out(attn: Attention, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+    """The end of a UNet's attention: from the mixed values (B, T, heads d) to its output, shaped like its input."""
+    out = attn.to_out[1](attn.to_out[0](mixed))
+    if attn.residual_connection:
+        out = out + hidden_states
+    return out / attn.rescale_output_factor
+
+
 class BlendProcessor:
-    """Replaces the processor of one cross-attention. It computes the text's keys and values once, when it is made."""
+    """Replaces the processor of one cross-attention. It computes the text's keys and values once.
+
+    It does so when it is made, or, where the layer is offloaded, in the first call, which brings its weights.
+    """
 
     def __init__(self, attn: Attention, contexts: Tensor, blend: Blend, passes: Sequence[float] = (1.0,)):
-        heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).contiguous()
-        with torch.no_grad():
-            self.keys, self.values = heads(attn.to_k(contexts)), heads(attn.to_v(contexts))
         self.contexts, self.blend, self.passes = contexts, blend, passes
         self.watch = getattr(attn.processor, "watch", None)  # of a recorder, see `attention_maps`
+        self.keys: Tensor | None = None
+        if next(attn.to_k.parameters()).device == contexts.device:
+            self.read(attn)
+
+    def read(self, attn: Attention) -> None:
+        with torch.no_grad():
+            self.keys, self.values = (
+                split_heads(attn, project(self.contexts)).contiguous() for project in (attn.to_k, attn.to_v)
+            )
 
     def __call__(
         self,
@@ -95,20 +117,19 @@ class BlendProcessor:
             raise NotImplementedError(
                 "a cross-attention was given an attention mask, which cannot be blended; call the UNet without it"
             )
+        if self.keys is None:
+            self.read(attn)
         batch, tokens, _ = hidden_states.shape
         plan = self.blend.plan(batch, tokens)
         mixed = hidden_states
         for factor in self.passes:
-            query = attn.to_q(mixed).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            query = split_heads(attn, attn.to_q(mixed))
             if self.watch is not None and mixed is hidden_states:  # only the first pass is recorded
                 self.watch(query, self.keys, self.values, self.contexts, plan)
             answer = blend_attention(query, self.keys, self.values, plan)
             answer = answer.transpose(1, 2).flatten(2)
             mixed = answer if factor == 1 else torch.lerp(mixed, answer, factor)
-        out = attn.to_out[1](attn.to_out[0](mixed))
-        if attn.residual_connection:
-            out = out + hidden_states
-        return out / attn.rescale_output_factor
+        return project_out(attn, mixed, hidden_states)
 
 
 @contextmanager
@@ -120,7 +141,6 @@ def blend_cross_attention(
     *,
     layers: Callable[[str], bool] | None = None,
     passes: Sequence[float] = (1.0,),
-    sampling: str = "area",
 ) -> Iterator[Blend]:
     """Mixes the prompts by the mask in the UNet's cross-attentions while the block runs.
 
@@ -133,7 +153,6 @@ def blend_cross_attention(
             use the `encoder_hidden_states` of the UNet call.
         passes: a weight f from 0 to 1 for each pass. The query of a pass is the result h of the pass before,
             h <- f O(Q(h)) + (1 - f) h. (1.0,) is plain attention.
-        sampling: how the mask is sampled, see `Mask.weights`.
 
     Yields:
         The blend. Call `blend.at(progress, rows)` before each UNet call. When the block ends, the UNet has its own
@@ -158,7 +177,7 @@ def blend_cross_attention(
     with network_lock(unet):
         check_hookable(unet, names, watched=True)
         levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
-        blend = Blend(mask, size, levels, sampling, contexts.device)
+        blend = Blend(mask, size, levels, contexts.device)
         ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend, passes) for name in names}
         with replaced_processors(unet, ours):
             yield blend

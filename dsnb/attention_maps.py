@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import checks
-from .attention import check_hookable, cross_attention_layers, replaced_processors
+from .attention import (
+    check_hookable,
+    cross_attention_layers,
+    project_out,
+    replaced_processors,
+    split_heads,
+)
 from .models import Model
 from .token_maps import AttentionMaps, Layers, choose_layers
 
@@ -139,13 +145,10 @@ class RecordProcessor:
             raise NotImplementedError(
                 f"{self.name} was given an attention mask, which cannot be recorded; call the UNet without it"
             )
-        heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        keys, values = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
-        out = self.maps.add_plain(self.name, heads(attn.to_q(hidden_states)), keys, values)
-        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
-        if attn.residual_connection:
-            out = out + hidden_states
-        return out / attn.rescale_output_factor
+        query = split_heads(attn, attn.to_q(hidden_states))
+        key, value = (split_heads(attn, project(encoder_hidden_states)) for project in (attn.to_k, attn.to_v))
+        out = self.maps.add_plain(self.name, query, key, value)
+        return project_out(attn, out.transpose(1, 2).flatten(2), hidden_states)
 
 
 class JointWatch(TorchFunctionMode):

@@ -9,16 +9,11 @@ from . import masks, plotting, prompts
 from .checkpoints import load
 from .images import read_image, to_pil
 from .inversion import invert
-from .methods import blend
+from .methods import TITLES, blend
 
 IMAGE, LEFT, RIGHT = "bear_grass", "minecraft", "vangogh"
 STEPS = 12  # for speed; on 12 images no measure separated 12 from 50 steps (figures/14_questions.md)
-OTHERS = {
-    "prompt": "one prompt",
-    "pixel": "pixel blend",
-    "epsilon": "epsilon mask",
-    "attention": "cross-attention",
-}
+OTHERS = ("prompt", "pixel", "epsilon", "attention")
 
 
 def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
@@ -50,9 +45,9 @@ def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
 
     together = prompts.one_prompt([LEFT, RIGHT], picture.caption)
     columns = {"source image": source}
-    for method, title in OTHERS.items():
+    for method in OTHERS:
         text = together if method == "prompt" else None
-        columns[title] = blend(model, trajectory, styled, mask, method=method, one_prompt=text)
+        columns[TITLES[method]] = blend(model, trajectory, styled, mask, method=method, one_prompt=text)
     columns["combined"] = combined
     strip = plotting.show_grid(list(columns.values()), list(columns))
     yield plotting.save_figure(strip, str(folder / "dsnb_demo_methods.png"))

@@ -6,22 +6,6 @@ from pathlib import Path
 from uuid import uuid4
 
 
-def write_down(path: Path, data: bytes) -> None:
-    """Writes a new file and flushes it to the disk.
-
-    Args:
-        path: the file.
-        data: its bytes.
-
-    Raises:
-        FileExistsError: the name is taken, even by a link.
-    """
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that other processes read either its old bytes or its new ones, never a part.
 
@@ -50,7 +34,10 @@ def write_all_whole(files: Mapping[Path, bytes]) -> None:
     written = {path: path.with_name(f".{uuid4().hex}.tmp") for path in files}
     try:
         for path, data in files.items():
-            write_down(written[path], data)
+            with written[path].open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
         for path, temporary in written.items():
             os.replace(temporary, path)
     finally:

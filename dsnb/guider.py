@@ -69,6 +69,11 @@ class MaskGuider(BaseGuidance):
         return [*batches, self._prepare_batch(data, 1, "pred_uncond")]
 
     def forward(self, pred_uncond: Tensor, **styles: Tensor) -> GuiderOutput:
+        if pred_uncond.ndim != 4:
+            raise NotImplementedError(
+                f"the network's output must be (B, C, h, w), got {tuple(pred_uncond.shape)}; for a model with packed "
+                "latents, such as FLUX.2, use dsnb.blend"
+            )
         height, width = pred_uncond.shape[-2:]
         weights = self.mask.weights(height, width, self._step / self._num_inference_steps)
         cond = torch.stack([styles[f"style_{i}"] for i in range(self.mask.n)])

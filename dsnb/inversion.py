@@ -25,6 +25,7 @@ from .images import LARGEST_SIDE, read_image
 from .kernels import linear_step
 from .models import (
     Model,
+    drawing,
     encode_image,
     encode_prompts,
     predict,
@@ -208,9 +209,9 @@ def invert(
     eta = _eta(method, settings.eta if eta is None and method == "dpm-encoder" else eta)
     image = image if isinstance(image, Tensor) else read_image(image, model)
     size = tuple(length // model.latent_factor for length in image.shape[-2:])
-    schedule = schedule_of(model, steps, skip, size).to(model.device)
+    schedule = schedule_of(model, steps, skip, size)
     bar = tqdm(total=len(schedule), desc="inverting", disable=not progress, leave=False)
-    with model.lock, bar:
+    with drawing(model), bar:
         x_0 = encode_image(model, image)
         caption = checks.one_or_each("caption", caption, len(x_0))
         if isinstance(generator, list) and len(generator) != len(x_0):

@@ -52,7 +52,7 @@ def joint_rows(rows: Prompts, n: int, weights: Tensor, area: Tensor) -> Prompts:
         One or two rows.
     """
     styles, negative = rows[-n:], rows[:-n]
-    bias = joint_bias(weights, rows.text.shape[1])
+    bias = joint_bias(weights, rows.text.shape[1]).to(rows.text.dtype)
     merge = lambda part: None if part is None else torch.tensordot(area.to(part), part, 1)[None]
     every = Prompts(styles.text.flatten(0, 1)[None], merge(styles.pooled), merge(styles.guidance), bias)
     if len(negative) == 0:

@@ -18,7 +18,7 @@ from .inversion import FROM_NOISE, Trajectory, guided_eps
 from .job import Job, decode_trajectory
 from .joint import joint_rows
 from .masks import Mask
-from .models import Model, decode_latents, refuse_blending
+from .models import Model, decode_latents, drawing, refuse_blending
 from .regional import regional_context
 from .sampling import Step
 
@@ -123,7 +123,7 @@ def blend(
         progress,
         None if loras is None else check_adapters(model.pipe, "loras", loras, mask.n),
     )
-    with model.lock:
+    with drawing(model):
         refuse_blending(model.network)
         return methods_of(model)[method](job)
 
@@ -173,7 +173,7 @@ def decode(
         default_guidance(model, trajectory) if guidance is None else checks.number("guidance", guidance)
     )
     negative_prompt = _check_negative(model, negative_prompt)
-    with model.lock:
+    with drawing(model):
         eps = guided_eps(model, prompt, guidance, negative_prompt)
         return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
 
@@ -356,6 +356,14 @@ METHODS: Mapping[str, Method] = {
     "attention": _attention,
     "regional": _regional,
     "combined": _combined,
+}
+TITLES = {  # as panels and figures name them
+    "prompt": "one prompt",
+    "pixel": "pixel blend",
+    "epsilon": "epsilon mask",
+    "attention": "cross-attention",
+    "regional": "regional context",
+    "combined": "combined",
 }
 JOINT_METHODS: Mapping[str, Method] = {**PLAIN_METHODS, "joint": _joint}
 BY_ATTENTION = {"cross": METHODS, "joint": JOINT_METHODS, "plain joint": PLAIN_METHODS}

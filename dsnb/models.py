@@ -97,6 +97,16 @@ def network_lock(network: nn.Module) -> threading.RLock:
         return _locks.setdefault(plain, threading.RLock())
 
 
+@contextmanager
+def drawing(model: Model) -> Iterator[None]:
+    """Holds the model's lock. At the end an offloaded pipeline sends its last part back, as its own calls do."""
+    with model.lock:
+        try:
+            yield
+        finally:
+            model.pipe.maybe_free_model_hooks()
+
+
 def schedule_of(model: Model, steps: int, skip: int, size: tuple[int, int]) -> Schedule:
     """The model's schedule.
 
@@ -145,8 +155,14 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
     with torch.no_grad():
         pixels = (2 * image - 1).to(model.device, model.vae.dtype)
         latents = model.family.encode_image(model.pipe, pixels)
-    shift, scale = model.family.latent_scale(model.pipe, *latents.shape[-2:])
+    shift, scale = _latent_scale(model, latents)
     return (latents.float() - shift) * scale
+
+
+def _latent_scale(model: Model, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """`Family.latent_scale` on the device of the latents; an offloaded autoencoder may be on another one."""
+    shift, scale = model.family.latent_scale(model.pipe, *latents.shape[-2:])
+    return torch.as_tensor(shift, device=latents.device), torch.as_tensor(scale, device=latents.device)
 
 
 def decode_latents(model: Model, latents: Tensor) -> Tensor:
@@ -168,7 +184,7 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
             f"or its dtype ({model.dtype}) are at fault"
         )
     with torch.no_grad():
-        shift, scale = model.family.latent_scale(model.pipe, *latents.shape[-2:])
+        shift, scale = _latent_scale(model, latents)
         pixels = model.family.decode_latents(model.pipe, (latents / scale + shift).to(model.vae.dtype))
     if not torch.isfinite(pixels).all():
         raise ValueError(

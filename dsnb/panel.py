@@ -11,7 +11,7 @@ from torch import Tensor
 from . import checks, masks, prompts
 from .inversion import Trajectory, from_noise
 from .masks import Mask
-from .methods import blend, blend_pixels, decode
+from .methods import TITLES, blend, blend_pixels, decode
 from .models import Model
 from .sampling import Step
 from .widgets import Panel, explore
@@ -23,14 +23,6 @@ SHAPES: Mapping[str, Callable[[float, float], Mask]] = {
     "linear": lambda sharpness, angle: masks.linear(angle=angle),
     "radial": lambda sharpness, angle: masks.radial(sharpness=sharpness),
     "stripes": lambda sharpness, angle: masks.stripes(6, sharpness=sharpness, angle=angle),
-}
-TITLES = {  # the methods, baselines first
-    "prompt": "one prompt",
-    "pixel": "pixel blend",
-    "epsilon": "epsilon mask",
-    "attention": "cross-attention",
-    "regional": "regional context",
-    "combined": "combined",
 }
 KEPT = 12  # images in memory, so that a new wipe, or a new mask of finished images, needs no drawing
 

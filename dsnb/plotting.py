@@ -296,17 +296,13 @@ def show_mask(
     weights: Tensor | np.ndarray,
     image: Picture | None = None,
     labels: Sequence[str] | None = None,
-    contours: Sequence[float] = (0.25, 0.5, 0.75),
-    width: float = 1.7,
 ) -> Sheet:
-    """Draws a mask: all styles as colours with contour lines, then each weight in grey.
+    """Draws a mask: all styles as colours with contour lines at 1/4, 1/2 and 3/4, then each weight in grey.
 
     Args:
         weights: (N, H, W).
         image: what lies under the colours; default nothing.
         labels: names of the styles; default "style 1" to "style N".
-        contours: the weights at which a line is drawn.
-        width: inches per image.
 
     Returns:
         The figure.
@@ -319,13 +315,13 @@ def show_mask(
     if len(labels) != len(weights):
         raise ValueError(f"labels has {len(labels)} entries; expected {len(weights)}, one per style")
     pictures = [color_weights(weights, image), *(weight.clamp(0, 1) for weight in weights)]
-    figure = show_grid(pictures, ["as colours", *labels], columns=len(pictures), width=width)
+    figure = show_grid(pictures, ["as colours", *labels], columns=len(pictures), width=1.7)
     axes = figure.axes[0]
     height, across = to_array(pictures[0]).shape[:2]
     y = (np.arange(weights.shape[1]) + 0.5) * height / weights.shape[1] - 0.5
     x = (np.arange(weights.shape[2]) + 0.5) * across / weights.shape[2] - 0.5
     for index, weight in enumerate(weights[:1] if len(weights) == 2 else weights):
-        levels = [level for level in contours if float(weight.min()) < level < float(weight.max())]
+        levels = [level for level in (0.25, 0.5, 0.75) if float(weight.min()) < level < float(weight.max())]
         if levels and min(weight.shape) > 1:
             color = "white" if len(weights) == 2 else STYLE_COLORS[index % len(STYLE_COLORS)]
             axes.contour(x, y, weight.numpy(), levels=levels, linewidths=0.8, colors=color)

@@ -10,13 +10,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttentionProcessor
 from torch import Tensor, nn
 
 from . import checks
-from .attention import check_hookable, layer_level, replaced_processors, token_sizes
+from .attention import (
+    check_hookable,
+    layer_level,
+    project_out,
+    replaced_processors,
+    split_heads,
+    token_sizes,
+)
 from .masks import Mask
 from .models import network_lock
 
@@ -114,6 +122,12 @@ class Regions:
         return found[size]
 
 
+def _loads_itself(layer: nn.Module) -> bool:
+    """Whether a hook brings the layer's weights in each call: sequential offloading, or diffusers' by leaves."""
+    registry = getattr(layer, "_diffusers_hook", None)
+    return hasattr(layer, "_hf_hook") or bool(registry and registry.get_hook("group_offloading"))
+
+
 class RegionalNorm(nn.GroupNorm):
     """Replaces a UNet's group normalisation and uses its parameters."""
 
@@ -149,14 +163,12 @@ class RegionalProcessor:
                 "a self-attention was given an attention mask, which regional context cannot use; call the UNet "
                 "without it"
             )
-        heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        query, key, value = (heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))
+        query, key, value = (
+            split_heads(attn, project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
         bias = self.regions.bias(hidden_states.shape[1]).to(query.device)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
-        if attn.residual_connection:
-            out = out + hidden_states
-        return out / attn.rescale_output_factor
+        return project_out(attn, out.transpose(1, 2).flatten(2), hidden_states)
 
 
 @contextmanager
@@ -186,7 +198,8 @@ def regional_context(
     Raises:
         RuntimeError: the UNet is hooked already.
         ValueError: `layers` chooses nothing, or `strength` is out of range.
-        NotImplementedError: a self-attention with another processor than diffusers' plain one.
+        NotImplementedError: a self-attention with another processor than diffusers' plain one, or a normalisation whose
+            weights are offloaded layer by layer.
     """
     strength = checks.number("strength", strength, 0)
     unet = getattr(unet, "_orig_mod", unet)  # of a compiled one
@@ -204,9 +217,14 @@ def regional_context(
             raise RuntimeError("the UNet is hooked already; leave the first block before entering another")
         check_hookable(unet, names)
         plain = {name: unet.get_submodule(name) for name in norms}
+        if any(map(_loads_itself, plain.values())):
+            raise NotImplementedError(
+                "this UNet's weights are offloaded layer by layer, which regional context cannot use; call "
+                "pipe.enable_model_cpu_offload() instead, or use method 'attention', or 'combined' with regional=False"
+            )
         levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
-        # weights may be stored in another dtype
-        like = next(unet.parameters()).new_empty(0, dtype=unet.dtype)
+        stored = next(unet.parameters())  # perhaps in another dtype, or offloaded and without data
+        like = torch.empty(0, dtype=unet.dtype, device="cpu" if stored.is_meta else stored.device)
         regions = Regions(mask, size, levels, strength, like)
         ours = {name: RegionalProcessor(unet.get_submodule(name).processor, regions) for name in names}
         try:

@@ -105,11 +105,6 @@ class Schedule:
         times, a, s, a_next, s_next = (part.flip(0) for part in parts)
         return Schedule(times, a, s, a_next, s_next, self.prediction)
 
-    def to(self, device: torch.device) -> "Schedule":
-        parts = (self.timesteps, self.a, self.s, self.a_next, self.s_next)
-        times, a, s, a_next, s_next = (part.to(device) for part in parts)
-        return Schedule(times, a, s, a_next, s_next, self.prediction)
-
 
 @dataclass(frozen=True)
 class Step:

@@ -2,6 +2,9 @@
 
 import ast
 import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -23,8 +26,10 @@ TIERS = [
     ["job"],
     ["methods"],
     ["checkpoints"],
-    ["demo", "lab", "memory", "panel"],
-    ["__main__", "app"],
+    ["demo", "memory", "panel"],
+    ["app"],
+    ["lab"],
+    ["__main__"],
 ]
 LAB_TIERS = [["grid", "statistics", "world"], ["compare", "bench", "outputs"], ["training", "trials"]]
 TIER = {
@@ -106,3 +111,28 @@ def test_every_promise_names_a_test():
             assert f"def {name}(" in (root / file).read_text(encoding="utf-8"), f"{file}::{name}"
             named += 1
     assert named
+
+
+def test_what_is_imported_is_declared():
+    """A base dependency; or any extra's, in the laboratory, inside functions, and for Triton's kernels."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    name = lambda line: re.match(r"[\w-]+", line)[0].lower().replace("_", "-")
+    base = {name(line) for line in project["dependencies"]}
+    base |= {"huggingface-hub", "tokenizers"}  # belong to diffusers and transformers
+    base |= {"ipython", "jupyter-client", "nbformat", "traitlets"}  # belong to ipywidgets and papermill
+    extras = {name(line) for lines in project["optional-dependencies"].values() for line in lines}
+    known = packages_distributions()
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for module in {word.split(".")[0] for word in names} - {"dsnb", *sys.stdlib_module_names}:
+                wanted = {name(line) for line in known.get(module, [module])}
+                optional = LAB in path.parents or path.name == "fused.py" or node not in tree.body
+                assert wanted & (base | extras if optional else base), f"{path}:{node.lineno}: {module}"
+
+
+def test_the_citation_names_this_version():
+    assert f"version: {dsnb.__version__}\n" in (PACKAGE.parent / "CITATION.cff").read_text(encoding="utf-8")

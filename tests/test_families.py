@@ -225,6 +225,7 @@ def test_the_mask_obeys_in_every_method(model, noise):
     alone, mask = single(model, noise, RIGHT), masks.logistic(10, angle=20)
     for method in blending(model):
         close(run(model, noise, [LEFT, RIGHT], only(1), method), alone)
+        close(run(model, noise, [RIGHT], only(0, n=1), method), alone)
         if method not in ("regional", "combined"):  # its layers follow the mask, whatever the prompts
             close(run(model, noise, [RIGHT] * 3, masks.radial(3), method), alone)
         here = run(model, noise, [LEFT, RIGHT], mask, method)
@@ -421,6 +422,41 @@ def test_a_scheduler_of_the_other_kind_is_refused(model):
         dsnb.load(pipe)
 
 
+@pytest.mark.parametrize("model", ["sd3"], indirect=True)
+def test_a_shift_that_depends_on_the_size(model, noise):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    shifted = dsnb.load(
+        diffusers.StableDiffusion3Pipeline(**{**model.pipe.components, "scheduler": scheduler})
+    )
+    noise = dataclasses.replace(noise, model=shifted.name)
+    close(single(shifted, noise, LEFT), stock_image(shifted, noise), 1e-4)
+    assert (single(shifted, noise, LEFT) - single(model, noise, LEFT)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("model", ["sdxl"], indirect=True)
+def test_an_autoencoder_with_a_mean_and_a_deviation_per_channel(model, noise):
+    vae = make_vae(4, latents_mean=[0.5, -0.5, 0.1, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5])
+    pipe = diffusers.StableDiffusionXLPipeline(**{**model.pipe.components, "vae": vae}, add_watermarker=False)
+    other = dsnb.load(pipe)
+    noise = dataclasses.replace(noise, model=other.name)
+    close(single(other, noise, LEFT), stock_image(other, noise), 1e-4)
+    assert (single(other, noise, LEFT) - single(model, noise, LEFT)).abs().max() > 1e-3
+    image = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        own = vae.decode(vae.encode(image * 2 - 1).latent_dist.mode()).sample
+    close(models.decode_latents(other, models.encode_image(other, image)), (own / 2 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize("model", ["qwen-image"], indirect=True)
+def test_a_qwen_image_with_embedded_guidance_is_refused(model):
+    config = {**model.network.config, "guidance_embeds": True}
+    pipe = type(model.pipe)(
+        **{**model.pipe.components, "transformer": type(model.network).from_config(config)}
+    )
+    with pytest.raises(NotImplementedError, match="guidance_embeds"):
+        dsnb.load(pipe)
+
+
 @pytest.mark.parametrize("model", ["flux2-klein"], indirect=True)
 def test_a_distilled_klein_takes_no_guidance(model, noise):
     fast = dsnb.load(diffusers.Flux2KleinPipeline(**model.pipe.components, is_distilled=True))
@@ -468,3 +504,6 @@ def test_the_mask_guider_blends_in_a_modular_pipeline(model, noise):
     assert (draw(MaskGuider(masks.linear(), styles, 3.0), RIGHT) - expected).abs().max() > 1e-4
     with pytest.raises(ValueError, match="the mask has 3 styles, so styles needs 3 rows; got 2"):
         MaskGuider(masks.linear(3), styles)
+    packed = torch.zeros(1, 6, 4)
+    with pytest.raises(NotImplementedError, match="packed latents"):
+        MaskGuider(masks.linear(), styles).forward(packed, style_0=packed, style_1=packed)

@@ -312,6 +312,13 @@ def test_toy_parameters_exist_and_differ(name):
 
 
 @each
+def test_code_cells_are_short(name):
+    code = (cell for cell in nbformat.read(FOUND[name], as_version=4).cells if cell.cell_type == "code")
+    lines = {cell.id: len(cell.source.splitlines()) for cell in code}
+    assert all(count <= 25 for count in lines.values()), lines
+
+
+@each
 def test_parameters_are_typed_and_explained(name):
     source = parameters_cell(name).source
     for statement in ast.parse(source).body:

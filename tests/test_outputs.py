@@ -8,7 +8,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from dsnb import __main__ as command
 from dsnb.lab import outputs
 
 NOISE = """
@@ -110,16 +109,16 @@ def test_figures_runs_the_named_or_the_stale_notebooks(executed, tmp_path, monke
     for name, source in (("01_stale", "1 + 1"), ("02_broken", "1 / 0")):
         stale.cells[1:] = [new_code_cell(source)]
         nbformat.write(stale, tmp_path / f"{name}.ipynb")
-    monkeypatch.setattr(command, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(outputs, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(outputs, "ROOT", tmp_path)
     monkeypatch.setenv("DSNB_INTERACTIVE", "0")
     before = (tmp_path / "02_broken.ipynb").read_bytes()
-    assert command.figures([]) == 1
+    assert outputs.main([]) == 1
     told = capsys.readouterr()
     assert told.out.split() == ["01_stale.ipynb", "02_broken.ipynb"] and "ZeroDivisionError" in told.err
     assert outputs.find_problems(tmp_path / "01_stale.ipynb") == []
     assert (tmp_path / "02_broken.ipynb").read_bytes() == before
-    assert command.figures([str(tmp_path / "01_stale.ipynb")]) == 0
+    assert outputs.main([str(tmp_path / "01_stale.ipynb")]) == 0
     assert capsys.readouterr().out.split() == ["01_stale.ipynb"]
     with pytest.raises(SystemExit, match="2"):
-        command.figures(["README.md"])
+        outputs.main(["README.md"])

@@ -98,7 +98,7 @@ def test_better_goes_by_the_measure_s_direction():
     gaps = tables.paired(table, "method", "one", "two")
     assert gaps.set_index("measure").better.to_dict() == {"psnr": "two", "lpips": "one", "seam": "one"}
     said = [tables.sentence(row) for row in gaps.to_dict("records")]
-    assert said[0].startswith("two better than one (-1.") and said[1].startswith("one better than two (-1.")
+    assert said[0].startswith("two better than one (+1.") and said[1].startswith("one better than two (-1.")
     wide = tables.paired(table, "method", "one", "two", ["psnr"], 1000).iloc[0]
     assert wide.high - wide.low > 1.5 * (gaps.high - gaps.low)[0]
 

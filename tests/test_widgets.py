@@ -78,10 +78,10 @@ def test_values_have_no_rounding_errors_of_the_slider():
 def test_the_image_keeps_its_area_whatever_the_preview_s_shape():
     flat = torch.zeros(1, 3, 2, 8)
     panel = live(lambda value: shade(value), preview=lambda value: flat, width=200, value=(0.0, 1.0))
-    assert panel._image.layout.height == "200px"
+    assert panel.view.layout.height == "200px"
     panel.set(value=0.9)
     panel.settle()
-    assert panel._image.layout.height == "200px"
+    assert panel.view.layout.height == "200px"
 
 
 def test_figures_of_pyplot_are_drawn_once_and_not_kept():
@@ -91,10 +91,10 @@ def test_figures_of_pyplot_are_drawn_once_and_not_kept():
         return figure
 
     panel = live(draw, height=(1.0, 2.0))
-    first = panel._image.value
+    first = panel.view.value
     panel.set(height=2.0)
     panel.settle()
-    assert panel._image.value != first and not pyplot.get_fignums()
+    assert panel.view.value != first and not pyplot.get_fignums()
 
 
 def test_start_comes_from_the_default_of_draw():
@@ -231,11 +231,11 @@ explore(draw, value=(0.0, 1.0, 0.1, 0.5), mask=paint(torch.zeros(1, 3, 4, 4)))
 
 def test_moving_a_control_draws_the_new_position():
     panel = live(lambda value: shade(value), value=(0.0, 1.0, 0.1, 0.0))
-    before = panel._image.value
+    before = panel.view.value
     panel.set(value=0.5)
     assert torch.equal(panel.settle(), shade(0.5))
-    assert panel._image.value != before == plotting.png_bytes(shade(0))
-    assert panel._image.value == plotting.png_bytes(shade(0.5))
+    assert panel.view.value != before == plotting.png_bytes(shade(0))
+    assert panel.view.value == plotting.png_bytes(shade(0.5))
     with pytest.raises(ValueError, match="'angle' is no control"):
         panel.set(angle=1)
 
@@ -286,7 +286,7 @@ def test_a_running_picture_stops_at_its_next_step_when_superseded():
     panel.set(value=2)
     assert torch.equal(panel.settle(), shade(0.2))
     assert ended == [1] and len([step for value, step in steps if value == 1]) < 100
-    assert panel.error is None and "dsnb-error" not in panel._status.value
+    assert panel.error is None and "dsnb-error" not in panel.status.value
 
 
 def test_an_error_is_shown_kept_and_cleared_by_the_next_good_picture():
@@ -299,11 +299,11 @@ def test_an_error_is_shown_kept_and_cleared_by_the_next_good_picture():
     panel.set(value=5)
     with pytest.raises(RuntimeError, match="out of order"):
         panel.settle()
-    assert "RuntimeError: five &lt;is&gt; out of order" in panel._status.value
-    assert "Traceback" in panel._status.value and panel._save.disabled
+    assert "RuntimeError: five &lt;is&gt; out of order" in panel.status.value
+    assert "Traceback" in panel.status.value and panel.save_button.disabled
     panel.set(value=6)
     assert torch.equal(panel.settle(), shade(0.6))
-    assert panel.error is None and "dsnb-error" not in panel._status.value and not panel._save.disabled
+    assert panel.error is None and "dsnb-error" not in panel.status.value and not panel.save_button.disabled
 
 
 def test_an_error_in_the_preview_is_shown_too():
@@ -395,13 +395,13 @@ def test_progress_bar_appears_for_what_takes_long_and_goes_again(monkeypatch):
         for step in range(10 * value):
             time.sleep(0.05)
             report(step + 1, 10)
-            seen.append((panel._bar.layout.visibility, panel._bar.value))
+            seen.append((panel.progress_bar.layout.visibility, panel.progress_bar.value))
         return shade(0)
 
     panel = live(draw, value=(0, 1, 1, 0))
     panel.set(value=1)
     panel.settle()
-    assert ("visible", 8) in seen and panel._bar.layout.visibility == "hidden"
+    assert ("visible", 8) in seen and panel.progress_bar.layout.visibility == "hidden"
 
 
 def test_play_sweeps_once_and_comes_back(monkeypatch):
@@ -420,7 +420,7 @@ def test_play_sweeps_once_and_comes_back(monkeypatch):
     panel.play()
     panel.settle()
     assert frames == [0, 60, 90, 30] and full == [30, 30]
-    assert panel.values() == {"angle": 30} and panel._play.value is False
+    assert panel.values() == {"angle": 30} and panel.play_button.value is False
 
 
 def test_a_fine_slider_is_swept_in_a_few_frames(monkeypatch):
@@ -439,7 +439,7 @@ def test_a_sweep_ends_where_its_frames_meet_the_slider_s_end(monkeypatch, start)
     panel = live(lambda x: seen.append(x) or shade(0), play="x", x=(0.0, 6.0, 0.1, start))
     panel.play()
     panel.settle()
-    assert panel._play.value is False and seen[-1] == start and max(seen) == 6.0
+    assert panel.play_button.value is False and seen[-1] == start and max(seen) == 6.0
 
 
 def test_small_steps_are_shown():
@@ -454,23 +454,23 @@ def test_save_button_writes_the_picture_with_all_it_takes_to_make_it_again(folde
     )
     panel.set(angle=40)
     panel.settle()
-    panel._save.click()
-    panel._save.click()
+    panel.save_button.click()
+    panel.save_button.click()
     assert sorted(file.name for file in folder.iterdir()) == [
         "00_mine_01.json", "00_mine_01.png", "00_mine_02.json", "00_mine_02.png"
     ]  # fmt: skip
     told = {"image": "bear.png", "model": "mini", "steps": 50, "angle": 40}
     assert plotting.read_parameters(folder / "00_mine_01.png") == told
     assert json.loads((folder / "00_mine_01.json").read_text())["parameters"] == told
-    assert "00_mine_02.png" in panel._status.value
+    assert "00_mine_02.png" in panel.status.value
 
 
 def test_a_picture_that_cannot_be_saved_says_so_in_the_panel(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("DSNB_FIGURES", str(tmp_path / "taken"))
     panel = live(lambda angle: shade(0), save_as="x", angle=(0, 1))
-    panel._save.click()
-    assert "dsnb-error" in panel._status.value and "taken" in panel._status.value
+    panel.save_button.click()
+    assert "dsnb-error" in panel.status.value and "taken" in panel.status.value
     with pytest.raises(OSError, match="taken"):
         panel.save()
 
@@ -549,7 +549,7 @@ def test_mouse_paints_undoes_and_clears():
     painter.end()
     painter.end()  # and leaves the canvas
     assert len(changes) == 1 and painter.value[1, 10, 10] > 0.9 and painter.value[1, 1, 1] == 0
-    painter._style.value = 2
+    painter.style.value = 2
     painter.begin(100, 100)
     painter.end(100, 100)
     assert painter.value[2, 10, 10] > 0.5 and len(painter.strokes) == 2
@@ -584,12 +584,12 @@ def test_painting_that_makes_no_sense_is_refused(options, says):
 def test_a_painter_is_a_control_of_a_panel(folder):
     painter = paint(torch.zeros(1, 3, 8, 8), width=80, interactive=True)
     panel = live(lambda mask: torch.from_numpy(mask[1]), save_as="painted", mask=painter)
-    before = panel._image.value
+    before = panel.view.value
     painter.begin(40, 40)
     painter.move(60, 40)
     painter.end()
     panel.settle()
-    assert panel._image.value != before
+    assert panel.view.value != before
     told = plotting.read_parameters(panel.save())["mask"]
     again = paint(torch.zeros(1, 3, 8, 8), told["n"], strokes=told["strokes"])
     assert np.array_equal(again.value, painter.value)

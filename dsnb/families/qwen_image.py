@@ -20,6 +20,14 @@ class QwenImage(FlowFamily):
     time_unit = 1000
     settings = Settings(steps=50, skip=5, guidance=6.0, sampling_guidance=4.0)
 
+    def check(self, pipe: Any) -> None:
+        super().check(pipe)
+        if pipe.transformer.config.guidance_embeds:
+            raise NotImplementedError(
+                "the transformer takes its guidance as an embedding (guidance_embeds), which is not supported for "
+                "this family; use a model without it"
+            )
+
     def channels(self, pipe: Any) -> int:
         return pipe.transformer.config.in_channels // 4
 
@@ -36,11 +44,9 @@ class QwenImage(FlowFamily):
     def latent_scale(self, pipe: Any, height: int, width: int) -> tuple[Tensor, Tensor]:
         """A mean and a deviation for each channel."""
         config = pipe.vae.config
-        each = (
-            torch.tensor(part, device=pipe._execution_device)
-            for part in (config.latents_mean, config.latents_std)
+        mean, deviation = (
+            torch.tensor(part)[None, :, None, None] for part in (config.latents_mean, config.latents_std)
         )
-        mean, deviation = (part[None, :, None, None] for part in each)
         return mean, 1 / deviation
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:

@@ -21,7 +21,10 @@ class StableDiffusion3(FlowFamily):
     settings = Settings(steps=28, skip=3, guidance=7.0, sampling_guidance=4.5)
 
     def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
-        return {}  # the shift is the scheduler's own
+        """The shift is the scheduler's own, or depends on the size where its configuration says so."""
+        if not pipe.scheduler.config.get("use_dynamic_shifting"):
+            return {}
+        return {"mu": super().timing(pipe, steps, size)["mu"]}
 
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         if pipe.text_encoder_3 is None:

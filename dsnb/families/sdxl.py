@@ -28,6 +28,14 @@ class StableDiffusionXL(Family):
         if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
             pipe.vae.to(torch.float32)
 
+    def latent_scale(self, pipe: Any, height: int, width: int) -> tuple[Any, Any]:
+        """Some of this family's autoencoders have a mean and a deviation for each channel."""
+        mean, deviation = pipe.vae.config.get("latents_mean"), pipe.vae.config.get("latents_std")
+        if mean is None or deviation is None:
+            return super().latent_scale(pipe, height, width)
+        mean, deviation = (torch.tensor(part)[None, :, None, None] for part in (mean, deviation))
+        return mean, pipe.vae.config.scaling_factor / deviation
+
     def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
         """An empty prompt becomes zeros if the model was trained with zeros, as in the pipeline itself."""
         text, _, pooled, _ = pipe.encode_prompt(list(prompts), None, pipe._execution_device, 1, False)

@@ -41,6 +41,11 @@ def check_unet(pipe: Any) -> None:
             f"the UNet takes {config.in_channels} channels and the autoencoder makes "
             f"{pipe.vae.config.latent_channels}; inpainting and depth models are not supported"
         )
+    if not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"the scheduler is a {type(pipe.scheduler).__name__}, for a network trained with other noise levels (EDM); "
+            "only schedulers with alphas_cumprod are supported, such as DDIMScheduler"
+        )
     kind = pipe.scheduler.config.get("prediction_type")
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(

@@ -3,20 +3,26 @@
 `make figures` runs the notebooks and writes what they show into them. `find_problems` is what the tests ask.
 """
 
+import argparse
 import base64
 import hashlib
 import io
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 import papermill
 from PIL import Image
 
+from .. import data_path
+from ..checkpoints import BUNDLED
 from ..files import write_whole
 from .grid.parameters import hash_weights
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "data" / "models" / "drawn-world"
+NOTEBOOKS = ROOT / "notebooks"
 LARGEST_IMAGE = 120_000  # bytes; in base64 a third more
 LARGEST_NOTEBOOK = 1_200_000  # bytes
 WIDEST = 1200  # pixels
@@ -26,6 +32,28 @@ TEXTS = (
     "text/latex",
     "text/plain",
 )  # kept where there is no image; a film is HTML
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; its exit status is 1 if a notebook failed."""
+    does = "Run notebooks, write their outputs into them and redraw `figures/`."
+    parser = argparse.ArgumentParser("dsnb figures", description=does)
+    told = "notebooks to run, such as notebooks/05_two_baselines.ipynb; default: those whose outputs are out of date"
+    parser.add_argument("notebooks", nargs="*", type=Path, help=told)
+    named = [path.resolve() for path in parser.parse_args(argv).notebooks]
+    known = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    if unknown := [str(path) for path in named if path not in known]:
+        parser.error(f"notebooks must be files of {NOTEBOOKS}, without solutions; got {', '.join(unknown)}")
+    os.environ["DSNB_INTERACTIVE"] = "0"  # a panel shows one fixed image
+    failed = 0
+    for notebook in named or [path for path in known if find_problems(path)]:
+        print(notebook.name, flush=True)
+        try:
+            execute(notebook, ROOT / "runs" / "figures")
+        except papermill.PapermillExecutionError as error:
+            print(f"error: {notebook.name} failed\n{error}", file=sys.stderr)
+            failed = 1
+    return failed
 
 
 def execute(path: Path, folder: Path) -> None:
@@ -55,7 +83,10 @@ def execute(path: Path, folder: Path) -> None:
 def fingerprint(notebook: nbformat.NotebookNode) -> dict[str, str]:
     """What a notebook's outputs depend on: hashes of its code, parameters included, and of the bundled model."""
     code = "\0".join(cell.source for cell in code_cells(notebook))
-    return {"code": hashlib.sha256(code.encode()).hexdigest(), "model": hash_weights(MODEL)}
+    return {
+        "code": hashlib.sha256(code.encode()).hexdigest(),
+        "model": hash_weights(data_path("models", BUNDLED)),
+    }
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:

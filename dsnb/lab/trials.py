@@ -29,7 +29,7 @@ from ..metrics.networks import resize
 from ..models import Model, decode_latents, encode_prompts, predict
 from ..plotting import STYLE_COLORS, Sheet, figures_folder
 from ..regional import regional_context
-from .statistics import RATE, interval, sign
+from .statistics import DIFFERENCE, RATE, interval, sign
 from .world import draw, phrase, split
 
 
@@ -146,7 +146,7 @@ def run_trials(
     model: Model,
     trials: Sequence[Trial],
     *,
-    images: int = 6,
+    images: int = 12,
     seeds: int = 4,
     steps: int = 12,
     sharpness: float = 20.0,
@@ -218,8 +218,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
     """Each trial's rate less the control's on the same images, pairs and seeds.
 
-    A difference within an image is free of what makes that image easy or hard. So its interval is usually narrower
-    than those of the two rates.
+    A difference within an image is free of what makes that image easy or hard. Its interval counts two more images,
+    see `statistics.DIFFERENCE`, because a few images that agree are no certainty.
 
     Args:
         rows: of `run_trials`, the control's among them.
@@ -238,7 +238,7 @@ def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
     base = rates.xs(control, level="trial").iloc[0]
     table = []
     for (question, name), gain in rates.drop(control, level="trial").sub(base).iterrows():
-        low, high = interval(gain)
+        low, high = interval(gain, extra=DIFFERENCE)
         verdict = {1: "higher", -1: "lower", 0: "not decided"}[sign(low, high, len(gain))]
         head = {"question": question, "trial": name}
         table.append(head | {"difference": gain.mean(), "low": low, "high": high, "verdict": verdict})
@@ -266,7 +266,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line; prints its own `--help`."""
     parser = argparse.ArgumentParser(prog="python -m dsnb.lab.trials", description=__doc__)
     parser.add_argument("--model", default=None, help="hub id, folder or file; default: the bundled model")
-    parser.add_argument("--images", type=int, default=6, help="validation images")
+    parser.add_argument("--images", type=int, default=12, help="validation images")
     parser.add_argument("--seeds", type=int, default=4, help="inversions of each image")
     parser.add_argument("--steps", type=int, default=12, help="denoising steps")
     parser.add_argument("--questions", default="", help="only these, with commas between them")

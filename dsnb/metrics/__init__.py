@@ -5,8 +5,6 @@ from .measures import (
     balance,
     border_distance,
     border_window,
-    check_images,
-    check_weights,
     gradient_energy,
     gram,
     gram_distance,
@@ -24,7 +22,7 @@ from .measures import (
 )
 
 __all__ = [
-    "balance", "border_distance", "border_window", "check_images", "check_weights", "gradient_energy", "gram",
+    "balance", "border_distance", "border_window", "gradient_energy", "gram",
     "gram_distance", "gram_reference", "l2", "layout", "monotonicity", "psnr", "seam", "side_weights", "smoothness",
     "ssim", "strips", "transition_strip",
 ]  # fmt: skip

@@ -217,7 +217,7 @@ class Painter(traitlets.HasTraits):
             f"<span style='color:{color}; margin-right:14px'>⬤ {html.escape(str(label))}</span>"
             for label, color in zip(labels, itertools.cycle(plotting.STYLE_COLORS), strict=False)
         )
-        self._style = ipywidgets.Dropdown(description="paint", options=options, value=1, **narrow)
+        self.style = ipywidgets.Dropdown(description="paint", options=options, value=1, **narrow)
         self._brush = ipywidgets.FloatSlider(
             description="brush", min=0.01, max=0.4, step=0.01, value=brush, readout_format=".2f", **narrow
         )
@@ -229,7 +229,7 @@ class Painter(traitlets.HasTraits):
         undo.on_click(lambda _: self.undo())
         clear.on_click(lambda _: self.clear())
         buttons = ipywidgets.HBox([undo, clear])
-        parts = [self._style, self._brush, self._soft, buttons, self._canvas, ipywidgets.HTML(legend)]
+        parts = [self.style, self._brush, self._soft, buttons, self._canvas, ipywidgets.HTML(legend)]
         self.box = ipywidgets.VBox(parts)
         self.box.add_class("dsnb-painter")
         for event, does in (("mouse_down", self.begin), ("mouse_move", self.move), ("mouse_up", self.end)):
@@ -243,11 +243,11 @@ class Painter(traitlets.HasTraits):
 
     def begin(self, x: float, y: float) -> None:
         """The mouse button goes down at (x, y), in pixels of the canvas."""
-        self._open = Stroke(self._style.value, (self._place(x, y),), self._brush.value, self._soft.value)
+        self._open = Stroke(self.style.value, (self._place(x, y),), self._brush.value, self._soft.value)
 
     def move(self, x: float, y: float) -> None:
         """The mouse moves: the outline of the brush follows, and paints while a stroke is open."""
-        outline, style = self._canvas[1], self._style.value if self._open is None else self._open.style
+        outline, style = self._canvas[1], self.style.value if self._open is None else self._open.style
         color = plotting.STYLE_COLORS[style % len(plotting.STYLE_COLORS)]
         with hold_canvas():
             outline.clear()

@@ -26,9 +26,6 @@ from tqdm.auto import tqdm
 from .. import checks, plotting
 from .background import Superseded, worker
 from .controls import is_interactive, make_control, read_control, tidy
-from .painting import paint
-
-__all__ = ["Panel", "Superseded", "explore", "paint"]
 
 Draw = Callable[..., plotting.Picture]
 PATIENCE = 2.0  # seconds; a wait that will be longer gets a progress bar
@@ -98,7 +95,11 @@ def explore(
 
 
 class Panel:
-    """What `explore` returns. `picture` is the last full image, `error` what went wrong with it, or None."""
+    """What `explore` returns. `picture` is the last full image, `error` what went wrong with it, or None.
+
+    With sliders, `box` holds `controls`, `view` (the image shown), `progress_bar`, `status`, `play_button` and
+    `save_button`.
+    """
 
     def __init__(
         self,
@@ -118,8 +119,8 @@ class Panel:
         self._start: dict[str, Any] = {}
         self._sweep = ""  # the name of the slider that plays
         self._frames: Iterator[float] | None = None
-        self._play: Any = None
-        self._save: Any = None
+        self.play_button: Any = None
+        self.save_button: Any = None
         self._position = self._previewed = self._drawn = 0  # counts of changes, and which of them was drawn
         self._changed = self._shown = 0.0
         self._working = False
@@ -183,9 +184,9 @@ class Panel:
 
     def play(self, on: bool = True) -> None:
         """Start or stop the sweep: once through the slider's range, and back to where it was."""
-        if self._play is None:
+        if self.play_button is None:
             raise ValueError("play needs a slider and a front end; name one in explore(play=…)")
-        self._play.value = on
+        self.play_button.value = on
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
         still = plotting.enlarge(self.picture, self.width)  # as large as the panel shows it
@@ -202,22 +203,22 @@ class Panel:
         area = across | {
             "height": f"{round(width * height / wide)}px"
         }  # stays when a preview has another shape
-        self._image = ipywidgets.Image(format="png", layout=area | {"object_fit": "contain"})
-        self._bar = ipywidgets.IntProgress(layout=across | {"visibility": "hidden"})
-        self._status = ipywidgets.HTML(layout=across | {"min_height": "32px"})
+        self.view = ipywidgets.Image(format="png", layout=area | {"object_fit": "contain"})
+        self.progress_bar = ipywidgets.IntProgress(layout=across | {"visibility": "hidden"})
+        self.status = ipywidgets.HTML(layout=across | {"min_height": "32px"})
         buttons = []
         if play is not None:
-            self._play = ipywidgets.ToggleButton(description=f"▶ {play.replace('_', ' ')}")
-            self._play.observe(self._toggled_play, names="value")
-            buttons.append(self._play)
+            self.play_button = ipywidgets.ToggleButton(description=f"▶ {play.replace('_', ' ')}")
+            self.play_button.observe(self._toggled_play, names="value")
+            buttons.append(self.play_button)
         if self.save_as is not None:
-            self._save = ipywidgets.Button(description="save", icon="save")
-            self._save.on_click(self._clicked_save)
-            buttons.append(self._save)
+            self.save_button = ipywidgets.Button(description="save", icon="save")
+            self.save_button.on_click(self._clicked_save)
+            buttons.append(self.save_button)
         column = [c if isinstance(c, ipywidgets.Widget) else c.box for c in controls.values()]
         left = ipywidgets.VBox([*column, ipywidgets.HBox(buttons)])
-        self.box = ipywidgets.HBox([left, ipywidgets.VBox([self._image, self._bar, self._status])])
-        for part, name in ((self.box, "panel"), (self._image, "picture"), (self._status, "status")):
+        self.box = ipywidgets.HBox([left, ipywidgets.VBox([self.view, self.progress_bar, self.status])])
+        for part, name in ((self.box, "panel"), (self.view, "picture"), (self.status, "status")):
             part.add_class(f"dsnb-{name}")
         self._show(self.picture, "")
         for control in controls.values():
@@ -226,13 +227,13 @@ class Panel:
 
     def _show(self, picture: plotting.Picture, note: str) -> None:
         data = plotting.png_bytes(picture)
-        self._status.value = note  # before the image, so that no preview is ever taken for the full one
-        self._image.value = data
+        self.status.value = note  # before the image, so that no preview is ever taken for the full one
+        self.view.value = data
         self._shown = time.monotonic()
 
     def _tell(self, error: BaseException) -> None:
         lines = html.escape("".join(traceback.format_exception(error)))
-        self._status.value = (
+        self.status.value = (
             f"<div class='dsnb-error' style='color:#b00020'>{html.escape(f'{type(error).__name__}: {error}')}"
             f"<details><summary>traceback</summary><pre>{lines}</pre></details></div>"
         )
@@ -244,7 +245,7 @@ class Panel:
             self._tell(error)
         else:
             data = base64.b64encode(path.read_bytes()).decode()
-            self._status.value = (
+            self.status.value = (
                 f"{html.escape(f'saved as {path.parent.name}/{path.name}')} · <a class='dsnb-download' "
                 f"download='{html.escape(path.name)}' href='data:image/png;base64,{data}'>download</a>"
             )
@@ -255,8 +256,8 @@ class Panel:
         with worker().condition:
             self._position += 1
             self._changed = time.monotonic()
-            if self._save is not None:
-                self._save.disabled = True
+            if self.save_button is not None:
+                self.save_button.disabled = True
         worker().wake(self)
 
     def _is_settled(self) -> bool:
@@ -290,7 +291,7 @@ class Panel:
         while value is not None and min(value, slider.max) == slider.value:  # no change would be noticed
             value = next(frames, None)
         if value is None:
-            self._frames, self._play.value = None, False
+            self._frames, self.play_button.value = None, False
         else:
             slider.value = value
 
@@ -317,7 +318,11 @@ class Panel:
             done, total = _progress(done, total)
             spent = time.monotonic() - started
             if spent > 0.3 and spent * total > PATIENCE * done:
-                self._bar.max, self._bar.value, self._bar.layout.visibility = total, done, "visible"
+                self.progress_bar.max, self.progress_bar.value, self.progress_bar.layout.visibility = (
+                    total,
+                    done,
+                    "visible",
+                )
 
         self._working = True
         alarm = threading.Timer(PATIENCE, self._still_working)  # for callables that report nothing
@@ -336,21 +341,21 @@ class Panel:
         finally:
             self._working = False
             alarm.cancel()
-            self._bar.layout.visibility = "hidden"
+            self.progress_bar.layout.visibility = "hidden"
         with worker().condition:
             self.error, self._previewed = error, position
             if what == "full" or error is not None:
                 self._drawn = position
             if what == "full" and error is None and self._position == position:
                 self.picture = picture
-                if self._save is not None:
-                    self._save.disabled = False
+                if self.save_button is not None:
+                    self.save_button.disabled = False
             if self._frames is not None:
                 self._next_frame() if error is None else self.play(False)
 
     def _still_working(self) -> None:
         if self._working:
-            self._bar.layout.visibility = "visible"
+            self.progress_bar.layout.visibility = "visible"
 
 
 def _call(function: Draw, values: dict[str, Any], report: Callable[..., None]) -> plotting.Picture:

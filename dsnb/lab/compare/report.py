@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...files import write_whole
+from ...methods import METHODS
 from ...plotting import save_figure
 from .plots import HEADLINE, draw_differences, draw_means, draw_questions, draw_ranks
 from .tables import (
@@ -111,8 +112,11 @@ def findings(gaps: pd.DataFrame, measures: Sequence[str] = SPOKEN) -> str:
     for pair, part in gaps.groupby("pair", sort=False):
         lines.append(f"\n### {pair}\n")
         for name in measures:
-            said = [sentence(row) for row in part[part.measure == name].to_dict("records")]
-            lines += [f"- {title(name)}: {'; '.join(said)}."] if said else []
+            every = part[part.measure == name]
+            by_method = every["first"].isin(METHODS)
+            for what, rows in (("", every[by_method]), (", masks", every[~by_method])):
+                said = [sentence(row) for row in rows.to_dict("records")]
+                lines += [f"- {title(name)}{what}: {'; '.join(said)}."] if said else []
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ from zlib import crc32
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import dsnb
@@ -224,16 +224,17 @@ def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
 
     Args:
         folder: of the rows; it is made if it does not exist.
-        model: the model; its UNet's weights are part of what must be equal.
+        model: the model; the weights of its networks are part of what must be equal.
         settings: everything else that changes the rows.
 
     Raises:
         ValueError: the folder holds rows of another model or of other settings.
     """
     digest = hashlib.sha256()
-    for tensor in model.unet.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    given = {"model": model.name, "unet": digest.hexdigest()[:16], "version_dsnb": dsnb.__version__}
+    for part in model.pipe.components.values():
+        for tensor in part.state_dict().values() if isinstance(part, nn.Module) else ():
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    given = {"model": model.name, "weights": digest.hexdigest()[:16], "version_dsnb": dsnb.__version__}
     given = json.loads(json.dumps(given | dict(settings), default=str))
     file = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)

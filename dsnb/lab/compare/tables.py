@@ -220,12 +220,12 @@ def comparable(table: pd.DataFrame, name: str) -> pd.Series:
 
 def sentence(row: dict) -> str:
     """A paired difference in words, which claim a difference only if the interval shows it."""
-    ends = "" if math.isnan(row["low"]) else f", {row['low']:+.3f} to {row['high']:+.3f}"
-    numbers = f"({row['difference']:+.3f}{ends})"
-    if not row["better"]:
-        return f"{row['first']} and {row['second']} not told apart {numbers}"
-    other = row["second"] if row["better"] == row["first"] else row["first"]
-    return f"{row['better']} better than {other} {numbers}"
+    first, second, gap, low, high = (row[key] for key in ("first", "second", "difference", "low", "high"))
+    if row["better"] == second:
+        first, second, gap, low, high = second, first, -gap, -high, -low
+    ends = "" if math.isnan(low) else f", {low:+.3f} to {high:+.3f}"
+    verdict = f"{first} better than {second}" if row["better"] else f"{first} and {second} not told apart"
+    return f"{verdict} ({gap:+.3f}{ends})"
 
 
 def markdown(table: pd.DataFrame) -> str:

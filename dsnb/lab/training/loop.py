@@ -7,7 +7,7 @@ the time of the training run (`cooldown`).
 
 import copy
 import csv
-import os
+import io
 import pickle
 import time
 import zlib
@@ -19,6 +19,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
+
+from ...files import write_whole
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ def autocast(device: torch.device):
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` beside `path` first and rename, so that a kill never leaves half a file."""
+    """Write `state` whole or not at all, whenever the run is stopped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, device="cpu") -> dict | None:

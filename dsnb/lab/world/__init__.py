@@ -12,7 +12,7 @@
 """
 
 from . import captions
-from .captions import PARAPHRASES, describe, object_captions, phrase, templates, train_tokenizer
+from .captions import object_captions, phrase, templates
 from .faults import faulty_images
 from .filters import luminance
 from .icons import CELL, DRAWINGS, OBJECTS, SETS, load_atlas
@@ -23,8 +23,8 @@ from .styles import STYLES, draw, draw_mix, held_out, random_styles
 from .world import COLOURS, PAINTABLE, SIZE, Pictures, draw_plain, random_pictures
 
 __all__ = [
-    "CELL", "COLOURS", "DRAWINGS", "OBJECTS", "PAINTABLE", "PARAPHRASES", "SCENES", "SETS", "SIZE", "STYLES", "Batch",
-    "Pictures", "batch_captions", "captions", "describe", "draw", "draw_batch", "draw_mix", "draw_plain",
+    "CELL", "COLOURS", "DRAWINGS", "OBJECTS", "PAINTABLE", "SCENES", "SETS", "SIZE", "STYLES", "Batch",
+    "Pictures", "batch_captions", "captions", "draw", "draw_batch", "draw_mix", "draw_plain",
     "faulty_images", "held_out", "layout_weights", "load_atlas", "luminance", "object_captions", "phrase",
-    "random_batch", "random_pictures", "random_styles", "split", "templates", "train_tokenizer",
+    "random_batch", "random_pictures", "random_styles", "split", "templates",
 ]  # fmt: skip
