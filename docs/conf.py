@@ -9,6 +9,7 @@ from docutils import nodes
 from latex2mathml.converter import convert
 
 import dsnb
+from dsnb.lab.compare import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 project, release = "dsnb", dsnb.__version__
@@ -30,7 +31,7 @@ html_math_renderer = "mathml"
 
 
 def costs() -> str:
-    """Every method with the bundled model, two of them beside the source project's way, from figures/15_cost_cpu.csv."""
+    """Every method, two of them beside the source project's way, from figures/15_cost_cpu.csv."""
     file = ROOT / "figures" / "15_cost_cpu.csv"
     measured = pd.read_csv(file, comment="#")
     head = dict(re.findall(r"^# (\w+): (.*)$", file.read_text(), re.M))
@@ -81,12 +82,21 @@ def findings() -> str:
     return said + table(means.rename(index=measures).reset_index())
 
 
+def combined_or_pixel() -> str:
+    """The measures that tell these two methods apart, from figures/14_differences.csv, as sentences."""
+    gaps = pd.read_csv(ROOT / "figures" / "14_differences.csv").fillna({"better": ""})
+    two = gaps["first"].isin(("combined", "pixel")) & gaps["second"].isin(("combined", "pixel"))
+    told = gaps[two & (gaps.pair == "all") & (gaps.better != "")].sort_values("better")
+    said = [f"- {tables.title(row['measure'])}: {tables.sentence(row)}" for row in told.to_dict("records")]
+    return "\n".join(said)
+
+
 def table(frame: pd.DataFrame) -> str:
     """A Markdown table, with numbers as they are written."""
     return frame.to_markdown(index=False, disable_numparse=True)
 
 
-myst_substitutions = {"costs": costs(), "findings": findings()}
+myst_substitutions = {"costs": costs(), "findings": findings(), "combined_or_pixel": combined_or_pixel()}
 
 
 def fill_in(app, docname, source) -> None:
