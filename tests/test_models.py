@@ -235,30 +235,6 @@ def test_a_pipeline_is_used_as_it_is(tiny, tiny_folder):
         dsnb.load(StableDiffusionImg2ImgPipeline.from_pipe(pipe))
 
 
-def test_a_learned_word_is_read(tiny, tiny_folder):
-    """Textual inversion, loaded by diffusers: the image of our prompt is the pipeline's own."""
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
-    width = pipe.text_encoder.config.hidden_size
-    pipe.load_textual_inversion({"<mine>": torch.full((2, width), 3.0)}, token="<mine>")  # two vectors
-    model = dsnb.load(pipe)
-    trajectory = dsnb.from_noise(model, (32, 32), steps=2, eta=0)
-    ours = dsnb.decode(model, trajectory, "a <mine>", guidance=3, progress=False)
-    pipe.set_progress_bar_config(disable=True)
-    options = {
-        "num_inference_steps": 2,
-        "guidance_scale": 3.0,
-        "height": 32,
-        "width": 32,
-        "output_type": "pt",
-    }
-    own = pipe("a <mine>", latents=trajectory.x_T, **options).images
-    torch.testing.assert_close(ours, own, atol=1e-4, rtol=0)
-    other = dsnb.decode(
-        tiny, dataclasses.replace(trajectory, model=tiny.name), "a <mine>", guidance=3, progress=False
-    )
-    assert (ours - other).abs().max() > 1e-3
-
-
 def test_an_offloaded_pipeline_draws_the_same(tiny, tiny_folder):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
     pipe.enable_sequential_cpu_offload(device="cpu")

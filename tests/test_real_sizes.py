@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 from conftest import make_pipeline, make_scheduler
+from tiny_chat_models import make_flux2, make_qwen_image
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -116,6 +117,23 @@ def klein_4b(tokenizer):
     )  # fmt: skip
 
 
+def flux2_dev(tokenizer):
+    """With the text encoder of a tiny model, which the network does not see."""
+    pipe = make_flux2("flux2-dev")
+    parts = {"vae": diffusers.AutoencoderKLFlux2(), "transformer": diffusers.Flux2Transformer2DModel()}
+    return type(pipe)(**{**pipe.components, **parts})
+
+
+def qwen_image(tokenizer):
+    """With the text encoder of a tiny model, which the network does not see."""
+    pipe = make_qwen_image()
+    parts = {
+        "vae": diffusers.AutoencoderKLQwenImage(),
+        "transformer": diffusers.QwenImageTransformer2DModel(),
+    }
+    return type(pipe)(**{**pipe.components, **parts})
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = make_pipeline(tmp_path_factory.mktemp("tokenizer"))
@@ -189,6 +207,18 @@ def test_one_call_of_a_joint_transformer(joint):
     bias = joint_bias(weights, styles.text.shape[1])
     assert needed["bias"] == bias.nbytes + bias.to(joint.dtype).nbytes
     assert needed["latents"] == latents(joint, len(rows)).nbytes
+
+
+@pytest.mark.parametrize(("make", "network"), [(flux2_dev, 60.0), (qwen_image, 38.1)])
+def test_one_call_of_the_largest_transformers(tokenizer, make, network):
+    model = on_meta(make, tokenizer)
+    rows = 2 if model.guided else 1
+    told = {} if model.guided else {"guidance": torch.ones(1, device="meta")}
+    styles = prompts(model, rows, model.network.config.joint_attention_dim, None, **told)
+    out = models.predict(model, latents(model, rows), 1.0, styles)
+    assert out.shape == (rows, model.channels, SIDE, SIDE)
+    needed = memory_estimate(model, (1024, 1024), N)
+    assert needed["transformer"] / GIB == pytest.approx(network, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def language_model(layers):
 def make_flux2(kind):
     """Klein, which has an unconditional prediction, or dev, which is told its guidance."""
     torch.manual_seed(9)
-    if kind == "flux2-klein":
+    if kind != "flux2-dev":
         tokenizer = qwen_tokenizer()
         config = transformers.Qwen3Config(**language_model(27), tie_word_embeddings=True)
         text_encoder = transformers.Qwen3ForCausalLM(config).eval()
@@ -88,8 +88,10 @@ def make_flux2(kind):
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=24, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=kind == "flux2-dev",
     )  # fmt: skip
-    pipe = diffusers.Flux2KleinPipeline if kind == "flux2-klein" else diffusers.Flux2Pipeline
+    pipe = diffusers.Flux2Pipeline if kind == "flux2-dev" else diffusers.Flux2KleinPipeline
+    distilled = {"is_distilled": True} if kind == "flux2-distilled" else {}
     return pipe(
+        **distilled,
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     )  # fmt: skip

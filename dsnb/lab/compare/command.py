@@ -22,7 +22,7 @@ from .report import COMPARED, read_rows, write_report
 from .running import EXAMPLES, Run, Settings, claim, compute
 from .tasks import GROUND_TRUTH, Task, drawn_tasks, read_pairs
 
-IMAGES, FEWER, SEEDS = 96, 12, 4  # what the tables in figures/ are made of
+IMAGES, FROM_NOISE, FEWER, SEEDS = 96, 24, 12, 4  # what the tables in figures/ are made of
 MASKS = ("linear", "logistic")
 # What the paper leaves open: a setting, and values to try. Asked on the validation set, one setting at a time.
 QUESTIONS: dict[str, list[float]] = {
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser("dsnb compare", description="Compare the methods.", epilog=HELP)
     p.add_argument("--images", type=int, default=IMAGES, help=f"of the test set (default: {IMAGES})")
+    p.add_argument("--noise-images", type=int, default=FROM_NOISE, help=f"from noise (default: {FROM_NOISE})")
     p.add_argument("--seeds", type=int, default=SEEDS, help=f"of the noise of each image (default: {SEEDS})")
     p.add_argument("--fewer", type=int, default=FEWER, help=f"images per open question (default: {FEWER})")
     p.add_argument("--methods", type=WORDS, default=tuple(METHODS), help=f"(default: {','.join(METHODS)})")
@@ -89,8 +90,8 @@ def compare_all(given: argparse.Namespace) -> Path:
         ValueError: an argument is wrong, or the output folder holds other rows.
         FileNotFoundError: the pairs file or one of its images does not exist.
     """
-    for name in ("images", "seeds", "fewer"):
-        checks.integer(f"--{name}", getattr(given, name), 1)
+    for name in ("images", "noise_images", "seeds", "fewer"):
+        checks.integer(f"--{name.replace('_', '-')}", getattr(given, name), 1)
     for name, known in (("methods", METHODS), ("parts", PARTS)):
         for word in getattr(given, name):
             checks.one_of(f"--{name}", word, known)
@@ -110,7 +111,13 @@ def compare_all(given: argparse.Namespace) -> Path:
         table = compute(run, model, nets, range(given.seeds), given.output)
         tables.setdefault(run.part, []).append(table)
 
-    whole = given.images >= IMAGES and given.fewer >= FEWER and given.seeds >= SEEDS and not given.parameters
+    counts = (
+        (given.images, IMAGES),
+        (given.noise_images, FROM_NOISE),
+        (given.fewer, FEWER),
+        (given.seeds, SEEDS),
+    )
+    whole = all(asked >= least for asked, least in counts) and not given.parameters
     whole = whole and set(given.parts) == set(PARTS) and set(given.methods) == set(METHODS)
     folder = figures_folder() if whole else given.output / "figures"
     write_report({name: pd.concat(found, ignore_index=True) for name, found in tables.items()}, folder)
@@ -158,7 +165,7 @@ def plan(part: str, given: argparse.Namespace, chosen: dict, model: Model) -> li
     names = {field.name for field in fields(Settings)}
     settings = Settings(**{name: value for name, value in chosen.items() if name in names})
     if part in COMPARED:
-        tasks = _tasks("test", given.images, chosen, model)
+        tasks = _tasks("test", given.noise_images if part == "noise" else given.images, chosen, model)
         settings = replace(settings, from_noise=part == "noise")
         return [Run(part, tasks, given.methods, chosen["masks"], settings)]
     tasks = _tasks("validation", given.fewer, chosen, model)
