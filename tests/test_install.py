@@ -89,6 +89,7 @@ def test_a_wheel_draws_into_the_current_folder_and_nowhere_else(installed, tmp_p
     code = "import dsnb; model = dsnb.load(); print(dsnb.__file__, model.name, len(dsnb.prompts.pictures()))"
     file, model, images = run([installed / "python", "-c", code], here, environment)
     assert Path(file).is_relative_to(installed.parent) and model == "drawn-world" and int(images) > 10
+    assert (Path(file).parent / "lab" / "training" / "card.md").is_file()
 
     drawn = [Path(line) for line in run([installed / "dsnb", "demo", "--steps", "2"], here, environment)]
     assert sorted(drawn) == sorted(here.resolve().iterdir()) and len(drawn) == 2

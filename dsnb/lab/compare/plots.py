@@ -58,19 +58,21 @@ def draw_differences(gaps: pd.DataFrame, table: pd.DataFrame, method: str) -> Fi
     against = gaps[(gaps["first"] == method) | (gaps.second == method)]
     rivals = against.second.where(against["first"] == method, against["first"])
     measures = list(against.measure.unique())
-    figure, axes = _figure(1, 1, 6.6, 1.2 + 0.27 * len(measures))
-    panel = axes[0, 0]
+    figure, axes = _figure(1, 1, 7.5, 1.2 + 0.27 * len(measures))
+    panel, far = axes[0, 0], 1.0
     for k, (rival, part) in enumerate(against.groupby(rivals, sort=False)):
         higher = np.array([MEASURES[name].better == "higher" for name in part.measure])
         sign = np.where((part["first"] == method) == higher, 1, -1)
         both = table[table.method.isin([method, rival])]
         deviation = np.array([comparable(both, name).std() for name in part.measure])
         middle, reach = sign * (part.low + part.high) / 2 / deviation, (part.high - part.low) / 2 / deviation
+        far = np.nanmax([far, *(abs(middle) + reach)])
         y = np.arange(len(part)) + 0.5 * ((k + 0.5) / rivals.nunique() - 0.5)
         panel.errorbar(middle, y, xerr=reach, fmt="o", ms=3, lw=1, label=f"against {rival}")
     panel.axvline(0, color="grey", lw=0.8)
     panel.set_yticks(range(len(measures)), [title(name) for name in measures], fontsize=7)
-    panel.set_xlim(-3, 3)
+    panel.set_xlim(-1.05 * far, 1.05 * far)
+    panel.set_ylim(-0.7, len(measures) - 0.3)
     panel.invert_yaxis()
     panel.set_xlabel(f"{method} better →   (in standard deviations)", fontsize=8)
     if len(against):

@@ -144,10 +144,11 @@ def _write_part(table: pd.DataFrame, folder: Path, stem: str) -> None:
 
     gaps = differences(table)
     if len(gaps):
-        note = f"{head(table)}. {len(gaps)} differences, first minus second; all intervals together hold at 95 %.\n"
+        note = f"{head(table)}. {len(gaps)} differences, in sentences the better one minus the other, in the table first "
+        note += "minus second; all intervals together hold at 95 %.\n"
         _write(folder / f"{stem}_differences", gaps, note + findings(gaps), {"all differences": gaps})
-        center = "epsilon" if "epsilon" in set(table.method) else table.method.iloc[0]
-        figure = draw_differences(gaps[gaps.pair == "all"], table, center)
+        method = "combined" if "combined" in set(table.method) else table.method.iloc[0]
+        figure = draw_differences(gaps[gaps.pair == "all"], table, method)
         save_figure(figure, folder / f"{stem}_differences")
 
 
