@@ -144,8 +144,8 @@ def _write_part(table: pd.DataFrame, folder: Path, stem: str) -> None:
 
     gaps = differences(table)
     if len(gaps):
-        note = f"{head(table)}. {len(gaps)} differences, in sentences the better one minus the other, in the table first "
-        note += "minus second; all intervals together hold at 95 %.\n"
+        note = f"{head(table)}. {len(gaps)} differences; all intervals together hold at 95 %.\n"
+        note += "Sentences have the better one minus the other, the table has first minus second.\n"
         _write(folder / f"{stem}_differences", gaps, note + findings(gaps), {"all differences": gaps})
         method = "combined" if "combined" in set(table.method) else table.method.iloc[0]
         figure = draw_differences(gaps[gaps.pair == "all"], table, method)
