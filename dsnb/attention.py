@@ -95,7 +95,7 @@ class BlendProcessor:
     def __init__(self, attn: Attention, contexts: Tensor, blend: Blend, passes: Sequence[float] = (1.0,)):
         self.contexts, self.blend, self.passes = contexts, blend, passes
         self.watch = getattr(attn.processor, "watch", None)  # of a recorder, see `attention_maps`
-        self.keys: Tensor | None = None
+        self.ready = False
         if next(attn.to_k.parameters()).device == contexts.device:
             self.read(attn)
 
@@ -104,6 +104,7 @@ class BlendProcessor:
             self.keys, self.values = (
                 split_heads(attn, project(self.contexts)).contiguous() for project in (attn.to_k, attn.to_v)
             )
+        self.ready = True
 
     def __call__(
         self,
@@ -117,7 +118,7 @@ class BlendProcessor:
             raise NotImplementedError(
                 "a cross-attention was given an attention mask, which cannot be blended; call the UNet without it"
             )
-        if self.keys is None:
+        if not self.ready:
             self.read(attn)
         batch, tokens, _ = hidden_states.shape
         plan = self.blend.plan(batch, tokens)

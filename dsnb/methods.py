@@ -185,8 +185,7 @@ def default_method(model: Model) -> str:
         model: the model.
 
     Returns:
-        "combined", which lost a style least often on validation images (figures/10_trials.csv), if the model has it,
-        else "epsilon".
+        "combined" if the model has it, else "epsilon". The docs compare them (page "Findings").
     """
     return "combined" if "combined" in methods_of(model) else "epsilon"
 
