@@ -1,5 +1,6 @@
 """The reference numbers of tests/golden: the same method means the same numbers."""
 
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,14 @@ def test_epsilon_mask_decodes_to_the_reference(golden, scheduler):
     close(decoded, golden["decoded"])
 
 
-def test_attention_interpolation_is_the_reference_layer():
+def test_attention_interpolation_is_the_reference_layer(monkeypatch):
+    sampled = partialmethod(masks.Mask.weights, sampling="endpoints")  # as in the source project
+    monkeypatch.setattr(masks.Mask, "weights", sampled)
     data = {k.split(".", 1)[1]: torch.from_numpy(v) for k, v in np.load(GOLDEN / "attention.npz").items()}
     layer = Attention(64, cross_attention_dim=32, heads=int(data["heads"]), dim_head=64 // int(data["heads"]))
     layer.load_state_dict({k.removeprefix("w."): v for k, v in data.items() if k.startswith("w.")})
     contexts = torch.cat([torch.zeros_like(data["left"]), data["left"], data["right"]])
-    blend = Blend(masks.logistic(30), (8, 8), {0}, "endpoints", torch.device("cpu"))
+    blend = Blend(masks.logistic(30), (8, 8), {0}, torch.device("cpu"))
     blend.at(0.0, [1])
     layer.set_processor(BlendProcessor(layer, contexts, blend))
     with torch.no_grad():
