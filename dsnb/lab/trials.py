@@ -21,6 +21,7 @@ from .. import checks, masks, metrics, prompts
 from ..attention import blend_cross_attention, layer_level
 from ..checkpoints import load
 from ..epsilon import Predictions, guidance_per_style
+from ..files import write_whole
 from ..inversion import Trajectory, invert
 from ..masks import Mask
 from ..methods import ALONE, MIXED, UNCONDITIONAL, decode_trajectory
@@ -285,7 +286,7 @@ def main(argv: Sequence[str]) -> int:
     for row in run_trials(model, trials, **settings):
         rows.append(row)
         if len(rows) % per_trial == 0:  # a run that is stopped keeps the trials it has finished
-            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
+            write_whole(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.4g").encode())
     print(summarize(pd.DataFrame(rows)).round(2).to_string(index=False))
     print(f"{len(rows)} rows in {path}")
     return 0

@@ -5,6 +5,7 @@ of the model are shown beside those of the ground truth. The model is measured a
 """
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from ... import checkpoints, inversion, masks, methods, metrics, models, prompts
+from ...files import write_whole
 from ...images import read_image
 from ...metrics.classifiers import load_probe, style_shown
 from ...plotting import show_grid
@@ -265,12 +267,13 @@ def _networks(model: models.Model) -> tuple:
 def write_table(rows: list[Row], path: Path) -> None:
     """Write the rows as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["measure", "value", "error", "pictures", "bar", "passed"])
-        for row in rows:
-            error = "" if math.isnan(row.error) else f"{row.error:.3f}"
-            writer.writerow([row.name, f"{row.value:.3f}", error, row.count, row.bar, row.passed])
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["measure", "value", "error", "pictures", "bar", "passed"])
+    for row in rows:
+        error = "" if math.isnan(row.error) else f"{row.error:.3f}"
+        writer.writerow([row.name, f"{row.value:.3f}", error, row.count, row.bar, row.passed])
+    write_whole(path, file.getvalue().encode())
 
 
 def as_markdown(rows: list[Row]) -> str:
