@@ -125,7 +125,8 @@ class Regions:
 def _loads_itself(layer: nn.Module) -> bool:
     """Whether a hook brings the layer's weights in each call: sequential offloading, or diffusers' by leaves."""
     registry = getattr(layer, "_diffusers_hook", None)
-    return hasattr(layer, "_hf_hook") or bool(registry and registry.get_hook("group_offloading"))
+    away = hasattr(layer, "_hf_hook") and any(parameter.is_meta for parameter in layer.parameters())
+    return away or bool(registry and registry.get_hook("group_offloading"))
 
 
 class RegionalNorm(nn.GroupNorm):

@@ -177,18 +177,8 @@ def test_a_folder_belongs_to_one_model_and_one_set_of_settings(tiny, tmp_path):
 def small(tiny_folder, tmp_path, nets, monkeypatch):
     """The words of a command on a tiny model, with the perceptual network alone to measure."""
     monkeypatch.setattr(command, "open_networks", lambda *given, **options: nets)
-    return [
-        "--output",
-        str(tmp_path / "out"),
-        "--noise-images",
-        "1",
-        "--fewer",
-        "1",
-        "-p",
-        f"model={tiny_folder}",
-        "-p",
-        "steps=3",
-    ]
+    words = f"--output {tmp_path}/out --noise-images 1 --fewer 1 -p model={tiny_folder} -p steps=3"
+    return words.split()
 
 
 @one_model
