@@ -17,6 +17,16 @@ class Predictions(NamedTuple):
     weights: Tensor  # (N, h, w), summing to 1
     guidance: Tensor  # (N,)
 
+    def check(self, x_t: Tensor) -> None:
+        """Checks the shapes; ValueError if they do not fit to each other and to the latents x_t (B, C, h, w)."""
+        n, shape = len(self.cond), x_t.shape
+        expected = (shape, (n, *shape), (n, *shape[-2:]), (n,))
+        for name, given, wanted in zip(self._fields, self, expected, strict=True):
+            if given.shape != wanted:
+                raise ValueError(
+                    f"{name} of the network's predictions must have shape {tuple(wanted)}, got {tuple(given.shape)}"
+                )
+
 
 def blend_eps(eps_uncond: Tensor, eps_cond: Tensor, weights: Tensor, guidance: Tensor) -> Tensor:
     """Blends guided predictions by the mask: eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0)).

@@ -203,7 +203,7 @@ def denoise(
         The clean latents (B, C, h, w).
 
     Raises:
-        ValueError: eta is above 0 and there are no noises.
+        ValueError: eta is above 0 and there are no noises; or shapes do not fit.
     """
     if eta > 0 and noises is None:
         raise ValueError(f"eta is {eta}, so the noise of every step is needed: pass noises, or eta=0")
@@ -211,6 +211,8 @@ def denoise(
     times, total, x_t = schedule.timesteps.to(x_T.device), len(schedule), x_T
     for i, t in enumerate(tqdm(times, desc="decoding", disable=not progress, leave=False)):
         output = network(x_t, t, i / total)
+        if i == 0:  # the shapes of all later steps are the same
+            _check_shapes(output, x_t, total, noises if eta > 0 else None)
         noise = None if eta == 0 or noises is None else noises[i]
         if isinstance(output, Tensor):
             x_prev, x_0 = linear_step(output, x_t, noise, steps[i])
@@ -221,3 +223,14 @@ def denoise(
             callback(Step(i, total, t.item(), x_t, eps, x_0, x_prev))
         x_t = x_prev
     return x_t
+
+
+def _check_shapes(output: Tensor | Predictions, x_t: Tensor, steps: int, noises: Tensor | None) -> None:
+    if not isinstance(output, Tensor):
+        output.check(x_t)
+    elif output.shape != x_t.shape:
+        raise ValueError(
+            f"the network's output must have shape {tuple(x_t.shape)}, got {tuple(output.shape)}"
+        )
+    if noises is not None and noises.shape != (steps, *x_t.shape):
+        raise ValueError(f"noises must have shape {(steps, *x_t.shape)}, got {tuple(noises.shape)}")

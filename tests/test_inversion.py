@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import dsnb
 from dsnb import methods, models, sampling
+from dsnb.epsilon import Predictions
 from dsnb.inversion import Trajectory, ddim_inversion, dpm_encoder, edit_friendly, guided_eps
 
 
@@ -328,6 +329,31 @@ def test_denoise_needs_noise_for_eta(scheduler):
     schedule = sampling.make_schedule(scheduler, 5)
     with pytest.raises(ValueError, match="pass noises"):
         sampling.denoise(lambda x, t, p: x, torch.zeros(1, 4, 2, 2), schedule, eta=0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"uncond": (2, 4, 3, 1)},
+            r"^uncond of the network's predictions must have shape \(2, 4, 3, 3\), got",
+        ),
+        ({"cond": (2, 4, 3, 3)}, r"^cond .* \(2, 2, 4, 3, 3\), got \(2, 4, 3, 3\)"),
+        ({"weights": (3, 3)}, r"^weights .* \(3, 3, 3\), got \(3, 3\)"),
+        ({"guidance": (2,)}, r"^guidance .* \(3,\), got \(2,\)"),
+        ({"output": (1, 4, 3, 3)}, r"^the network's output must have shape \(2, 4, 3, 3\), got \(1,"),
+        ({"noises": (5, 1, 4, 3, 3)}, r"^noises must have shape \(5, 2, 4, 3, 3\), got \(5, 1,"),
+    ],
+)
+def test_shapes_that_would_be_broadcast_are_refused_in_the_first_step(scheduler, wrong, message):
+    right = {"uncond": (2, 4, 3, 3), "cond": (3, 2, 4, 3, 3), "weights": (3, 3, 3), "guidance": (3,)}
+    right |= {"noises": (5, 2, 4, 3, 3)}
+    given = {name: torch.ones(shape) for name, shape in (right | wrong).items()}
+    noises, output = given.pop("noises"), given.pop("output", None)
+    network = lambda x, t, progress: Predictions(**given) if output is None else output
+    schedule = sampling.make_schedule(scheduler, 5)
+    with pytest.raises(ValueError, match=message):
+        sampling.denoise(network, torch.zeros(2, 4, 3, 3), schedule, eta=0.5, noises=noises, progress=False)
 
 
 def test_the_rounding_of_edit_friendly_steps_does_not_add_up(scheduler):

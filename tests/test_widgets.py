@@ -353,22 +353,22 @@ def test_a_running_cell_comes_first_and_the_picture_is_drawn_after_it():
     panel = live(draw, value=(0, 10, 1, 0))
     panel.set(value=1)
     assert first.wait(5)
-    worker()._cell_begins()
+    worker().cell_begins()
     assert ended == [1] and done == [0]
     time.sleep(0.1)
     assert done == [0]
-    worker()._cell_ends()
+    worker().cell_ends()
     assert torch.equal(panel.settle(), shade(0.1)) and done == [0, 1]
 
 
 def test_settle_inside_a_cell_lets_the_worker_work():
     panel = live(lambda value: shade(value / 10), value=(0, 10, 1, 0))
-    worker()._cell_begins()
+    worker().cell_begins()
     try:
         panel.set(value=4)
         assert torch.equal(panel.settle(5), shade(0.4)) and worker().held
     finally:
-        worker()._cell_ends()
+        worker().cell_ends()
 
 
 def test_settle_gives_up_after_its_timeout():

@@ -135,6 +135,8 @@ def blend_step(
 ) -> tuple[Tensor, Tensor]:
     """Guidance, the masked blend of N predictions, and one step of the sampler: see `reference.blend_step`.
 
+    It runs in every step, so it does not check the shapes. `sampling.denoise` has checked those of the first step.
+
     Args:
         eps_uncond: the unconditional prediction (B, C, h, w).
         eps_cond: the prediction of each style (N, B, C, h, w).
@@ -146,21 +148,7 @@ def blend_step(
 
     Returns:
         The next latents and the predicted clean ones, like x_t.
-
-    Raises:
-        ValueError: the shapes do not fit together.
     """
-    n, shape = len(eps_cond), x_t.shape
-    expected = {
-        "eps_uncond": (eps_uncond, shape),
-        "eps_cond": (eps_cond, (n, *shape)),
-        "weights": (weights, (n, *shape[-2:])),
-        "guidance": (guidance, (n,)),
-        "noise": (x_t if noise is None else noise, shape),
-    }
-    for name, (given, wanted) in expected.items():
-        if given.shape != wanted:
-            raise ValueError(f"{name} must have shape {tuple(wanted)}, got {tuple(given.shape)}")
     args = (eps_uncond, eps_cond, weights, guidance, x_t, noise, step)
     return _run_fused("blend_step", *args) if _fused_takes("blend_step", *args) else cpu.blend_step(*args)
 

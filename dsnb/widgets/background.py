@@ -83,9 +83,20 @@ class Worker(threading.Thread):
         shell = get_ipython()
         if shell is not None and self._shell is not shell:
             self._shell = shell
-            shell.events.register("pre_run_cell", self._cell_begins)
-            shell.events.register("post_run_cell", self._cell_ends)
-            self._cell_begins()  # for the cell that calls this
+            shell.events.register("pre_run_cell", self.cell_begins)
+            shell.events.register("post_run_cell", self.cell_ends)
+            self.cell_begins()  # for the cell that calls this
+
+    def cell_begins(self, *_: object) -> None:
+        """Stops the image that is being drawn, and draws none until `cell_ends`."""
+        with self.condition:
+            self._hold()
+
+    def cell_ends(self, *_: object) -> None:
+        """Goes on with drawing."""
+        with self.condition:
+            self.held = False
+            self.condition.notify_all()
 
     def run(self) -> None:
         while True:
@@ -116,15 +127,6 @@ class Worker(threading.Thread):
     def _hold(self) -> None:
         self.held = True
         self.condition.wait_for(lambda: not self._busy)
-
-    def _cell_begins(self, *_: object) -> None:
-        with self.condition:
-            self._hold()
-
-    def _cell_ends(self, *_: object) -> None:
-        with self.condition:
-            self.held = False
-            self.condition.notify_all()
 
 
 _worker: Worker | None = None
