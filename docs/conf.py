@@ -91,12 +91,32 @@ def combined_or_pixel() -> str:
     return "\n".join(said)
 
 
+def models() -> str:
+    """The present model, from its card, beside earlier ones, from figures/16_models.csv."""
+    earlier = pd.read_csv(ROOT / "figures" / "16_models.csv", dtype=str)
+    card = (ROOT / "data" / "models" / "drawn-world" / "README.md").read_text()
+    measured = dict(re.findall(r"^\| (\w.*?) \| ([\d.]+(?: ± [\d.]+)?) \|", card, re.M))
+    return table(earlier.assign(**{dsnb.__version__: [measured[name] for name in earlier.measure]}))
+
+
+def as_it_is(name: str) -> str:
+    """A file of figures/ as a Markdown table."""
+    return table(pd.read_csv(ROOT / "figures" / name, dtype=str))
+
+
 def table(frame: pd.DataFrame) -> str:
     """A Markdown table, with numbers as they are written."""
     return frame.to_markdown(index=False, disable_numparse=True)
 
 
-myst_substitutions = {"costs": costs(), "findings": findings(), "combined_or_pixel": combined_or_pixel()}
+myst_substitutions = {
+    "costs": costs(),
+    "findings": findings(),
+    "combined_or_pixel": combined_or_pixel(),
+    "models": models(),
+    "decoders": as_it_is("16_decoders.csv"),
+    "sizes": as_it_is("16_sizes.csv"),
+}
 
 
 def fill_in(app, docname, source) -> None:
