@@ -19,7 +19,7 @@ from PIL import Image
 from .. import data_path
 from ..checkpoints import BUNDLED
 from ..files import write_whole
-from .grid.parameters import hash_weights
+from .grid.parameters import hash_weights, without_comments
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -81,8 +81,8 @@ def execute(path: Path, folder: Path) -> None:
 
 
 def fingerprint(notebook: nbformat.NotebookNode) -> dict[str, str]:
-    """What a notebook's outputs depend on: hashes of its code, parameters included, and of the bundled model."""
-    code = "\0".join(cell.source for cell in code_cells(notebook))
+    """What a notebook's outputs depend on: hashes of its code without comments, and of the bundled model."""
+    code = "\0".join(without_comments(cell.source) for cell in code_cells(notebook))
     return {
         "code": hashlib.sha256(code.encode()).hexdigest(),
         "model": hash_weights(data_path("models", BUNDLED)),

@@ -28,7 +28,7 @@ MASKS = ("linear", "logistic")
 QUESTIONS: dict[str, list[float]] = {
     "guidance": [3, 5, 8, 20],
     "eta": [0.05, 0.1, 0.3, 1.0],
-    "steps": [12, 25, 50, 99],
+    "steps": [12, 18, 25, 50, 99],
     "skip": [0, 5, 10, 20, 30],
     "switch": [0.12, 0.25, 0.5, 0.75],
 }

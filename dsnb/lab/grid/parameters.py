@@ -41,7 +41,7 @@ class Grid:
         """What two runs have in common that may share a table."""
         models = self.varied.get("model", [(self.defaults | self.fixed).get("model")])
         paths = {"bundled": data_path("models")} | {str(m): Path(m).expanduser() for m in models if m}
-        code = [text for c in _code_cells(self.source) if (text := _without_comments(c.source))]
+        code = [text for c in _code_cells(self.source) if (text := without_comments(c.source))]
         return {
             "notebook": self.notebook.name,
             "source": hashlib.sha256(json.dumps(code).encode()).hexdigest(),
@@ -222,7 +222,7 @@ def hash_weights(path: Path) -> str:
     return whole.hexdigest()
 
 
-def _without_comments(source: str) -> str:
+def without_comments(source: str) -> str:
     """A cell's code without comments and layout, or as it is if it is not plain Python (magics)."""
     try:
         return ast.unparse(ast.parse(source))
