@@ -58,7 +58,7 @@ def make_vae(channels, **config):
     )
 
 
-def make_clip(pipe, seed, width=32):
+def make_clip(pipe, seed, width):
     torch.manual_seed(seed)
     config = pipe.text_encoder.config.to_dict()
     config |= {"hidden_size": width, "projection_dim": width, "num_attention_heads": 2}
@@ -96,26 +96,30 @@ def save(kind, folder):
             sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=64, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
+            cross_attention_dim=32 + 48, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
             use_linear_projection=True, norm_num_groups=8, addition_embed_type="text_time", addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=32 + 6 * 8,
+            projection_class_embeddings_input_dim=48 + 6 * 8,
         )  # fmt: skip
         pipe = diffusers.StableDiffusionXLPipeline(
-            vae=make_vae(4), text_encoder=sd.text_encoder, text_encoder_2=make_clip(sd, 2), tokenizer=sd.tokenizer,
-            tokenizer_2=sd.tokenizer, unet=unet, scheduler=make_scheduler(), add_watermarker=False,
+            vae=make_vae(4), text_encoder=sd.text_encoder, text_encoder_2=make_clip(sd, 2, 48),
+            tokenizer=sd.tokenizer, tokenizer_2=sd.tokenizer, unet=unet, scheduler=make_scheduler(),
+            add_watermarker=False,
         )  # fmt: skip
     elif kind == "sd3":
-        tokenizer, t5 = make_t5(64)
+        tokenizer, t5 = make_t5(32 + 48)
+        clip_l, clip_g = make_clip(sd, 2, 32), make_clip(sd, 3, 48)
+        vae = make_vae(4, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
+        torch.nn.init.eye_(clip_l.text_projection.weight)  # as in the trained model
         torch.manual_seed(1)
         transformer = diffusers.SD3Transformer2DModel(
             sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-            num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=16, pooled_projection_dim=64,
-            dual_attention_layers=(0,), qk_norm="rms_norm",
+            num_attention_heads=2, joint_attention_dim=32 + 48, pooled_projection_dim=32 + 48,
+            caption_projection_dim=16, dual_attention_layers=(0,), qk_norm="rms_norm",
         )  # fmt: skip
         pipe = diffusers.StableDiffusion3Pipeline(
-            vae=make_vae(4, shift_factor=0.1), text_encoder=make_clip(sd, 2), text_encoder_2=make_clip(sd, 3),
-            text_encoder_3=t5, tokenizer=sd.tokenizer, tokenizer_2=sd.tokenizer, tokenizer_3=tokenizer,
-            transformer=transformer, scheduler=flow(shift=3.0),
+            vae=vae, text_encoder=clip_l, text_encoder_2=clip_g, text_encoder_3=t5, tokenizer=sd.tokenizer,
+            tokenizer_2=sd.tokenizer, tokenizer_3=tokenizer, transformer=transformer,
+            scheduler=flow(shift=3.0),
         )  # fmt: skip
     elif kind.startswith("flux2"):
         pipe = make_flux2(kind)
