@@ -197,6 +197,8 @@ def open_file(
         raise ValueError(f"{part} cannot be opened: {error}{hint if config is None else ''}") from error
     for component, network in pipe.components.items():
         if isinstance(network, nn.Module):
+            # T5's embedding has two names, and a file may have only one of them
+            getattr(network, "tie_weights", lambda: None)()
             _refuse_missing(network, f"{part}: {component}")
     return pipe
 

@@ -58,7 +58,7 @@ def make_vae(channels, **config):
     )
 
 
-def make_clip(pipe, seed, width=32):
+def make_clip(pipe, seed, width):
     torch.manual_seed(seed)
     config = pipe.text_encoder.config.to_dict()
     config |= {"hidden_size": width, "projection_dim": width, "num_attention_heads": 2}
@@ -96,26 +96,30 @@ def save(kind, folder):
             sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=64, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
+            cross_attention_dim=32 + 48, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
             use_linear_projection=True, norm_num_groups=8, addition_embed_type="text_time", addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=32 + 6 * 8,
+            projection_class_embeddings_input_dim=48 + 6 * 8,
         )  # fmt: skip
         pipe = diffusers.StableDiffusionXLPipeline(
-            vae=make_vae(4), text_encoder=sd.text_encoder, text_encoder_2=make_clip(sd, 2), tokenizer=sd.tokenizer,
-            tokenizer_2=sd.tokenizer, unet=unet, scheduler=make_scheduler(), add_watermarker=False,
+            vae=make_vae(4), text_encoder=sd.text_encoder, text_encoder_2=make_clip(sd, 2, 48),
+            tokenizer=sd.tokenizer, tokenizer_2=sd.tokenizer, unet=unet, scheduler=make_scheduler(),
+            add_watermarker=False,
         )  # fmt: skip
     elif kind == "sd3":
-        tokenizer, t5 = make_t5(64)
+        tokenizer, t5 = make_t5(32 + 48)
+        clip_l, clip_g = make_clip(sd, 2, 32), make_clip(sd, 3, 48)
+        vae = make_vae(4, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
+        torch.nn.init.eye_(clip_l.text_projection.weight)  # as in the trained model
         torch.manual_seed(1)
         transformer = diffusers.SD3Transformer2DModel(
             sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-            num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=16, pooled_projection_dim=64,
-            dual_attention_layers=(0,), qk_norm="rms_norm",
+            num_attention_heads=2, joint_attention_dim=32 + 48, pooled_projection_dim=32 + 48,
+            caption_projection_dim=16, dual_attention_layers=(0,), qk_norm="rms_norm",
         )  # fmt: skip
         pipe = diffusers.StableDiffusion3Pipeline(
-            vae=make_vae(4, shift_factor=0.1), text_encoder=make_clip(sd, 2), text_encoder_2=make_clip(sd, 3),
-            text_encoder_3=t5, tokenizer=sd.tokenizer, tokenizer_2=sd.tokenizer, tokenizer_3=tokenizer,
-            transformer=transformer, scheduler=flow(shift=3.0),
+            vae=vae, text_encoder=clip_l, text_encoder_2=clip_g, text_encoder_3=t5, tokenizer=sd.tokenizer,
+            tokenizer_2=sd.tokenizer, tokenizer_3=tokenizer, transformer=transformer,
+            scheduler=flow(shift=3.0),
         )  # fmt: skip
     elif kind.startswith("flux2"):
         pipe = make_flux2(kind)
@@ -330,10 +334,12 @@ def test_lora_weights_are_drawn_with_and_leave_without_a_trace(model, noise, tmp
     weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
     network.delete_adapters("default")
     model.pipe.save_lora_weights(tmp_path, **{f"{model.family.network}_lora_layers": weights})
-    model.pipe.load_lora_weights(tmp_path)
+    model.pipe.load_lora_weights(tmp_path, adapter_name="one")
     try:
+        model.pipe.set_adapters("one", 0.7)
         tuned = single(model, noise, LEFT)
         assert (tuned - plain).abs().max() > 1e-4
+        close(tuned, stock_image(model, noise), 1e-4)
         for method in ("epsilon", blending(model)[-1]):  # the last has hooks
             close(run(model, noise, [LEFT, RIGHT], only(0), method), tuned)
     finally:
@@ -347,6 +353,7 @@ def test_a_lora_for_one_style_of_two(model, noise):
     config = LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"])
     model.network.add_adapter(config, "one")
     try:
+        model.pipe.set_adapters("one", 0.7)
         tuned = single(model, noise, LEFT)
         assert (tuned - plain).abs().max() > 1e-3
         for style, expected in ((0, tuned), (1, plain)):
@@ -355,6 +362,29 @@ def test_a_lora_for_one_style_of_two(model, noise):
         close(single(model, noise, LEFT), tuned)
     finally:
         model.pipe.unload_lora_weights()
+
+
+@pytest.mark.parametrize("part", ["network", "text_encoder"])
+@pytest.mark.parametrize("model", ["sdxl", "sd3"], indirect=True)
+def test_the_strength_of_a_lora(model, noise, part):
+    """As `set_adapters` sets it, for the whole model and for one style of two."""
+    tuned = {"network": model.network, "text_encoder": model.pipe.text_encoder}[part]
+    images = [single(model, noise, LEFT)]
+    torch.manual_seed(0)
+    projections = r".*\.(to_q|to_v|q_proj|v_proj)"
+    tuned.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=projections), "one")
+    try:
+        for strength in (0.0, 0.5, 1.0):
+            model.pipe.set_adapters("one", strength)
+            images.append(single(model, noise, LEFT))
+            close(images[-1], stock_image(model, noise), 1e-4)
+            for style, expected in ((0, images[-1]), (1, images[0])):
+                close(run(model, noise, [LEFT, LEFT], only(style), loras=["one", None]), expected)
+    finally:
+        model.pipe.unload_lora_weights()
+    without, nothing, half, whole = images
+    close(nothing, without)
+    assert min((half - nothing).abs().max(), (whole - half).abs().max()) > 1e-3
 
 
 def test_attention_maps_are_what_the_image_reads_of_the_text(model, noise, monkeypatch):
@@ -458,23 +488,29 @@ def test_a_qwen_image_with_embedded_guidance_is_refused(model):
         dsnb.load(pipe)
 
 
-@pytest.mark.parametrize("model", ["sd1", "sd2", "sdxl"], indirect=True)
-def test_a_learned_word_is_read(model, noise):
-    """Textual inversion, loaded by diffusers, of two vectors for one word."""
+@pytest.mark.parametrize("model", ["sd1", "sd2", "sdxl", "flux-dev", "flux-schnell"], indirect=True)
+def test_a_learned_word_is_read(model, noise, generator):
+    """Textual inversion, loaded by diffusers into each text encoder, of two vectors for one word."""
     parts = {
         name: copy.deepcopy(part)
         for name, part in model.pipe.components.items()
         if name[:4] in ("text", "toke")
     }
     pipe = type(model.pipe)(**{**model.pipe.components, **parts})
-    for end in ("", "_2") if "text_encoder_2" in parts else ("",):
-        encoder, tokenizer = parts[f"text_encoder{end}"], parts[f"tokenizer{end}"]
-        learned = {"<mine>": torch.full((2, encoder.config.hidden_size), 3.0)}
+    encoders = {name: part for name, part in parts.items() if name.startswith("text_encoder")}
+    for name, encoder in encoders.items():
+        learned = {"<mine>": torch.randn(2, encoder.config.hidden_size, generator=generator)}
+        tokenizer = parts[name.replace("text_encoder", "tokenizer")]
         pipe.load_textual_inversion(learned, "<mine>", text_encoder=encoder, tokenizer=tokenizer)
     taught = dsnb.load(pipe)
     noise = dataclasses.replace(noise, model=taught.name)
-    close(single(taught, noise, "a <mine>"), stock_image(taught, noise, "a <mine>"), 1e-4)
-    assert (single(taught, noise, "a <mine>") - single(model, noise, "a <mine>")).abs().max() > 1e-4
+    image = single(taught, noise, "a <mine>")
+    close(image, stock_image(taught, noise, "a <mine>"), 1e-4)
+    for encoder in encoders.values():
+        encoder.get_input_embeddings().weight.data[-2:] = 0
+        other = single(taught, noise, "a <mine>")
+        assert (other - image).abs().max() > 1e-4
+        image = other
 
 
 @pytest.mark.parametrize("model", ["flux2-distilled"], indirect=True)
