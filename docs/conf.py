@@ -44,7 +44,7 @@ def costs() -> str:
         for per in ("image", "step")
     )
     steps = whole / one
-    said = f"{steps:g} steps · {head['device']} · {head['dtype']} · {head['date']}\n\n"
+    said = [f"{steps:g} steps", head["device"], head["dtype"], f"load {head['load']}", head["date"]]
     rows = []
     for method in ("prompt", "pixel", "epsilon", "attention", "regional", "combined"):
         for n in sorted(int(case.split()[-1]) for case in measured.case.unique()):
@@ -61,7 +61,7 @@ def costs() -> str:
                     "times faster": spread(*ours, "times faster than the source's"),
                 }
             )
-    return said + table(pd.DataFrame(rows))
+    return " · ".join(said) + "\n\n" + table(pd.DataFrame(rows))
 
 
 def findings() -> str:

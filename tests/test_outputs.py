@@ -64,7 +64,9 @@ def changed(name):
         if name == "prose":
             text.source += ", in other words"
         elif name == "code":
-            cell.source += " "
+            cell.source += "\n1 + 1"
+        elif name == "comment":
+            cell.source += "  # another comment"
         elif name == "order":
             cell.execution_count = 7
         elif name == "stderr":
@@ -86,6 +88,7 @@ def changed(name):
     ("name", "said"),
     [
         ("prose", None),
+        ("comment", None),
         ("code", "another code"),
         ("model", "another model"),
         ("order", "execution counts"),
