@@ -91,6 +91,17 @@ def combined_or_pixel() -> str:
     return "\n".join(said)
 
 
+def settings() -> str:
+    """The settings that differ from the usual one, from figures/14_questions.csv, as sentences."""
+    asked = pd.read_csv(ROOT / "figures" / "14_questions.csv").fillna({"better": ""})
+    told = asked[(asked.better != "") & asked.measure.isin(("both", "layout"))]
+    said = []
+    for (_, measure), rows in told.groupby(["question", "measure"], sort=False):
+        each = [f"{row['method']}: {tables.sentence(row)}" for row in rows.to_dict("records")]
+        said.append(f"- {tables.title(measure)}: {'; '.join(each)}")
+    return "\n".join(said)
+
+
 def models() -> str:
     """The present model, from its card, beside earlier ones, from figures/16_models.csv."""
     earlier = pd.read_csv(ROOT / "figures" / "16_models.csv", dtype=str)
@@ -113,6 +124,7 @@ myst_substitutions = {
     "costs": costs(),
     "findings": findings(),
     "combined_or_pixel": combined_or_pixel(),
+    "settings": settings(),
     "models": models(),
     "decoders": as_it_is("16_decoders.csv"),
     "sizes": as_it_is("16_sizes.csv"),

@@ -27,9 +27,9 @@ MASKS = ("linear", "logistic")
 # What the paper leaves open: a setting, and values to try. Asked on the validation set, one setting at a time.
 QUESTIONS: dict[str, list[float]] = {
     "guidance": [3, 5, 8, 20],
-    "eta": [0.05, 0.1, 0.3, 1.0],
-    "steps": [12, 18, 25, 50, 99],
-    "skip": [0, 5, 10, 20, 30],
+    "eta": [0.1, 0.3, 1.0],
+    "steps": [12, 18, 25, 50],
+    "skip": [5, 10, 20],
     "switch": [0.12, 0.25, 0.5, 0.75],
 }
 PARTS = (*COMPARED, *QUESTIONS)
