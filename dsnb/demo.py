@@ -7,7 +7,8 @@ import torch
 
 from . import masks, plotting, prompts
 from .checkpoints import load
-from .images import read_image, to_pil
+from .files import write_whole
+from .images import read_image
 from .inversion import invert
 from .methods import TITLES, blend
 
@@ -40,7 +41,7 @@ def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
 
     combined = blend(model, trajectory, styled, mask, method="combined")
     first = folder / "dsnb_demo.png"
-    to_pil(combined).save(first)
+    write_whole(first, plotting.png_bytes(combined))
     yield first
 
     together = prompts.one_prompt([LEFT, RIGHT], picture.caption)

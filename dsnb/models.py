@@ -17,24 +17,34 @@ from . import checks
 from .families import FAMILIES, Family, Prompts, Settings
 from .sampling import Schedule, make_schedule
 
+_quiet = threading.Lock()
+_before: list[list[tuple]] = []  # what the first thread found, once for each thread that is inside `quietly`
+
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Hides messages of the libraries that do not matter here: no torchvision, a small autoencoder."""
-    before = [
-        (library, library.get_verbosity(), library.is_progress_bar_enabled())
-        for library in (diffusers_logging, transformers_logging)
-    ]
-    for library, *_ in before:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    """Hides messages of the libraries that do not matter here: no torchvision, a small autoencoder.
+
+    The settings belong to the process. The first thread that enters keeps them, and the last one restores them.
+    """
+    with _quiet:
+        found = [
+            (library, library.get_verbosity(), library.is_progress_bar_enabled())
+            for library in (diffusers_logging, transformers_logging)
+        ]
+        _before.append(_before[0] if _before else found)
+        for library, *_ in found:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, verbosity, bars in before:
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()
+        with _quiet:
+            before = _before.pop()
+            for library, verbosity, bars in () if _before else before:
+                library.set_verbosity(verbosity)
+                if bars:
+                    library.enable_progress_bar()
 
 
 with quietly():
@@ -119,8 +129,10 @@ def schedule_of(model: Model, steps: int, skip: int, size: tuple[int, int]) -> S
         The schedule, on the CPU.
 
     Raises:
-        ValueError: as `sampling.make_schedule`.
+        ValueError: as `sampling.make_schedule`; or the pipeline's scheduler, which may be another one than at loading,
+            does not suit the family.
     """
+    model.family.check_scheduler(model.scheduler)
     return make_schedule(model.scheduler, steps, skip, **model.family.timing(model.pipe, steps, size))
 
 

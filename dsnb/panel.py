@@ -128,6 +128,8 @@ def blend_panel(
             chosen = shapes[shape](*drawing)
             if method == "pixel":  # the finished images serve every mask
                 return blend_pixels(keep((*texts, *rest), finished)[:, None], chosen)
+            if method == "prompt" and all(map(prompts.known, pair)):
+                options["one_prompt"] = prompts.one_prompt(pair, captions[image])
             return blend(model, start(), texts, chosen, method=method, **options)
 
         return keep((*texts, method, shape, painted, *rest), make)
@@ -157,9 +159,9 @@ def blend_panel(
         other={title: name for name, title in TITLES.items()},
         wipe=(0.0, 1.0, 0.05),
         shape=list(shapes),
-        sharpness=(1.0, max(100.0, sharpness), 1.0),
+        sharpness=(min(1.0, sharpness), max(100.0, sharpness), 1.0),
         angle=(0.0, 360.0, 15.0),
-        guidance=(0.0, max(30.0, guidance), 0.5),
+        guidance=(min(0.0, guidance), max(30.0, guidance), 0.5),
         seed=(0, max(20, seed)),
         from_noise=False,
         **more,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import checks
 from .files import write_all_whole
+from .images import read_image
 
 STYLE_COLORS = ("#1b6ca8", "#e8743b", "#2e9e5b", "#8e5ea2", "#c2a000", "#d1495b")
 LARGEST_FILE = 500_000  # bytes; the most that a page of the workbook should load
@@ -73,7 +74,7 @@ def to_array(image: Picture, name: str = "image") -> np.ndarray:
         image.savefig(buffer, format="png", bbox_inches=None if isinstance(image, Sheet) else "tight")
         image = Image.open(buffer)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        image = read_image(image)
     if isinstance(image, torch.Tensor):
         tensor: Tensor = checks.dense(name, image, Tensor, "").detach().float().cpu()
         if tensor.ndim == 4 and tensor.shape[0] == 1:
@@ -109,7 +110,8 @@ def png_bytes(image: Picture, parameters: dict | None = None, largest: int | Non
     Args:
         image: the image.
         parameters: plain JSON values, which go into the text chunk "parameters".
-        largest: bytes; a larger file is first reduced to 256 colours and then shrunk until it fits.
+        largest: bytes without the parameters; a larger image is first reduced to 256 colours and then shrunk until it
+            fits.
 
     Returns:
         The file's bytes.
@@ -120,18 +122,17 @@ def png_bytes(image: Picture, parameters: dict | None = None, largest: int | Non
     note = PngImagePlugin.PngInfo()
     if parameters is not None:
         note.add_text("parameters", _json(parameters))
-    image = Image.fromarray(to_array(image))
-    data = _encode(image, note)
+    whole = reduced = Image.fromarray(to_array(image))
     scale = 1.0
-    while largest is not None and len(data) > largest and scale > 0.1:
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        small = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
-        data = _encode(small.quantize(256, method=Image.Quantize.MEDIANCUT), note)
+    while largest is not None and len(_encode(reduced)) > largest and scale > 0.1:
+        size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
+        small = whole if scale == 1 else whole.resize(size, Image.Resampling.LANCZOS)
+        reduced = small.quantize(256, method=Image.Quantize.MEDIANCUT)
         scale *= 0.85
-    return data
+    return _encode(reduced, note)
 
 
-def _encode(image: Image.Image, note: PngImagePlugin.PngInfo) -> bytes:
+def _encode(image: Image.Image, note: PngImagePlugin.PngInfo | None = None) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True, pnginfo=note)
     return buffer.getvalue()
@@ -348,15 +349,20 @@ def figures_folder() -> Path:
 
 
 def save_figure(
-    image: Picture, name: str | Path, parameters: dict | None = None, sidecar: bool = False
+    image: Picture,
+    name: str | Path,
+    parameters: dict | None = None,
+    sidecar: bool = False,
+    largest: int | None = LARGEST_FILE,
 ) -> Path:
-    """Saves an image as a PNG of at most 500 kB. Files appear whole or not at all.
+    """Saves an image as a PNG, by default of at most 500 kB. Files appear whole or not at all.
 
     Args:
         image: the image or figure.
         name: the file, with or without ".png"; without a folder it goes into `figures_folder()`.
         parameters: plain JSON values, which go into the PNG; `read_parameters` reads them.
         sidecar: also write them into NAME.json.
+        largest: as for `png_bytes`; None keeps every pixel.
 
     Returns:
         The path of the PNG.
@@ -370,7 +376,7 @@ def save_figure(
         raise ValueError(f"name must be the name of a file, got {str(name)!r}")
     path = path if path.name != str(name) else figures_folder() / path
     path = path if path.suffix.lower() == ".png" else path.with_name(path.name + ".png")
-    files = {path: png_bytes(image, parameters, LARGEST_FILE)}
+    files = {path: png_bytes(image, parameters, largest)}
     if sidecar:
         note = {"picture": path.name, "parameters": parameters or {}}
         files[path.with_suffix(".json")] = (_json(note, indent=2, ensure_ascii=False) + "\n").encode()

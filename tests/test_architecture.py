@@ -16,7 +16,8 @@ LAB = PACKAGE / "lab"
 # From the bottom up. Only the command line stands above the laboratory.
 TIERS = [
     ["checks", "files"],
-    ["epsilon", "formulas", "images", "kernels", "plotting", "prompts"],
+    ["images"],
+    ["epsilon", "formulas", "kernels", "plotting", "prompts"],
     ["families", "films", "masks", "sampling", "widgets"],
     ["models"],
     ["adapters", "guider", "joint", "weights"],

@@ -131,9 +131,12 @@ def test_the_libraries_progress_bars_are_left_as_they_were():
         assert not logging.is_progress_bar_enabled()
     finally:
         logging.enable_progress_bar()
-    with models.quietly():
-        assert not logging.is_progress_bar_enabled()
-    assert logging.is_progress_bar_enabled()
+    before, first, second = logging.get_verbosity(), models.quietly(), models.quietly()
+    for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):  # two threads
+        step()
+        assert not logging.is_progress_bar_enabled() and logging.get_verbosity() == logging.ERROR
+    second.__exit__(None, None, None)
+    assert logging.is_progress_bar_enabled() and logging.get_verbosity() == before
 
 
 def test_sources_that_are_no_models(tmp_path, tiny_folder, monkeypatch):
@@ -306,6 +309,21 @@ def test_parts_that_would_be_ignored_without_a_word(tiny, component, config, err
     )
     with pytest.raises(error, match=words):
         dsnb.load(pipe)
+
+
+@pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler()])
+def test_another_scheduler_after_loading_is_refused_too(tiny, scheduler):
+    pipe = StableDiffusionPipeline(**tiny.pipe.components, requires_safety_checker=False)
+    model = dsnb.load(pipe)
+    trajectory = dsnb.from_noise(model, (16, 16), steps=2)
+    pipe.scheduler = scheduler
+    for draw in (
+        lambda: dsnb.decode(model, trajectory, "a bear", progress=False),
+        lambda: dsnb.from_noise(model, (16, 16), steps=2),
+        lambda: dsnb.invert(model, torch.zeros(1, 3, 32, 32), "a bear", steps=2, progress=False),
+    ):
+        with pytest.raises(ValueError, match=type(scheduler).__name__):
+            draw()
 
 
 @pytest.mark.parametrize("scheduler", [LCMScheduler(), EulerDiscreteScheduler(timestep_spacing="trailing")])

@@ -49,6 +49,16 @@ def test_the_panel_draws_what_blend_draws(tiny, panel):
     assert torch.allclose(panel.settle(), wiped, atol=1e-4)  # the panel draws finished images in one batch
 
 
+def test_one_prompt_is_the_baseline_of_the_notebooks(tiny, panel):
+    both = ("mosaic", "warhol")
+    panel.set(pair=both, method="prompt")
+    texts = [dsnb.prompts.prompt(style, CAPTION) for style in both]
+    options = {"one_prompt": dsnb.prompts.one_prompt(both, CAPTION), "guidance": tiny.settings.guidance}
+    options |= {"method": "prompt", "progress": False}
+    expected = dsnb.blend(tiny, panel.trajectory, texts, masks.logistic(20), **options)
+    assert torch.allclose(panel.settle(), expected, atol=1e-5)
+
+
 def test_another_mask_blends_the_same_finished_images(tiny, panel):
     panel.set(method="pixel")
     panel.settle()

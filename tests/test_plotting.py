@@ -125,6 +125,21 @@ def test_same_picture_same_bytes(folder):
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_pil_images_are_shown_as_they_are_read():
+    ramp = Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8))
+    assert 120 < plotting.to_array(ramp).mean() < 135
+    turned = Image.new("RGB", (6, 4))
+    turned.getexif()[0x0112] = 6  # on its side
+    assert plotting.to_array(turned).shape == (6, 4, 3)
+    assert plotting.to_array(Image.new("RGBA", (4, 4), (255, 0, 0, 0))).min() == 255
+
+
+def test_parameters_do_not_count_towards_the_limit(folder):
+    picture = noise(1, 3, 64, 64)
+    path = plotting.save_figure(picture, "painted", {"strokes": "x" * 2 * plotting.LARGEST_FILE})
+    assert np.array_equal(np.asarray(Image.open(path)), plotting.to_array(picture))
+
+
 def test_large_pictures_are_reduced_below_the_limit(folder):
     path = plotting.save_figure(noise(1, 3, 700, 900), "large", {"seed": 0})
     assert path.stat().st_size <= plotting.LARGEST_FILE

@@ -465,6 +465,12 @@ def test_save_button_writes_the_picture_with_all_it_takes_to_make_it_again(folde
     assert "00_mine_02.png" in panel.status.value
 
 
+def test_a_large_picture_is_saved_with_every_pixel(folder):
+    picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    path = live(lambda a: picture, save_as="large", a=(0, 2)).save()
+    assert np.array_equal(np.asarray(Image.open(path)), plotting.to_array(picture))
+
+
 def test_a_picture_that_cannot_be_saved_says_so_in_the_panel(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("DSNB_FIGURES", str(tmp_path / "taken"))

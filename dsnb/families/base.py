@@ -114,6 +114,10 @@ class Family:
 
     def check(self, pipe: Any) -> None:
         """Raises ValueError or NotImplementedError for a pipeline that would give wrong images."""
+        self.check_scheduler(pipe.scheduler)
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        """The same for its scheduler alone, which a user may replace."""
 
     def prepare(self, pipe: Any) -> None:
         """Changes that the pipeline itself makes before it draws."""
@@ -187,8 +191,8 @@ class FlowFamily(Family):
     network = "transformer"
     patch = 2
 
-    def check(self, pipe: Any) -> None:
-        kind = type(pipe.scheduler).__name__
+    def check_scheduler(self, scheduler: Any) -> None:
+        kind = type(scheduler).__name__
         if kind != "FlowMatchEulerDiscreteScheduler":
             raise ValueError(
                 f"the scheduler is a {kind}; this family needs a FlowMatchEulerDiscreteScheduler, e.g. "

@@ -13,12 +13,16 @@ class StableDiffusion(Family):
     pipelines = ("StableDiffusionPipeline",)
 
     def check(self, pipe: Any) -> None:
+        super().check(pipe)
         check_unet(pipe)
         width, given = pipe.unet.config.cross_attention_dim, pipe.text_encoder.config.hidden_size
         if width != given:
             raise ValueError(
                 f"the UNet takes texts of width {width} and the text encoder gives {given}; they must be equal"
             )
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        check_diffusion(scheduler)
 
     def encode_prompts(self, pipe: Any, prompts: Sequence[str]) -> Prompts:
         text, _ = pipe.encode_prompt(list(prompts), pipe._execution_device, 1, False)
@@ -29,7 +33,7 @@ class StableDiffusion(Family):
 
 
 def check_unet(pipe: Any) -> None:
-    """Raises ValueError or NotImplementedError for a UNet or scheduler that would silently give wrong images."""
+    """Raises ValueError or NotImplementedError for a UNet that would silently give wrong images."""
     config = pipe.unet.config
     if config.time_cond_proj_dim is not None:
         raise NotImplementedError(
@@ -41,14 +45,18 @@ def check_unet(pipe: Any) -> None:
             f"the UNet takes {config.in_channels} channels and the autoencoder makes "
             f"{pipe.vae.config.latent_channels}; inpainting and depth models are not supported"
         )
-    if not hasattr(pipe.scheduler, "alphas_cumprod"):
+
+
+def check_diffusion(scheduler: Any) -> None:
+    """Raises ValueError for a scheduler that does not suit a UNet."""
+    if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
-            f"the scheduler is a {type(pipe.scheduler).__name__}, for a network trained with other noise levels (EDM); "
+            f"the scheduler is a {type(scheduler).__name__}, for a network trained with other noise levels (EDM); "
             "only schedulers with alphas_cumprod are supported, such as DDIMScheduler"
         )
-    kind = pipe.scheduler.config.get("prediction_type")
+    kind = scheduler.config.get("prediction_type")
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(
-            f"the scheduler ({type(pipe.scheduler).__name__}) predicts {kind!r}; a UNet needs one whose "
+            f"the scheduler ({type(scheduler).__name__}) predicts {kind!r}; a UNet needs one whose "
             "configuration says 'epsilon' or 'v_prediction'"
         )

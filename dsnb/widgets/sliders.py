@@ -180,7 +180,9 @@ class Panel:
         stem, number = self.save_as or "picture", 1
         while (plotting.figures_folder() / f"{stem}_{number:02d}.png").exists():
             number += 1
-        return plotting.save_figure(self.picture, f"{stem}_{number:02d}", self.parameters(), sidecar=True)
+        return plotting.save_figure(
+            self.picture, f"{stem}_{number:02d}", self.parameters(), True, largest=None
+        )
 
     def play(self, on: bool = True) -> None:
         """Start or stop the sweep: once through the slider's range, and back to where it was."""

@@ -34,8 +34,9 @@ QUESTIONS: dict[str, list[float]] = {
 }
 PARTS = (*COMPARED, *QUESTIONS)
 WORDS = lambda text: tuple(word.strip() for word in text.split(","))
+NUMBER = lambda text: checks.number("it", float(text))  # neither NaN nor infinite
 PARAMETERS: dict[str, Callable] = {
-    "steps": int, "skip": int, "eta": float, "guidance": float, "sharpness": float, "switch": float,
+    "steps": int, "skip": int, "eta": NUMBER, "guidance": NUMBER, "sharpness": NUMBER, "switch": NUMBER,
     "pairs": lambda text: [WORDS(pair.replace("/", ",")) for pair in text.split(",")],
     "masks": WORDS, "pairs_file": Path, "model": str, "lpips_network": str, "clip_model": str,
 }  # fmt: skip

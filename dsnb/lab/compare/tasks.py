@@ -99,14 +99,15 @@ def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=No
         FileNotFoundError: the file or one of its images does not exist.
         ValueError: something in the file is wrong; the message names the entry.
     """
-    path, tasks = Path(path), []
-    for number, (name, entry) in enumerate(_entries(path).items()):
+    path, tasks, numbers = Path(path), [], {}  # one number for each image file
+    for name, entry in _entries(path).items():
         where = f"pairs file {str(path)!r}, entry {name}"
         if isinstance(entry, dict):
-            tasks.append(_read_entry(path, number, entry, pairs, model, where))
+            tasks.append(_read_entry(path, numbers, entry, pairs, model, where))
             continue
-        image, caption = read_image(_find(path, name, where), model), entry.removeprefix("A picture of ")
-        tasks += [_styled(f"{number:03d} {name}", image, caption, pair) for pair in pairs or written.pairs()]
+        image, title = _read_image(path, name, numbers, model, where)
+        caption = entry.removeprefix("A picture of ")
+        tasks += [_styled(title, image, caption, pair) for pair in pairs or written.pairs()]
     return tasks
 
 
@@ -133,7 +134,13 @@ def _entries(path: Path) -> dict[int | str, dict | str]:
     return entries
 
 
-def _read_entry(path: Path, number: int, entry: dict, pairs, model, where: str) -> Task:
+def _read_image(path: Path, file: str, numbers: dict[Path, int], model, where: str) -> tuple[Tensor, str]:
+    """An image, and its name in the tables: entries with the same image share it."""
+    found = _find(path, file, where).resolve()
+    return read_image(found, model), f"{numbers.setdefault(found, len(numbers)):03d} {found.stem}"
+
+
+def _read_entry(path: Path, numbers: dict[Path, int], entry: dict, pairs, model, where: str) -> Task:
     """The task of one entry with its own prompts."""
 
     def text(key: str, inside: dict = entry) -> str:
@@ -151,10 +158,10 @@ def _read_entry(path: Path, number: int, entry: dict, pairs, model, where: str) 
         one_prompt = text("decode_text")
         sides = (one_prompt, caption)
     file = text("encode_img" if "encode_img" in entry and "img_path" not in entry else "img_path")
-    image = read_image(_find(path, file, where), model)
+    image, title = _read_image(path, file, numbers, model, where)
     named = [_known_style(entry.get(key)) for key in ("style_left", "style_right")]
     pair = tuple(named) if all(named) else tuple(pairs[0]) if len(pairs) == 1 else ()
-    return Task(f"{number:03d} {Path(file).stem}", image, caption, sides, one_prompt, pair)
+    return Task(title, image, caption, sides, one_prompt, pair)
 
 
 def _known_style(name: object) -> str | None:
