@@ -221,6 +221,7 @@ def test_only_the_whole_comparison_draws_into_figures(small, tmp_path, monkeypat
         (["--parts", "everything"], "--parts must be one of compare, noise"),
         (["-p", "stepz=3"], "did you mean 'steps'?"),
         (["-p", "steps=many"], "-p steps cannot be 'many'"),
+        (["-p", "guidance=nan"], "-p guidance cannot be 'nan'"),
         (["-p", "pairs=mosaic"], "pairs must be left/right"),
         (["-p", "pairs_file=none.json"], "pairs file 'none.json' does not exist"),
     ],

@@ -78,6 +78,13 @@ def test_from_noise_needs_no_inversion(panel):
     assert not torch.allclose(panel.settle(), inverted, atol=1e-2)
 
 
+def test_a_start_beyond_a_sliders_usual_range_is_part_of_it(tiny, panel):
+    image, options = torch.zeros(1, 3, 32, 32), {"pair": PAIR, "method": "epsilon", "steps": 4}
+    start = {"sharpness": 0.5, "guidance": -1.0}
+    made = blend_panel(tiny, [image], [CAPTION], lambda *_: panel.trajectory, **start, **options)
+    assert made.parameters().items() >= start.items()
+
+
 def test_wrong_choices_are_named(tiny):
     image = torch.zeros(1, 3, 32, 32)
     with pytest.raises(ValueError, match="method"):
