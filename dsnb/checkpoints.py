@@ -38,8 +38,8 @@ def load(
 
     Args:
         source: None or "drawn-world" for the bundled model; a diffusers folder; a hub id; a single .safetensors file;
-            or a diffusers pipeline, whose weights are frozen and which is else used as it is. If a folder or hub id has
-            half precision only, its variant fp16 is opened.
+            or a diffusers pipeline, which is used as it is, except that its weights are frozen. If a folder or hub id
+            has half precision only, its variant fp16 is opened.
         device: default cuda, then mps, then cpu.
         dtype: a torch.dtype or its name ("fp16", "bfloat16"). Default bfloat16 if the hardware multiplies it natively,
             float16 on other GPUs, else float32.

@@ -18,7 +18,7 @@ from .families import FAMILIES, Family, Prompts, Settings
 from .sampling import Schedule, make_schedule
 
 _quiet = threading.Lock()
-_before: list[list[tuple]] = []  # what the first thread found, once for each thread that is inside `quietly`
+_before: list[list[tuple]] = []  # what each thread inside `quietly` found; the last to leave takes the first
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def quietly() -> Iterator[None]:
             (library, library.get_verbosity(), library.is_progress_bar_enabled())
             for library in (diffusers_logging, transformers_logging)
         ]
-        _before.append(_before[0] if _before else found)
+        _before.append(found)
         for library, *_ in found:
             library.set_verbosity_error()
             library.disable_progress_bar()

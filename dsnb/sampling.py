@@ -205,14 +205,18 @@ def denoise(
     Raises:
         ValueError: eta is above 0 and there are no noises; or shapes do not fit.
     """
-    if eta > 0 and noises is None:
-        raise ValueError(f"eta is {eta}, so the noise of every step is needed: pass noises, or eta=0")
+    if eta > 0:
+        wanted = (len(schedule), *x_T.shape)
+        if noises is None:
+            raise ValueError(f"eta is {eta}, so the noise of every step is needed: pass noises, or eta=0")
+        if noises.shape != wanted:
+            raise ValueError(f"noises must have shape {wanted}, got {tuple(noises.shape)}")
     steps = schedule.coefficients(eta)
     times, total, x_t = schedule.timesteps.to(x_T.device), len(schedule), x_T
     for i, t in enumerate(tqdm(times, desc="decoding", disable=not progress, leave=False)):
         output = network(x_t, t, i / total)
         if i == 0:  # the shapes of all later steps are the same
-            _check_shapes(output, x_t, total, noises if eta > 0 else None)
+            _check_shapes(output, x_t)
         noise = None if eta == 0 or noises is None else noises[i]
         if isinstance(output, Tensor):
             x_prev, x_0 = linear_step(output, x_t, noise, steps[i])
@@ -225,12 +229,10 @@ def denoise(
     return x_t
 
 
-def _check_shapes(output: Tensor | Predictions, x_t: Tensor, steps: int, noises: Tensor | None) -> None:
+def _check_shapes(output: Tensor | Predictions, x_t: Tensor) -> None:
     if not isinstance(output, Tensor):
         output.check(x_t)
     elif output.shape != x_t.shape:
         raise ValueError(
             f"the network's output must have shape {tuple(x_t.shape)}, got {tuple(output.shape)}"
         )
-    if noises is not None and noises.shape != (steps, *x_t.shape):
-        raise ValueError(f"noises must have shape {(steps, *x_t.shape)}, got {tuple(noises.shape)}")

@@ -6,26 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Family, Prompts, Settings
-from .stable_diffusion import check_diffusion, check_unet
+from .base import Prompts, Settings
+from .stable_diffusion import UNetFamily
 
 
-class StableDiffusionXL(Family):
+class StableDiffusionXL(UNetFamily):
     name = "Stable Diffusion XL"
     pipelines = ("StableDiffusionXLPipeline",)
     settings = Settings(steps=50, skip=5, guidance=7.5, sampling_guidance=5.0)
 
     def check(self, pipe: Any) -> None:
         super().check(pipe)
-        check_unet(pipe)
         if pipe.unet.config.addition_embed_type != "text_time":
             raise ValueError(
                 f"the UNet's addition_embed_type is {pipe.unet.config.addition_embed_type!r}; Stable Diffusion XL "
                 "has 'text_time'"
             )
-
-    def check_scheduler(self, scheduler: Any) -> None:
-        check_diffusion(scheduler)
 
     def prepare(self, pipe: Any) -> None:
         """This family's autoencoder overflows in float16, as its config states."""

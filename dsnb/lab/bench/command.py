@@ -50,11 +50,8 @@ def run(
     for name, given, known in (("sections", sections or (), SECTIONS), ("models", models, MODELS)):
         for word in given:
             checks.one_of(name, word, known)
-    for name, number in {
-        "repeats": repeats,
-        "styles": min(styles, default=0),
-        "steps": 1 if steps is None else steps,
-    }.items():
+    numbers = {"repeats": repeats, "styles": min(styles, default=0), "steps": 1 if steps is None else steps}
+    for name, number in numbers.items():
         checks.integer(name, number, 1)
     device = choose_device(device)
     dtype = dtype or choose_dtype(device)
