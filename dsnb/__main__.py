@@ -42,8 +42,12 @@ def demo(argv: list[str]) -> int:
         parser.error(f"--steps must be at least 2, got {given.steps}")
     from .demo import draw
 
-    for path in draw(Path.cwd(), **vars(given)):
-        print(path, flush=True)
+    try:
+        for path in draw(Path.cwd(), **vars(given)):
+            print(path, flush=True)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -72,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; default those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 if something failed, 2 for wrong arguments.
+        The exit status: 0 for success, 1 if something failed, 2 for wrong arguments, 130 if it was stopped.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -93,7 +97,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if argv[0] in REDRAWING and NOTEBOOKS.is_dir():
         os.environ.setdefault("DSNB_FIGURES", str(ROOT / "figures"))
-    return COMMANDS[argv[0]](argv[1:])
+    try:
+        return COMMANDS[argv[0]](argv[1:])
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A LoRA per style: turns a pipeline's loaded adapters on and off."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,15 +45,14 @@ def check_adapters(
 
 
 @contextmanager
-def switched_adapters(pipe: DiffusionPipeline) -> Iterator[Callable[[str | None], None]]:
-    """Switches between adapters while the block runs. Their strengths do not change.
+def switched_adapter(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
+    """Turns on one adapter, and all others off, while the block runs. Their strengths do not change.
+
+    When the block ends, also by an error, the same adapters are active as before it.
 
     Args:
         pipe: the pipeline, after `load_lora_weights`.
-
-    Yields:
-        A function that turns on the adapter with a given name, and all others off. None turns all off. When the block
-        ends, also by an error, the same adapters are active as before it.
+        name: of the adapter; None turns all off.
     """
     layers = _layers(pipe)
     before = [
@@ -65,15 +64,12 @@ def switched_adapters(pipe: DiffusionPipeline) -> Iterator[Callable[[str | None]
         )
         for layer in layers
     ]
-
-    def switch(name: str | None) -> None:
+    try:
         for layer in layers:
             layer.enable_adapters(name is not None)
             if name is not None:
                 layer.set_adapter([name])
-
-    try:
-        yield switch
+        yield
     finally:
         for layer, active, disabled, learned in before:
             layer.set_adapter(active)

@@ -15,20 +15,28 @@ from .models import Model
 from .panel import blend_panel
 from .prompts import Picture, pictures
 from .widgets import paint
+from .widgets.controls import is_interactive
 
 WIDE = {"style": {"description_width": "130px"}, "layout": {"width": "420px"}}
 
 
-def make_app(model: Model, steps: int) -> ipywidgets.VBox:
+def make_app(model: Model, steps: int | None = None) -> ipywidgets.VBox:
     """A form that chooses an image, above the panel that blends two styles in it.
 
     Args:
         model: a model with a UNet.
-        steps: denoising steps of a full image.
+        steps: denoising steps of a full image; default `model.settings.steps`.
 
     Returns:
         The form and the panel. A live front end shows them if they are the last line of a cell.
+
+    Raises:
+        RuntimeError: nobody can move a slider here, see `widgets.is_interactive`.
     """
+    if not is_interactive():
+        raise RuntimeError(
+            "the app needs a live front end; start it with `make app`, or set DSNB_INTERACTIVE=1"
+        )
     bundled = {f"{image.caption} ({image.file.stem})": image for image in pictures()}
     choice = ipywidgets.Dropdown(description="image", options=bundled, **WIDE)
     upload = ipywidgets.FileUpload(description="or your own", accept="image/*", layout={"width": "200px"})
@@ -40,14 +48,18 @@ def make_app(model: Model, steps: int) -> ipywidgets.VBox:
     def use(_: object = None) -> None:
         try:
             name, image, text = _chosen(choice.value, upload.value, caption.value, model)
-        except (ValueError, OSError) as error:
+            status.value = f"Drawing {html.escape(name)} …"
+            below.children = [_panel(model, image, text, name, steps)]
+        except Exception as error:  # whatever it is, the visitor should read it
             status.value = f"<span style='color:#b00020'>{html.escape(str(error))}</span>"
-            return
-        status.value = f"Drawing {html.escape(name)} …"
-        below.children = [_panel(model, image, text, name, steps)]
-        status.value = ""
+        else:
+            status.value = ""
+
+    def forget(_: object) -> None:  # an upload comes first, until another bundled image is chosen
+        upload.value = ()
 
     start.on_click(use)
+    choice.observe(forget, names="value")
     use()
     form = ipywidgets.VBox([choice, ipywidgets.HBox([upload, caption]), start, status])
     return ipywidgets.VBox([form, below])
@@ -67,7 +79,7 @@ def _chosen(
     return content.name, read_image(content, model), caption.strip()
 
 
-def _panel(model: Model, image: Tensor, caption: str, name: str, steps: int) -> ipywidgets.Widget:
+def _panel(model: Model, image: Tensor, caption: str, name: str, steps: int | None) -> ipywidgets.Widget:
     @functools.lru_cache(maxsize=8)
     def inverted(index: int, seed: int, steps: int) -> Trajectory:
         generator = torch.Generator().manual_seed(seed)

@@ -6,12 +6,13 @@ self-attention: cut along the mask, it would give two unrelated images.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
-from torch import Tensor
+from torch import Tensor, nn
 
 from .kernels import AttentionPlan, blend_attention, make_plan
 from .masks import Mask
@@ -161,7 +162,8 @@ def blend_cross_attention(
 
     Raises:
         RuntimeError: the UNet is hooked already.
-        ValueError: a wrong number of contexts, a pass out of range, or no layer is chosen.
+        ValueError: a wrong number of contexts, a pass out of range, no layer is chosen, or, in a call of the UNet,
+            latents of another size.
         NotImplementedError: attention that cannot be blended.
     """
     if len(contexts) != mask.n + 1:
@@ -180,8 +182,21 @@ def blend_cross_attention(
         levels = {layer_level(name, len(unet.config.down_block_types)) for name in names}
         blend = Blend(mask, size, levels, contexts.device)
         ours = {name: BlendProcessor(unet.get_submodule(name), contexts, blend, passes) for name in names}
-        with replaced_processors(unet, ours):
-            yield blend
+        watch = unet.register_forward_pre_hook(partial(refuse_other_size, size), with_kwargs=True)
+        try:
+            with replaced_processors(unet, ours):
+                yield blend
+        finally:
+            watch.remove()
+
+
+def refuse_other_size(size: tuple[int, int], _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """A hook before each UNet call: raises ValueError for latents of another height and width than `size`."""
+    height, width = (args[0] if args else kwargs["sample"]).shape[-2:]
+    if (height, width) != tuple(size):
+        raise ValueError(
+            f"size must be the height and width of the latents, {height} x {width}; got {size[0]} x {size[1]}"
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ prompt, head group and token, so the memory does not grow with the steps.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from .attention import (
     check_hookable,
     cross_attention_layers,
     project_out,
+    refuse_other_size,
     replaced_processors,
     split_heads,
 )
@@ -84,12 +86,14 @@ def record_attention(
     with model.lock:
         maps = AttentionMaps(model, prompts, size, groups, buckets)
         ours = {name: RecordProcessor(name, unet.get_submodule(name).processor, maps) for name in names}
-        watch = unet.register_forward_pre_hook(maps.next_call, with_kwargs=True)
+        before = [partial(refuse_other_size, maps.size), maps.next_call]
+        watches = [unet.register_forward_pre_hook(hook, with_kwargs=True) for hook in before]
         try:
             with replaced_processors(unet, ours):
                 yield maps
         finally:
-            watch.remove()
+            for watch in watches:
+                watch.remove()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import checks
-from .plotting import Picture, figures_folder, to_array, write_figures
+from .plotting import Picture, figures_folder, several, to_array, write_figures
 
 LARGEST_FILM = 115_000  # bytes; a notebook has at most 120 kB per output, see lab/outputs.py
 QUALITIES = (85, 75, 60, 45, 30)
@@ -61,7 +61,9 @@ def make_film(frames: Sequence[Picture], alt: str, seconds: float = 4.0, rest: f
         TypeError: a time is not a number.
     """
     seconds, rest = checks.number("seconds", seconds, above=0), checks.number("rest", rest, 0)
-    images = [Image.fromarray(to_array(frame, f"frames[{i}]")) for i, frame in enumerate(frames)]
+    images = [
+        Image.fromarray(to_array(frame, f"frames[{i}]")) for i, frame in enumerate(several("frames", frames))
+    ]
     sizes = {image.size for image in images}
     if len(images) < 2 or len(sizes) > 1:
         raise ValueError(f"frames must be at least two images of one size, got {len(images)} of {sizes}")

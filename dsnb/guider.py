@@ -7,6 +7,7 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor
 
+from . import checks
 from .epsilon import blend_eps, guidance_per_style
 from .families import Prompts
 from .masks import Mask
@@ -27,6 +28,7 @@ class MaskGuider(BaseGuidance):
 
     Raises:
         ValueError: the numbers of rows or scales are not those of the mask.
+        TypeError: a mask or styles of another type.
         NotImplementedError: padded prompts, as Qwen-Image and Z-Image have them.
     """
 
@@ -34,6 +36,8 @@ class MaskGuider(BaseGuidance):
 
     def __init__(self, mask: Mask, styles: Prompts, guidance: float | Sequence[float] = 5.0):
         super().__init__()
+        checks.instance("mask", mask, Mask, "dsnb.masks makes them")
+        checks.instance("styles", styles, Prompts, "dsnb.models.encode_prompts makes them of texts")
         if len(styles) != mask.n:
             raise ValueError(
                 f"the mask has {mask.n} styles, so styles needs {mask.n} rows; got {len(styles)}"

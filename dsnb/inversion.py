@@ -45,7 +45,8 @@ FROM_NOISE = "noise"  # the method of a trajectory without an inversion
 class Trajectory:
     """x_T (B, C, h, w), the noise of every step (T, B, C, h, w), and the settings of the inversion.
 
-    T is steps - skip. `caption` is one text, or one for each of the B images.
+    T is steps - skip. `caption` is one text, or one for each of the B images. `schedule` is the inversion's
+    `sampling.Schedule.label`; "" if it is not known.
 
     Raises:
         ValueError: parts that do not fit together or are not finite.
@@ -62,6 +63,7 @@ class Trajectory:
     eta: float
     guidance: float
     negative_prompt: str = ""
+    schedule: str = ""
 
     def __post_init__(self) -> None:
         for name in ("x_T", "noises"):
@@ -89,6 +91,7 @@ class Trajectory:
             "eta": checks.number("eta", self.eta, 0, 1),
             "guidance": checks.number("guidance", self.guidance),
             "negative_prompt": checks.text("negative_prompt", self.negative_prompt),
+            "schedule": checks.text("schedule", self.schedule),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -135,7 +138,7 @@ class Trajectory:
             raise FileNotFoundError(f"trajectory {str(path)!r} does not exist")
         try:
             with safe_open(path, framework="pt") as file:
-                kept = {"negative_prompt": ""} | file.metadata()  # files of version 0.3 have none
+                kept = {"negative_prompt": "", "schedule": ""} | file.metadata()  # older files lack them
                 settings = {name: kind(kept[name]) for name, kind in _SETTINGS.items()}
                 if "captions" in kept:
                     settings["caption"] = json.loads(kept["captions"])
@@ -153,6 +156,7 @@ _SETTINGS = {
     "eta": float,
     "guidance": float,
     "negative_prompt": str,
+    "schedule": str,
 }
 
 
@@ -228,7 +232,8 @@ def invert(
         else:
             x_T = ddim_inversion(counted, x_0, schedule)
             noises = x_T.new_zeros(len(schedule), *x_T.shape)
-    return Trajectory(x_T, noises, method, model.name, caption, steps, skip, eta, guidance, negative_prompt)
+    told = (steps, skip, eta, guidance, negative_prompt, schedule.label())
+    return Trajectory(x_T, noises, method, model.name, caption, *told)
 
 
 def from_noise(

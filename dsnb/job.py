@@ -92,7 +92,7 @@ def decode_trajectory(
     callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Runs a network over the trajectory's steps and noise. Warns for a trajectory of another model.
+    """Runs a network over the trajectory's steps and noise. Warns for a trajectory of another model or scheduler.
 
     Args:
         model: the model.
@@ -122,10 +122,17 @@ def decode_trajectory(
             "invert the image with this model",
             stacklevel=2,
         )
+    schedule = schedule_of(model, trajectory.steps, trajectory.skip, (height, width))
+    if trajectory.schedule not in ("", schedule.label()):
+        warnings.warn(
+            f"the trajectory was recorded with another scheduler ({trajectory.schedule}) than the model has now "
+            f"({schedule.label()}), so the image changes; invert it again, or set the old scheduler",
+            stacklevel=2,
+        )
     return denoise(
         network,
         trajectory.x_T.to(model.device, copy=True),  # a callback may change what it sees, not the trajectory
-        schedule_of(model, trajectory.steps, trajectory.skip, (height, width)),
+        schedule,
         eta=trajectory.eta,
         noises=trajectory.noises.to(model.device),
         callback=callback,

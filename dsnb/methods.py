@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .adapters import check_adapters, switched_adapters
+from .adapters import check_adapters, switched_adapter
 from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
 from .families import Prompts
@@ -283,21 +283,20 @@ def _epsilon(job: Job) -> Tensor:
 
 def _epsilon_with_loras(job: Job, loras: Sequence[str | None]) -> Tensor:
     """Each style has an adapter of its own, for both of its predictions: eps = sum_i M_i (u_i + s_i (eps_i - u_i))."""
-    weights, ones = job.latent_weights(), torch.ones_like(job.guidance)
-    with switched_adapters(job.model.pipe) as switch:
-        styles = []
-        for lora, (prompt, guidance) in zip(loras, job.styles(), strict=True):
-            switch(lora)  # before the prompt is encoded: the text encoder may have the adapter, too
+    weights, ones, pipe = job.latent_weights(), torch.ones_like(job.guidance), job.model.pipe
+    styles = []
+    for lora, (prompt, guidance) in zip(loras, job.styles(), strict=True):
+        with switched_adapter(pipe, lora):  # the text encoder may have the adapter, too
             styles.append(guided_eps(job.model, prompt, guidance, job.negative_prompt))
 
-        def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
-            guided = []
-            for lora, style in zip(loras, styles, strict=True):
-                switch(lora)
+    def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
+        guided = []
+        for lora, style in zip(loras, styles, strict=True):
+            with switched_adapter(pipe, lora):
                 guided.append(style(x_t, t, progress))
-            return Predictions(guided[0], torch.stack(guided), weights(progress), ones)
+        return Predictions(guided[0], torch.stack(guided), weights(progress), ones)
 
-        return job.run(network)
+    return job.run(network)
 
 
 def _attention(job: Job) -> Tensor:

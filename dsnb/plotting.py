@@ -160,7 +160,7 @@ def show_grid(
     Raises:
         ValueError: for no image, or a wrong number of titles or columns.
     """
-    arrays = [to_array(image, f"images[{i}]") for i, image in enumerate(images)]
+    arrays = [to_array(image, f"images[{i}]") for i, image in enumerate(several("images", images))]
     if not arrays:
         raise ValueError("images is empty; expected at least one image")
     columns = min(len(arrays), 8) if columns is None else columns
@@ -197,6 +197,13 @@ def show_grid(
     return figure
 
 
+def several(name: str, images: Pictures) -> Pictures:
+    """The images, if they are a batch or a list; ValueError for one image, whose rows would count as images."""
+    if isinstance(images, (Image.Image, Figure)) or getattr(images, "ndim", 4) != 4:
+        raise ValueError(f"{name} is one image; expected a batch (B, 3, H, W) or a list, such as [image]")
+    return images
+
+
 def film_strip(
     rows: Mapping[str, Pictures], labels: Sequence[str] | None = None, frames: int = 8, width: float = 1.2
 ) -> Sheet:
@@ -216,7 +223,7 @@ def film_strip(
     """
     if not rows:
         raise ValueError("rows is empty; expected a dictionary from row title to images")
-    lengths = {title: len(pictures) for title, pictures in rows.items()}
+    lengths = {title: len(several(f"rows[{title!r}]", pictures)) for title, pictures in rows.items()}
     total = next(iter(lengths.values()))
     if len(set(lengths.values())) != 1 or total == 0:
         raise ValueError(f"rows has {lengths} images per row; expected equally many, at least one")
@@ -253,15 +260,17 @@ def overlay(
         (1, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: for a map of another shape, or with values that are not finite.
+        ValueError: for a map of another shape, or with values that are not finite, or an opacity out of range.
     """
-    picture = _tensor(image)
+    picture, opacity = _tensor(image), checks.number("opacity", opacity, 0, 1)
     heat = torch.as_tensor(np.asarray(heat), dtype=torch.float32)
     if heat.ndim != 2 or not torch.isfinite(heat).all():
         raise ValueError(f"heat has shape {tuple(heat.shape)}; expected finite values of shape (h, w)")
     heat = F.interpolate(heat[None, None], picture.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
-    low = float(heat.min()) if low is None else low
-    high = float(heat.max()) if high is None else high
+    if low is not None and high is not None and not low < high:  # also for NaN
+        raise ValueError(f"low must be below high, got low={low} and high={high}")
+    low = float(heat.min()) if low is None else checks.number("low", low)
+    high = float(heat.max()) if high is None else checks.number("high", high)
     heat = ((heat - low) / (high - low) if high > low else torch.zeros_like(heat)).clamp(0, 1)
     colors = matplotlib.colormaps[colormap](heat.numpy())[..., :3]
     colors = torch.from_numpy(colors).float().permute(2, 0, 1)[None]
@@ -280,9 +289,9 @@ def color_weights(weights: Tensor | np.ndarray, image: Picture | None = None, op
         (1, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: for weights of another shape, or that are not finite.
+        ValueError: for weights of another shape, or that are not finite, or an opacity out of range.
     """
-    weights = _weights(weights)
+    weights, opacity = _weights(weights), checks.number("opacity", opacity, 0, 1)
     palette = torch.tensor([matplotlib.colors.to_rgb(color) for color in STYLE_COLORS])
     palette = palette[torch.arange(len(weights)) % len(palette)]
     colors = torch.einsum("nhw,nc->chw", weights, palette)[None].clamp(0, 1)
@@ -312,7 +321,9 @@ def show_mask(
         ValueError: for weights of another shape, or a wrong number of labels.
     """
     weights = _weights(weights)
-    labels = [f"style {i + 1}" for i in range(len(weights))] if labels is None else list(labels)
+    labels = (
+        [f"style {i + 1}" for i in range(len(weights))] if labels is None else checks.texts("labels", labels)
+    )
     if len(labels) != len(weights):
         raise ValueError(f"labels has {len(labels)} entries; expected {len(weights)}, one per style")
     pictures = [color_weights(weights, image), *(weight.clamp(0, 1) for weight in weights)]
@@ -372,7 +383,7 @@ def save_figure(
         OSError: if the folder cannot be written to.
     """
     path = Path(name)
-    if path.name in ("", ".."):
+    if path.name in ("", "..") or str(name).endswith(("/", os.sep)):
         raise ValueError(f"name must be the name of a file, got {str(name)!r}")
     path = path if path.name != str(name) else figures_folder() / path
     path = path if path.suffix.lower() == ".png" else path.with_name(path.name + ".png")
@@ -394,13 +405,18 @@ def read_parameters(path: str | Path | IO[bytes]) -> dict:
         The parameters.
 
     Raises:
-        ValueError: for a PNG without parameters.
+        ValueError: for a PNG without parameters, or with those of another program.
     """
     with Image.open(path) as image:
         note = getattr(image, "text", {}).get("parameters")
     if note is None:
         raise ValueError(f"path is {str(path)!r}, which has no parameters; expected a PNG saved from a panel")
-    return json.loads(note)
+    try:
+        return json.loads(note)
+    except ValueError:  # other programs write texts of their own under this name
+        raise ValueError(
+            f"path is {str(path)!r}, whose parameters are not those of a panel: {note[:60]!r}"
+        ) from None
 
 
 def _json(parameters: dict, **layout: Any) -> str:
@@ -429,7 +445,7 @@ def _tensor(image: Picture) -> Tensor:
 
 def _weights(weights: Tensor | np.ndarray) -> Tensor:
     weights = torch.as_tensor(np.asarray(weights), dtype=torch.float32)
-    if weights.ndim != 3 or not torch.isfinite(weights).all():
+    if weights.ndim != 3 or not (weights.min() >= -1e-3 and weights.max() <= 1 + 1e-3):  # also for NaN
         shape = tuple(weights.shape)
-        raise ValueError(f"weights has shape {shape}; expected finite values of shape (N, H, W)")
+        raise ValueError(f"weights has shape {shape}; expected values in [0, 1] of shape (N, H, W)")
     return weights

@@ -1,6 +1,7 @@
 """The prompts and images that come with the workbook: `data/prompts.json`, read once."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -74,8 +75,8 @@ def prompt(style: str, caption: str) -> str:
     style, caption = checks.text("style", style), checks.text("caption", caption)
     if known(style):
         return _style(style)["template"].replace(PLACEHOLDER, caption)
-    if PLACEHOLDER in style:
-        return style.replace(PLACEHOLDER, caption)
+    if PLACEHOLDER in style.lower():
+        return re.sub(re.escape(PLACEHOLDER), lambda _: caption, style, flags=re.IGNORECASE)
     if len(style.split()) < 2 or checks.did_you_mean(style, _readable(), cutoff=0.85):
         _style(style)  # raises an error that says what is right
     return style

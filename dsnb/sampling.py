@@ -99,6 +99,11 @@ class Schedule:
             StepCoefficients(*row) for row in torch.stack([clean_x, clean_o, next_x, next_o, n], 1).tolist()
         ]
 
+    def label(self) -> str:
+        """A short text that tells schedules apart: the prediction, and the first, middle and last step with its a."""
+        steps = (0, len(self) // 2, len(self) - 1)
+        return ", ".join([self.prediction, *(f"t {self.timesteps[i]:.0f} a {self.a[i]:.3f}" for i in steps)])
+
     def reversed(self) -> "Schedule":
         """The same steps from image to noise."""
         parts = (self.timesteps, self.a_next, self.s_next, self.a, self.s)

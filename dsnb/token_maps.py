@@ -167,7 +167,7 @@ class AttentionMaps:
 
         Args:
             word: as for `heat`.
-            threshold: the value of the scaled map at which both styles have the weight 1/2.
+            threshold: the value of the scaled map, from 0 to 1, at which both styles have the weight 1/2.
             sharpness: of the border, above 0.
             **options: as for `heat`.
 
@@ -177,7 +177,7 @@ class AttentionMaps:
         Raises:
             ValueError: as for `heat`, or the map has the same value everywhere.
         """
-        threshold = checks.number("threshold", threshold)
+        threshold = checks.number("threshold", threshold, 0, 1)
         sharpness = checks.number("sharpness", sharpness, above=0)
         heat = self.heat(word, **options)
         low, high = heat.min(), heat.max()
@@ -210,7 +210,7 @@ class AttentionMaps:
             return where
         last, given = len(self._ids[prompt]) - 1, list(word) if isinstance(word, Iterable) else [word]
         try:
-            where = [checks.integer("word", index, 0, last) for index in given]
+            where = list(dict.fromkeys(checks.integer("word", index, 0, last) for index in given))
         except (TypeError, ValueError):
             where = []
         if not where:

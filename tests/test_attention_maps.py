@@ -25,6 +25,15 @@ def trajectory(tiny):
     )
 
 
+def test_a_size_with_height_and_width_exchanged_is_refused(tiny, x):
+    with record_attention(tiny, LEFT, SIZE[::-1]):
+        with pytest.raises(
+            ValueError, match="size must be the height and width of the latents, 12 x 20; got 20 x 12"
+        ):
+            call(tiny, x)
+    call(tiny, x)
+
+
 def call(tiny, x, prompts=(LEFT,), t=500):
     context = models.encode_prompts(tiny, prompts)
     return models.predict(tiny, x.repeat(len(prompts), 1, 1, 1), t, context)
@@ -235,7 +244,9 @@ def test_what_is_wrong_is_said(tiny, x):
             record(LEFT, SIZE, **options)
     with pytest.raises(ValueError, match="prompts is empty"):
         record([], SIZE)
-    with pytest.raises(ValueError, match="240 positions does not fit latents halved as .*pass `size`"):
+    with pytest.raises(
+        ValueError, match="size must be the height and width of the latents, 12 x 20; got 16 x 16"
+    ):
         record(LEFT, (16, 16))
     with pytest.raises(ValueError, match="nothing was recorded for prompt 0, 'an owl'"):
         record("an owl", SIZE).heat("owl")
@@ -248,7 +259,9 @@ def test_what_is_wrong_is_said(tiny, x):
     for size in ((0, 0), (4,), (4, 10**9), "12"):
         with pytest.raises((ValueError, TypeError), match="size must be"):
             maps.heat("bear", size=size)
-    with pytest.raises(ValueError, match="threshold must be a finite number"):
-        maps.mask("bear", threshold=float("nan"))
+    for threshold in (float("nan"), 50, -1):
+        with pytest.raises(ValueError, match="threshold must be a finite number from 0 to 1"):
+            maps.mask("bear", threshold=threshold)
+    assert torch.equal(maps.heat([2, 2]), maps.heat(2))
     with pytest.raises(ValueError, match=r"group must be among \[0\], got 1"):
         maps.heat("bear", group=1)

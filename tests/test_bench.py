@@ -11,7 +11,7 @@ from conftest import make_scheduler, make_unet
 
 from dsnb import masks
 from dsnb.lab import bench
-from dsnb.lab.bench import baselines, kernel_section, report, sections
+from dsnb.lab.bench import baselines, command, kernel_section, report, sections
 from dsnb.methods import METHODS
 from dsnb.models import Model, count_unet_samples
 
@@ -87,6 +87,12 @@ def test_whole_images_with_and_without_recording():
         "epsilon, attention recorded",
         "attention, attention recorded",
     ]
+
+
+def test_a_report_needs_its_rows(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--redraw", "--output", str(tmp_path)])
+    assert "--redraw needs a 15_cost_*.csv" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_what_is_unknown_is_named():

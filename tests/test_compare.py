@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import dsnb
 from dsnb.images import to_pil
@@ -91,9 +92,33 @@ def test_captions_get_every_pair_and_entries_take_a_single_one(project):
     assert [task.caption for task in example] == ["a bear on grass", "a cat"]
 
 
+def test_the_image_of_an_entry_is_the_one_it_names(tmp_path):
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([ENTRY | {"img_path": "elsewhere/cat.png"}]))
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "a" / "cat.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a" / "cat.old.png")
+    with pytest.warns(UserWarning, match="'elsewhere/cat.png' does not exist; '.*/a/cat.png' is used"):
+        compare.read_pairs(path)
+    path.write_text(json.dumps({"cat": "a cat"}))
+    assert compare.read_pairs(path)[0].name == "000 cat"
+    Image.new("RGB", (64, 64)).save(tmp_path / "b" / "cat.png")
+    with pytest.raises(ValueError, match="'cat' may be a/cat.png and b/cat.png; write the folder"):
+        compare.read_pairs(path)
+
+
+def test_styles_that_the_classifiers_do_not_know_are_own_prompts(project):
+    path = project / "data" / "pairs.json"
+    path.write_text(json.dumps([ENTRY | {"style_left": "gouache", "style_right": "mosaic"}]))
+    assert compare.read_pairs(path, [PAIR])[0].pair == "own prompts"
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ('{"bear": "a bear", "bear": "a brown bear"}', "the key 'bear' is there twice"),
+        ({"bear": " "}, "entry bear must be a caption, got ' '"),
         ("{", "cannot be read as UTF-8 JSON"),
         (b"\xff\xfe\x00", "cannot be read as UTF-8 JSON"),
         ([], "at least one"),
@@ -213,9 +238,31 @@ def test_only_the_whole_comparison_draws_into_figures(small, tmp_path, monkeypat
     assert not (tmp_path / "figures").exists()
 
 
+@one_model
+def test_rows_of_an_image_that_changed_are_not_continued(small, tmp_path, capsys):
+    path, image = tmp_path / "pairs.json", tmp_path / "bear.png"
+    path.write_text(json.dumps({"bear": "a bear"}))
+    Image.new("RGB", (64, 64)).save(image)
+    words = [*small, "--methods", "epsilon", "--parts", "compare", "--seeds", "1", "-p", f"pairs_file={path}"]
+    assert command.main(words) == 0 and command.main(words) == 0
+    Image.new("RGB", (64, 64), "red").save(image)
+    assert command.main(words) == 2
+    assert "holds rows with images" in capsys.readouterr().err
+
+
+@one_model
+def test_a_large_skip_leaves_out_values_of_the_steps(small, tiny, capsys):
+    given = command.parser().parse_args(["--parts", "steps", "--fewer", "1"])
+    chosen = command.parse_parameters(["skip=15", "steps=20"])
+    assert [run.settings.steps for run in command.plan("steps", given, chosen, tiny)] == [18, 20, 25, 50]
+    assert command.main([*small, "--parts", "switch", "--methods", "epsilon"]) == 2
+    assert "--parts switch asks nothing about --methods epsilon" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["-p", "steps=3", "-p", "steps=4"], "-p steps is given twice, '3' and '4'"),
         (["--images", "0"], "--images must be a whole number of at least 1"),
         (["--methods", "pixle"], "did you mean 'pixel'?"),
         (["--parts", "everything"], "--parts must be one of compare, noise"),

@@ -557,6 +557,8 @@ def test_the_mask_guider_blends_in_a_modular_pipeline(model, noise):
     assert (draw(MaskGuider(masks.linear(), styles, 3.0), RIGHT) - expected).abs().max() > 1e-4
     with pytest.raises(ValueError, match="the mask has 3 styles, so styles needs 3 rows; got 2"):
         MaskGuider(masks.linear(3), styles)
+    with pytest.raises(TypeError, match="styles must be a .*Prompts.* dsnb.models.encode_prompts"):
+        MaskGuider(masks.linear(), [LEFT, RIGHT])
     packed = torch.zeros(1, 6, 4)
     with pytest.raises(NotImplementedError, match="packed latents"):
         MaskGuider(masks.linear(), styles).forward(packed, style_0=packed, style_1=packed)

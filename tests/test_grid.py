@@ -294,6 +294,7 @@ def test_a_new_grid_stops_if_its_first_points_fail_with_one_error(tmp_path, caps
         (["--workers", "0"], "workers is 0"),
         (["--point-timeout", "0"], "point-timeout is 0"),
         (["--point-timeout", "nan"], "point-timeout is nan"),
+        (["--timeout", "nan"], "timeout is nan"),
         (["--scheduler", "tcp://127.0.0.1:9", "--timeout", "1"], "does not answer within 1 s"),
         (["--scheduler", "nonsense://x", "--timeout", "1"], "does not answer"),
     ],
@@ -387,6 +388,20 @@ def test_rows_of_other_weights_are_refused_and_another_model_is_added(notebook, 
         with pytest.raises(GridError, match="other model weights"):
             claimed("", str(own))
         file.write_bytes(b"weights")
+
+
+def test_rows_of_another_input_file_are_refused(notebook, tmp_path, empty_models):
+    image = tmp_path / "image.png"
+    image.write_bytes(b"an image")
+
+    def claimed():
+        with folder.claim(tmp_path / "out", make_grid(notebook, {"seed": [1]}, {"model": str(image)})):
+            return True
+
+    assert claimed() and claimed()
+    image.write_bytes(b"another image")
+    with pytest.raises(GridError, match="another input file"):
+        claimed()
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,16 @@ def test_the_mask_keeps_its_sides_on_latents_that_are_not_square(unet, x, contex
     assert distance(right, slice(-4, None)) < distance(left, slice(-4, None))
 
 
+def test_a_size_with_height_and_width_exchanged_is_refused(unet, x, contexts):
+    with blend_cross_attention(unet, contexts, masks.linear(2), SIZE[::-1]) as hook:
+        hook.at(0.0, [MIXED])
+        with pytest.raises(
+            ValueError, match="size must be the height and width of the latents, 12 x 20; got 20 x 12"
+        ):
+            call(unet, x[:1], contexts[:1])
+    assert call(unet, x[:1], contexts[:1]).shape == x[:1].shape
+
+
 def test_the_compiled_unet_is_one_graph(unet, x, contexts, dynamo):
     """No graph break in any layer, and no new compilation for a new block, new texts or a mask that moves.
 
@@ -159,7 +169,7 @@ def image_projection(width):
 
 def test_processors_come_back_after_an_error(unet, x, contexts):
     before = dict(unet.attn_processors)
-    with pytest.raises(ValueError, match="does not fit latents"):
+    with pytest.raises(ValueError, match="size must be .* 16 x 16; got 12 x 20"):
         blended(unet, torch.zeros(1, 4, 16, 16), contexts, [MIXED])
     assert unet.attn_processors == before
     with blend_cross_attention(unet, contexts, masks.linear(2), SIZE):

@@ -41,6 +41,20 @@ def test_an_unknown_command_is_named(capsys):
     assert "unknown command 'blend'" in capsys.readouterr().err
 
 
+def test_a_demo_that_cannot_be_drawn_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["demo", "--steps", "1001"]) == 1
+    assert "error: steps must be" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_stopped_command_is_a_sentence(monkeypatch, capsys):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command.COMMANDS, "demo", stop)
+    assert command.main(["demo"]) == 130 and capsys.readouterr().err == "stopped\n"
+
+
 def test_the_bundled_model_blends_without_network(monkeypatch):
     def refuse(*address, **options):
         raise AssertionError(f"a connection to {address} was asked for")

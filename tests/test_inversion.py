@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -158,6 +159,27 @@ def test_a_trajectory_of_another_model_is_refused_or_warned_of(tiny):
     wide = dataclasses.replace(other, x_T=torch.zeros(1, 12, 16, 16), noises=torch.zeros(2, 1, 12, 16, 16))
     with pytest.raises(ValueError, match="'another' with 12 latent channels, but .* has 4"):
         dsnb.decode(tiny, wide, "a bear", progress=False)
+
+
+def test_a_scheduler_replaced_after_the_inversion_is_warned_of(tiny, tmp_path, monkeypatch):
+    trajectory = dsnb.invert(tiny, noise((1, 3, 32, 32)), "a bear", steps=4, skip=0, progress=False)
+    trajectory = dsnb.Trajectory.load(trajectory.save(tmp_path / "kept.safetensors"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dsnb.decode(tiny, trajectory, "a bear", progress=False)
+    another = {"epsilon": "v_prediction", "v_prediction": "epsilon"}[tiny.scheduler.config.prediction_type]
+    for change in (
+        {"timestep_spacing": "trailing"},
+        {"beta_schedule": "linear"},
+        {"prediction_type": another},
+    ):
+        other = type(tiny.scheduler).from_config(tiny.scheduler.config, **change)
+        with (
+            monkeypatch.context() as patched,
+            pytest.warns(UserWarning, match="recorded with another scheduler"),
+        ):
+            patched.setattr(tiny.pipe, "scheduler", other)
+            dsnb.decode(tiny, trajectory, "a bear", progress=False)
 
 
 def test_ddim_inversion_records_no_noise(tiny):

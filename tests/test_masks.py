@@ -220,6 +220,11 @@ def test_an_array_that_changes_later_leaves_its_mask_alone():
         (("2", lambda x, y, p: x), TypeError, "n must be"),
         ((2, None), TypeError, "field must be a function"),
         ((2, lambda x, y, p: torch.stack([x + p, 2 - x])), ValueError, "field must not change with progress"),
+        (
+            (2, lambda x, y, p: torch.stack([x + (p > 0.8), 2 - x])),
+            ValueError,
+            "must not change with progress",
+        ),
         ((2, lambda x, y, p: torch.rand(2, *x.shape)), ValueError, "from call to call"),
     ],
 )

@@ -399,6 +399,19 @@ def test_a_lora_for_each_style(tiny, trajectory, adapters):
     torch.testing.assert_close(single(tiny, trajectory, LEFT), on)
 
 
+def test_a_callback_draws_with_the_adapters_of_before(tiny, trajectory, adapters):
+    seen = []
+    before, plain = single(tiny, trajectory, LEFT), run(tiny, trajectory, loras=[None, "two"])
+    drawn = run(
+        tiny,
+        trajectory,
+        loras=[None, "two"],
+        callback=lambda step: seen.append(single(tiny, trajectory, LEFT)),
+    )
+    assert len(seen) == 4 and all(torch.equal(image, before) for image in seen)
+    assert torch.equal(drawn, plain)
+
+
 def test_the_same_adapters_are_on_after_an_exception(tiny, trajectory, adapters):
     def fail(step):
         raise KeyError(step.index)
@@ -451,6 +464,12 @@ def test_encoded_prompts_must_fit(tiny, trajectory):
         run(tiny, trajectory, models.Prompts(rows.text[:, 1:]))
     with pytest.raises(ValueError, match="prompt must have 1 row, or one for each image .1.; got 2"):
         single(tiny, trajectory, rows)
+
+
+def test_every_encoded_prompt_has_one_pooled_vector():
+    first = models.Prompts(torch.ones(1, 4, 8), torch.ones(1, 6))
+    with pytest.raises(ValueError, match="prompts has 2 rows of text and 1 pooled vectors"):
+        models.Prompts(torch.ones(2, 4, 8), torch.ones(1, 6)).after(first)
 
 
 def test_words_weighted_by_compel(tiny, trajectory):

@@ -149,7 +149,7 @@ def test_seam_by_hand():
 
 def test_seam_refuses_what_it_cannot_compare():
     with pytest.raises(ValueError, match="no rest"):
-        metrics.seam(noise(1, 3, 8, 8), halves(8, 8), width=2.0)
+        metrics.seam(noise(1, 3, 8, 8), halves(8, 8), width=1.0)
     with pytest.raises(ValueError, match="singles"):
         metrics.seam(noise(1, 3, 8, 8), halves(8, 8), singles=noise(3, 3, 8, 8))
     with pytest.raises(ValueError, match="pixels"):
@@ -172,6 +172,12 @@ def test_strips_share_the_picture_in_order():
     assert torch.equal(parts, metrics.strips(halves(6, 16), count=4))
     with pytest.raises(ValueError, match="count"):
         metrics.strips(ramp(), count=1)
+    for wrong, words in (
+        ({"last": 0}, "two different styles"),
+        ({"last": 2}, "last must be .* from 0 to 1, got 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            metrics.strips(ramp(), **wrong)
     with pytest.raises(ValueError, match="style 1 leads nowhere"):
         metrics.strips(torch.tensor([1.0, 0.0]).view(2, 1, 1).expand(2, 6, 12))
     thirds = torch.eye(3)[:, [0] * 4 + [1] * 4 + [2] * 4][:, None].expand(3, 6, 12)
@@ -191,6 +197,25 @@ def test_monotonicity_by_hand():
     assert metrics.monotonicity(rows).tolist() == pytest.approx([1, -1, 0, 1 / 3])
     with pytest.raises(ValueError, match="strips"):
         metrics.monotonicity(torch.zeros(2, 1))
+
+
+def test_numbers_that_say_nothing_are_refused():
+    image = torch.rand(1, 3, 16, 16)
+    for measure, words in (
+        (lambda: metrics.balance(torch.tensor([[0.5, math.nan]])), "scores must be finite"),
+        (lambda: metrics.monotonicity(torch.tensor([[0.5, math.inf]])), "values must be finite"),
+        (lambda: metrics.smoothness(image, width=0.01), "the strip has . of 16 columns"),
+        (lambda: metrics.gram(image, -torch.ones(16, 16)), "weights must not be negative"),
+        (lambda: metrics.gram_distance([image] * 2, [torch.eye(3)] * 2, halves(16, 16)), "expected .H, W."),
+        (lambda: metrics.psnr(image[:0], image[:0]), "expected at least one image"),
+        (lambda: metrics.layout(image, image, grid=1), "grid must be a whole number of at least 2, got 1"),
+        (
+            lambda: metrics.seam(image, ramp(16, 16), width=math.nan),
+            "width must be a finite number from 0 to 1",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            measure()
 
 
 def test_gram_by_hand_whole_and_per_side():

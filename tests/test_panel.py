@@ -5,6 +5,7 @@ import torch
 
 import dsnb
 from dsnb import masks
+from dsnb.app import make_app
 from dsnb.models import count_unet_samples
 from dsnb.panel import SHAPES, TITLES, blend_panel
 from dsnb.widgets import paint, painting
@@ -33,6 +34,12 @@ def test_it_offers_every_method_that_a_unet_has():
     from dsnb.methods import METHODS
 
     assert set(TITLES) == set(METHODS)
+
+
+def test_the_app_needs_somebody_to_move_its_sliders(tiny, monkeypatch):
+    monkeypatch.setenv("DSNB_INTERACTIVE", "0")
+    with pytest.raises(RuntimeError, match="needs a live front end; start it with `make app`"):
+        make_app(tiny, 2)
 
 
 def test_the_panel_draws_what_blend_draws(tiny, panel):

@@ -237,6 +237,17 @@ def test_per_side_clip_by_hand():
     assert moved[0, 1].item() == pytest.approx((way @ text / way.norm() / text.norm()).item(), abs=1e-5)
 
 
+def test_each_side_has_its_own_text():
+    image, weights = (
+        torch.rand(1, 3, 4, 8),
+        torch.stack([torch.arange(8) < 4, torch.arange(8) >= 4]).float()[:, None],
+    )
+    with pytest.raises(TypeError, match="texts must be a list of texts, got 'red'"):
+        perceptual.side_similarity(ColourClip(), image, weights, "red")
+    with pytest.raises(ValueError, match="texts must be one for each of the mask's 2 styles, got 1"):
+        perceptual.side_direction(ColourClip(), image, image, weights, ["red"], "grey")
+
+
 def test_isolate_shows_one_side_and_nothing_of_the_other():
     image, side = noise(1, 3, 8, 8), torch.zeros(8, 8)
     side[:, :3], side[:, 3] = 1.0, 0.25

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dsnb import plotting
 
@@ -89,6 +89,30 @@ def test_overlay_with_given_limits_does_not_stretch_the_map():
     assert not torch.equal(plotting.overlay(image, heat), plotting.overlay(image, heat, low=0.0, high=1.0))
 
 
+def test_one_image_is_no_list_of_images():
+    for one in (noise(3, 8, 8), noise(8, 8, 3).numpy(), Image.new("RGB", (8, 8))):
+        with pytest.raises(ValueError, match=r"images is one image; expected .* \[image\]"):
+            plotting.show_grid(one)
+    with pytest.raises(ValueError, match=r"rows\['x_t'\] is one image"):
+        plotting.film_strip({"x_t": noise(3, 8, 8)})
+
+
+def test_colours_need_an_order_and_weights_a_range():
+    with pytest.raises(ValueError, match="low must be below high, got low=1 and high=0"):
+        plotting.overlay(torch.zeros(1, 3, 4, 4), torch.eye(4), low=1, high=0)
+    with pytest.raises(ValueError, match=r"expected values in \[0, 1\]"):
+        plotting.color_weights(255 * torch.ones(2, 4, 4))
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 60, float("nan")])
+def test_an_opacity_is_a_fraction(opacity):
+    image = torch.zeros(1, 3, 4, 4)
+    for draw in (plotting.overlay, plotting.color_weights):
+        given = (image, torch.eye(4)) if draw is plotting.overlay else (torch.full((2, 4, 4), 0.5), image)
+        with pytest.raises(ValueError, match="opacity must be a finite number from 0 to 1"):
+            draw(*given, opacity)
+
+
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_weights_are_coloured_and_drawn(n):
     weights = torch.softmax(noise(n, 6, 9) * 5, 0)
@@ -118,6 +142,16 @@ def test_saved_picture_carries_its_parameters(folder):
     assert sorted(file.name for file in folder.iterdir()) == ["00_test.json", "00_test.png"]
     with pytest.raises(ValueError, match="has no parameters"):
         plotting.read_parameters(plotting.save_figure(picture, "plain"))
+
+
+def test_texts_of_other_programs_are_no_parameters(tmp_path):
+    note = PngImagePlugin.PngInfo()
+    note.add_text("parameters", "a cat, Steps: 20")
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png", pnginfo=note)
+    with pytest.raises(ValueError, match="not those of a panel: 'a cat, Steps: 20'"):
+        plotting.read_parameters(tmp_path / "other.png")
+    with pytest.raises(ValueError, match="name must be the name of a file"):
+        plotting.save_figure(noise(1, 3, 8, 8), f"{tmp_path}/out/")
 
 
 def test_same_picture_same_bytes(folder):

@@ -28,6 +28,7 @@ def test_a_style_by_name_by_template_or_as_a_whole_prompt():
     own = "a sketch of a bear, with mosaic tiles"
     assert prompts.prompt(own, "a dog") == own
     assert prompts.prompt("[prompt]_in_ink", "a bear") == "a bear_in_ink"
+    assert prompts.prompt("ink of [Prompt]", r"a \1 bear") == r"ink of a \1 bear"
     for spelling in ("Van Gogh", "VANGOGH", " van-gogh ", "vangogh"):
         assert prompts.prompt(spelling, "a bear") == prompts.prompt("vangogh", "a bear")
         assert prompts.known(spelling) == "vangogh"

@@ -189,6 +189,14 @@ def train_tiny(folder, steps):
     return autoencoder.train(plan, folder, "cpu", latent_channels=4, width=8)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_used_only_where_it_is_fast(native, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    with loop.autocast("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if native else torch.float32)
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     average = train_tiny(whole, 3)

@@ -47,6 +47,7 @@ def live(draw, **options):
         ((1, 60, 1, 20.0), ipywidgets.FloatSlider, 20.0),
         (["a", "b"], ipywidgets.Dropdown, "a"),
         ({"one": 1, "two": 2}, ipywidgets.Dropdown, 1),
+        ([("one", 1), ("two", 2)], ipywidgets.Dropdown, 1),
         (True, ipywidgets.Checkbox, True),
         (7, ipywidgets.IntText, 7),
         (0.5, ipywidgets.FloatText, 0.5),
@@ -489,6 +490,23 @@ def test_what_json_lacks_becomes_a_text():
         plotting.save_figure(shade(0), "y", {"eta": math.nan})
 
 
+def test_a_menu_of_objects_is_saved_by_its_label():
+    panel = live(
+        lambda mask: shade(0.5), settings={"w": np.eye(2)}, mask={"left": object(), "right": object()}
+    )
+    panel.set(mask=panel.controls["mask"].options[1][1])
+    assert panel.parameters() == {"w": [[1, 0], [0, 1]], "mask": "right"}
+
+
+def test_positions_that_a_control_cannot_have_are_refused():
+    panel = live(lambda angle, menu: shade(0.5), angle=(0, 100), menu=["a", "b"])
+    with pytest.raises(ValueError, match="angle must be a finite number from 0 to 100, got 1000"):
+        panel.set(angle=1000)
+    with pytest.raises(ValueError, match="menu cannot be 'c'"):
+        panel.set(menu="c")
+    assert panel.values() == {"angle": 50, "menu": "a"}
+
+
 def test_an_unfinished_picture_is_not_saved():
     panel = live(lambda angle: shade(0), rest=30, save_as="x", angle=(0, 10, 1, 0))
     panel.set(angle=1)
@@ -579,6 +597,7 @@ def test_mouse_paints_undoes_and_clears():
         ({"labels": ["a"]}, "labels has 1"),
         ({"strokes": [painting.Stroke(2, ((0, 0),))]}, "style must be a whole number from 0 to 1, got 2"),
         ({"strokes": [painting.Stroke(1, ())]}, "points must be pairs"),
+        ({"strokes": [painting.Stroke(1, (0.2, 0.3, 0.8, 0.7))]}, "points must be pairs"),
         ({"strokes": [painting.Stroke(1, ((0.5, float("nan")),))]}, "points must be pairs"),
     ],
 )

@@ -84,6 +84,10 @@ class Prompts:
                 raise ValueError(
                     f"prompts must have a {name} of shape (P, *{here}) for this model, got (P, *{there})"
                 )
+        if rows.pooled is not None and len(rows.pooled) != len(rows.text):
+            raise ValueError(
+                f"prompts has {len(rows.text)} rows of text and {len(rows.pooled)} pooled vectors; expected one each"
+            )
         text, pooled = torch.cat([first.text, rows.text.to(first.text)]), join(first.pooled, rows.pooled)
         return Prompts(text, pooled, length=join(first.length, rows.length))
 

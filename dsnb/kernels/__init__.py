@@ -182,4 +182,7 @@ def _run_fused(name: str, *args: Any) -> Any:
         ) from error
 
 
-force(os.environ.get("DSNB_KERNELS") or None)
+try:
+    force(os.environ.get("DSNB_KERNELS") or None)
+except ValueError as error:
+    raise ValueError(f"the environment variable DSNB_KERNELS is wrong: {error}") from None

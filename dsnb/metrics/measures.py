@@ -37,6 +37,8 @@ def check_images(images: Tensor, name: str = "images") -> Tensor:
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
         raise ValueError(f"{name} is {shape}, expected a tensor of shape (B, 3, H, W)")
+    if not images.numel():
+        raise ValueError(f"{name} is {tuple(images.shape)}, expected at least one image")
     images = checks.dense(name, images, Tensor, "").detach().float()
     low, high = images.min().item(), images.max().item()
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # also for NaN
@@ -49,6 +51,13 @@ def _pair(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if images.shape != targets.shape:
         raise ValueError(f"targets is {tuple(targets.shape)}, expected {tuple(images.shape)} like images")
     return images, targets
+
+
+def _finite(name: str, values: Tensor) -> Tensor:
+    values = torch.as_tensor(values).float()
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, some are NaN or infinite")
+    return values
 
 
 def check_weights(weights: Tensor, size: Sequence[int] | None = None) -> Tensor:
@@ -159,6 +168,7 @@ def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
         (B,).
     """
     images, sources = _pair(images, sources)
+    grid = checks.integer("grid", grid, 2)
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     blocks = [
         torch.nn.functional.adaptive_avg_pool2d((x * luma.to(x)).sum(1, keepdim=True), grid).flatten(1)
@@ -190,6 +200,10 @@ def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> T
         raise ValueError(f"width is {width}, expected a fraction of the image in (0, 1]")
     columns = images.shape[3]
     strip = images[..., int(columns / 2 - width / 2 * columns) : int(columns / 2 + width / 2 * columns)]
+    if strip.shape[3] < 2:
+        raise ValueError(
+            f"width is {width}: the strip has {strip.shape[3]} of {columns} columns; use a larger one"
+        )
     across = (strip.diff(dim=3).square() + 1e-6).sqrt().flatten(1).sum(1)
     down = (strip.diff(dim=2).square() + 1e-6).sqrt().flatten(1).sum(1)
     return (across + down) / (strip[0].numel() if per_pixel else 1)
@@ -241,7 +255,7 @@ def transition_strip(weights: Tensor, width: float = 0.2) -> Tensor:
     Returns:
         bool (H, W).
     """
-    distance = border_distance(weights)
+    distance, width = border_distance(weights), checks.number("width", width, 0, 1)
     return distance <= max(width / 2 * max(distance.shape), 0.5)
 
 
@@ -349,6 +363,11 @@ def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Te
     """
     weights = check_weights(weights)
     lead = weights.argmax(0)
+    first, last = (
+        checks.integer(name, style, 0, len(weights) - 1) for name, style in (("first", first), ("last", last))
+    )
+    if first == last:
+        raise ValueError(f"first and last must be two different styles, got {first} twice")
     for style in (first, last):
         if not (lead == style).any():
             raise ValueError(f"weights: style {style} leads nowhere, so no strips lead to it")
@@ -357,8 +376,7 @@ def strips(weights: Tensor, count: int = 8, first: int = 0, last: int = 1) -> Te
     )
     signed = (to_first - to_last).float()
     inside = (lead == first) | (lead == last)
-    if not 2 <= count <= int(inside.sum()):
-        raise ValueError(f"count is {count}, expected 2 to {int(inside.sum())} strips")
+    count = checks.integer("count", count, 2, int(inside.sum()))
     edges = torch.quantile(signed[inside], torch.linspace(0, 1, count + 1)[1:-1])
     index = torch.bucketize(signed, edges)
     return torch.stack([((index == k) & inside).float() for k in range(count)])
@@ -375,7 +393,7 @@ def balance(scores: Tensor) -> Tensor:
     Returns:
         (B,). It is 0 if all scores are 0.
     """
-    scores = torch.as_tensor(scores).float().clamp_min(0)
+    scores = _finite("scores", scores).clamp_min(0)
     high = scores.amax(-1)
     return torch.where(high > 0, scores.amin(-1) / high.clamp_min(1e-12), torch.zeros(()))
 
@@ -392,7 +410,7 @@ def monotonicity(values: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    values = torch.as_tensor(values).float()
+    values = _finite("values", values)
     if values.shape[-1] < 2:
         raise ValueError(f"values has {values.shape[-1]} strips, expected at least 2")
     steps = values.diff(dim=-1)
@@ -419,7 +437,9 @@ def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
     flat = features.float().flatten(2)
     if weights is None:
         return flat @ flat.mT / flat.shape[2]
-    weights = torch.as_tensor(weights, dtype=torch.float32, device=flat.device)
+    weights = _finite("weights", weights).to(flat.device)
+    if (weights < 0).any():
+        raise ValueError("weights must not be negative")
     weights = weights.expand(batch, *weights.shape[-2:])[:, None]
     weights = torch.nn.functional.interpolate(weights, (height, width), mode="area").flatten(2)
     total = weights.sum(2, keepdim=True)
@@ -461,6 +481,9 @@ def gram_distance(
     """
     if len(features) != len(reference):
         raise ValueError(f"features has {len(features)} layers, expected {len(reference)} like reference")
+    if weights is not None and torch.as_tensor(weights).ndim != 2:
+        shape = tuple(torch.as_tensor(weights).shape)
+        raise ValueError(f"weights is {shape}, expected (H, W); take one side of a mask, such as weights[0]")
     distances = [
         (gram(layer, weights) - mean).flatten(1).norm(dim=1) / mean.norm().clamp_min(1e-12)
         for layer, mean in zip(features, reference, strict=True)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import checks
 from .measures import check_images, side_weights
 from .networks import Lpips
 
@@ -156,6 +157,7 @@ def side_similarity(clip: Clip, images: Tensor, weights: Tensor, texts: list[str
     Returns:
         (B, N).
     """
+    texts = _one_each(texts, weights)
     return torch.stack(
         [
             similarity(clip.image_features(isolate(images, side, clip.ground)), text)
@@ -163,6 +165,13 @@ def side_similarity(clip: Clip, images: Tensor, weights: Tensor, texts: list[str
         ],
         dim=1,
     )
+
+
+def _one_each(texts: list[str], weights: Tensor) -> list[str]:
+    texts = checks.texts("texts", texts)
+    if len(texts) != len(weights):
+        raise ValueError(f"texts must be one for each of the mask's {len(weights)} styles, got {len(texts)}")
+    return texts
 
 
 def side_direction(
@@ -182,7 +191,9 @@ def side_direction(
     Returns:
         (B, N).
     """
-    *targets, origin = clip.text_features([*texts, source_text])
+    *targets, origin = clip.text_features(
+        [*_one_each(texts, weights), checks.text("source_text", source_text)]
+    )
     columns = []
     for side, text in zip(side_weights(weights), targets, strict=True):
         after, before = (clip.image_features(isolate(x, side, clip.ground)) for x in (images, sources))

@@ -20,7 +20,7 @@ def is_interactive() -> bool:
     """
     said = os.environ.get("DSNB_INTERACTIVE", "")
     if said:
-        return said.lower() not in ("0", "false", "no")
+        return said.lower() not in ("0", "false", "no", "off")
     try:
         from IPython import get_ipython
     except ImportError:
@@ -73,8 +73,8 @@ def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, An
         decimals = max(0, -int(Decimal(f"{step:g}").as_tuple().exponent))
         return ipywidgets.FloatSlider, options | {"readout_format": f".{decimals}f"}
     if isinstance(given, (list, dict)) and given:
-        values = list(given.values() if isinstance(given, dict) else given)
-        choices = list(given.items()) if isinstance(given, dict) else values
+        choices = list(given.items()) if isinstance(given, dict) else given
+        values = [_value_of(choice) for choice in choices]
         if default is not None and default not in values:
             raise ValueError(f"{name} starts at {default!r}; expected one of {values}")
         first = default is None and None not in values
@@ -83,6 +83,11 @@ def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, An
         f"{name} is {given!r}; expected (low, high, step, start), a list or dictionary of choices, "
         "True/False, a number, a text or a widget"
     )
+
+
+def _value_of(choice: Any) -> Any:
+    """The value of a menu's choice, which may be a pair (label, value), as ipywidgets reads it."""
+    return choice[1] if isinstance(choice, tuple) and len(choice) == 2 else choice
 
 
 def make_control(kind: Any, options: dict[str, Any], text: str) -> Any:
@@ -98,7 +103,7 @@ def make_control(kind: Any, options: dict[str, Any], text: str) -> Any:
     if not isinstance(kind, type):
         return kind
     if kind is ipywidgets.Dropdown:  # by its index, because None as `value` would choose nothing
-        values = [each[1] if isinstance(each, tuple) else each for each in options["options"]]
+        values = [_value_of(choice) for choice in options["options"]]
         options = {"options": options["options"], "index": values.index(options["value"])}
     return kind(description=text, **LOOK, **options)
 

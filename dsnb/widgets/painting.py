@@ -121,7 +121,7 @@ def paint(
         line = tuple((0.25 + 0.5 * i / 16, 0.5 + 0.12 * np.sin(i / 16 * 2 * np.pi)) for i in range(17))
         strokes = [] if interactive else [Stroke(1, line, brush, softness)]
     painted = [_checked(stroke, n) for stroke in strokes]
-    labels = [f"style {i + 1}" for i in range(n)] if labels is None else list(labels)
+    labels = [f"style {i + 1}" for i in range(n)] if labels is None else checks.texts("labels", labels)
     if len(labels) != n:
         raise ValueError(f"labels has {len(labels)} entries; expected {n}, one per style")
     painter = Painter(image, n, painted, width)
@@ -133,8 +133,10 @@ def paint(
 def _checked(stroke: Stroke | dict[str, Any], n: int) -> Stroke:
     try:
         stroke = stroke if isinstance(stroke, Stroke) else Stroke(**stroke)
-        points = np.asarray(stroke.points, float).reshape(-1, 2)
-        if not (len(points) and np.abs(points).max() <= 10):  # also for NaN
+        points = np.asarray(stroke.points, float)
+        if not (
+            points.size and points.shape == (len(points), 2) and np.abs(points).max() <= 10
+        ):  # also for NaN
             raise ValueError("points must be pairs of numbers, from 0 to 1 in the image")
         return replace(
             stroke,

@@ -15,10 +15,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import traitlets
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
@@ -134,17 +136,26 @@ class Panel:
     def parameters(self) -> dict[str, Any]:
         """Settings and position as plain JSON values, enough to draw the image again."""
         told = {name: c.describe() for name, c in self.controls.items() if hasattr(c, "describe")}
+        menus = {name: c for name, c in self.controls.items() if isinstance(c, ipywidgets.Dropdown)}
+        told |= {name: menu.label for name, menu in menus.items() if not _is_json(menu.value)}
         values = json.dumps(self.settings | self.values() | told, default=_plain)
         return json.loads(values, parse_constant=str)  # JSON has no NaN and no infinity: they become texts
 
     def set(self, **values: Any) -> None:
-        """Move controls, as a user would."""
+        """Move controls, as a user would. Raises ValueError for a value that a control cannot have."""
         for name, value in values.items():
             if name not in self.controls:
-                raise ValueError(
-                    f"{name!r} is no control of this panel; expected one of {list(self.controls)}"
+                there = (
+                    f"expected one of {list(self.controls)}" if self.controls else "it has no controls here"
                 )
-            self.controls[name].value = value
+                raise ValueError(f"{name!r} is no control of this panel; {there}")
+            control = self.controls[name]
+            if isinstance(value, Number) and hasattr(control, "min"):
+                checks.number(name, value, control.min, control.max)
+            try:
+                control.value = value
+            except traitlets.TraitError as error:
+                raise ValueError(f"{name} cannot be {value!r}: {error}") from None
 
     def settle(self, timeout: float = 60.0) -> plotting.Picture:
         """Wait until the full image of the present position is there.
@@ -369,8 +380,15 @@ def _call(function: Draw, values: dict[str, Any], report: Callable[..., None]) -
     return picture
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value))
+    except TypeError:
+        return False
+
+
 def _plain(value: Any) -> Any:
-    return value.item() if getattr(value, "ndim", None) == 0 else str(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _progress(done: Any, total: int | None) -> tuple[int, int]:

@@ -81,14 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     a = p.parse_args(argv)
     try:
         folder = a.output or (figures_folder() if a.redraw else Path("runs", "bench"))
+        if a.redraw and not any(folder.glob("15_cost_*.csv")):
+            raise FileNotFoundError(f"--redraw needs a 15_cost_*.csv in {str(folder)!r}, which has none")
         if not a.redraw:
+            folder.mkdir(parents=True, exist_ok=True)
             options = {"models": a.models, "styles": a.styles, "repeats": a.repeats, "steps": a.steps}
             dtype = a.dtype and getattr(torch, a.dtype)
             head, rows = run(a.sections, **options, device=a.device, dtype=dtype, compiled=a.compile)
             print(*(f"{key}: {value}" for key, value in head.items()), sep="\n")
             for section in rows.section.unique():
                 print(f"\n{section}\n\n{table(rows, section).to_markdown()}")
-            folder.mkdir(parents=True, exist_ok=True)
             write_csv(csv_path(folder, "cpu" if head["kind"] == "cpu" else "cuda"), head, rows)
         print(*write_report(folder), sep="\n")
     except (ValueError, OSError, RuntimeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -97,13 +98,19 @@ def compare_all(given: argparse.Namespace) -> Path:
         for word in getattr(given, name):
             checks.one_of(f"--{name}", word, known)
     chosen = parse_parameters(given.parameters)
-    if "pairs_file" in chosen:
-        read_pairs(chosen["pairs_file"], chosen["pairs"])  # a misread file stops before anything is loaded
+    read: dict[str, str] = {}  # what the pairs file says and shows
+    if "pairs_file" in chosen:  # a misread file stops before anything is loaded
+        own = read_pairs(chosen["pairs_file"], chosen["pairs"])
+        read["pairs_file"] = chosen["pairs_file"].read_text(encoding="utf-8-sig")
+        read["images"] = sha256(b"".join(task.image.numpy().tobytes() for task in own)).hexdigest()[:16]
 
     model = checkpoints.load(chosen.get("model"))
     runs = [run for name in given.parts for run in plan(name, given, chosen, model)]
-    read = "pairs_file" in chosen and chosen["pairs_file"].read_text(encoding="utf-8-sig")
-    claim(given.output, model, chosen | {"methods": given.methods, "pairs_file": read})
+    if not runs:
+        raise ValueError(
+            f"--parts {','.join(given.parts)} asks nothing about --methods {','.join(given.methods)}"
+        )
+    claim(given.output, model, chosen | {"methods": given.methods, "pairs_file": False} | read)
     networks = {name: chosen[name] for name in ("lpips_network", "clip_model") if name in chosen}
     styles = {style for run in runs for task in run.tasks for style in task.styles}
     nets = open_networks(styles, device=model.device, **networks)
@@ -136,9 +143,13 @@ def parse_parameters(words: Sequence[str]) -> dict[str, object]:
         ValueError: a name is unknown, or a value is of another kind.
     """
     found: dict[str, object] = {"masks": MASKS, "pairs": prompts.pairs()}
+    given: dict[str, str] = {}
     for word in words:
         name, _, text = word.partition("=")
         checks.one_of("-p", name, PARAMETERS)
+        if name in given:
+            raise ValueError(f"-p {name} is given twice, {given[name]!r} and {text!r}")
+        given[name] = text
         try:
             found[name] = PARAMETERS[name](text)
         except ValueError:
@@ -173,13 +184,18 @@ def plan(part: str, given: argparse.Namespace, chosen: dict, model: Model) -> li
     able = ("combined",) if part == "switch" else ("epsilon", "attention", "combined", "regional")
     methods = [method for method in able if method in given.methods]
     usual, runs = settings.for_model(model), []
-    limit = usual.steps if part == "skip" else float("inf")
+    able_values = {
+        "skip": lambda value: value < usual.steps,
+        "steps": lambda value: (
+            value > (settings.skip or 0)
+        ),  # a skip that is not given is a fraction of the steps
+    }.get(part, lambda value: True)
     groups = [[method] for method in methods] if part == "guidance" else [methods] if methods else []
     for group in groups:  # each method may have a usual guidance of its own
         own = getattr(usual, part)
         if own is None:
             own = model.settings.guidance_of(group[0])
-        for value in sorted({own, *(value for value in QUESTIONS[part] if value < limit)}):
+        for value in sorted({own, *filter(able_values, QUESTIONS[part])}):
             setting, label = replace(settings, **{part: value}), f"{part} {value:g}"
             runs.append(Run(part, tasks, group, ("logistic",), setting, label, value == own))
     return runs
@@ -189,7 +205,10 @@ def _tasks(which: str, images: int, chosen: dict, model: Model) -> list[Task]:
     if "pairs_file" not in chosen:
         return drawn_tasks(split(which, images), chosen["pairs"], model.image_size)
     own = read_pairs(chosen["pairs_file"], chosen["pairs"], model)
-    names = list(dict.fromkeys(task.name for task in own))[:images]
+    names = list(dict.fromkeys(task.name for task in own))
+    if len(names) > images:
+        print(f"the first {images} of the {len(names)} images of the pairs file are used (--images, --fewer)")
+    names = names[:images]
     return [task for task in own if task.name in names]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +106,8 @@ def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=No
         if isinstance(entry, dict):
             tasks.append(_read_entry(path, numbers, entry, pairs, model, where))
             continue
+        if not entry.strip():
+            raise ValueError(f"{where} must be a caption, got {entry!r}")
         image, title = _read_image(path, name, numbers, model, where)
         caption = entry.removeprefix("A picture of ")
         tasks += [_styled(title, image, caption, pair) for pair in pairs or written.pairs()]
@@ -114,7 +117,7 @@ def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=No
 def _entries(path: Path) -> dict[int | str, dict | str]:
     """Every entry of a pairs file by its number or name; captions only where entries have names."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise FileNotFoundError(f"pairs file {str(path)!r} does not exist") from None
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
@@ -132,6 +135,15 @@ def _entries(path: Path) -> dict[int | str, dict | str]:
             got = json.dumps(entry)
             raise ValueError(f"pairs file {str(path)!r}, entry {name} must be {expected}, got {got}")
     return entries
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object of JSON's pairs; ValueError for a key that is there twice, of which Python would keep the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def _read_image(path: Path, file: str, numbers: dict[Path, int], model, where: str) -> tuple[Tensor, str]:
@@ -159,8 +171,11 @@ def _read_entry(path: Path, numbers: dict[Path, int], entry: dict, pairs, model,
         sides = (one_prompt, caption)
     file = text("encode_img" if "encode_img" in entry and "img_path" not in entry else "img_path")
     image, title = _read_image(path, file, numbers, model, where)
-    named = [_known_style(entry.get(key)) for key in ("style_left", "style_right")]
-    pair = tuple(named) if all(named) else tuple(pairs[0]) if len(pairs) == 1 else ()
+    given = [entry[key] for key in ("style_left", "style_right") if key in entry]
+    named = [_known_style(style) for style in given]
+    pair = tuple(named) if len(named) == 2 and all(named) else ()
+    if not given and len(pairs) == 1:
+        pair = tuple(pairs[0])
     return Task(title, image, caption, sides, one_prompt, pair)
 
 
@@ -171,12 +186,28 @@ def _known_style(name: object) -> str | None:
 
 
 def _find(path: Path, image: str, where: str) -> Path:
-    """The image file that an entry names: from the pairs file upwards, or one folder below; without a suffix, too."""
+    """The image file that an entry names: from the pairs file upwards, or one folder below; without a suffix, too.
+
+    A file of another folder than the entry's is used with a warning.
+    """
     folder, name = path.resolve().parent, Path(image).name
-    pattern = name if Path(image).suffix.lower() in IMAGE_SUFFIXES else f"{name}.*"
-    upwards = [above / image for above in (folder, *folder.parents, Path.cwd())]
-    near = [*sorted(folder.glob(pattern)), *sorted(folder.glob(f"*/{pattern}"))]
-    for file in [*upwards, *near]:
-        if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES:
+    names = [name] if Path(image).suffix.lower() in IMAGE_SUFFIXES else [name + s for s in IMAGE_SUFFIXES]
+    for above in (folder, *folder.parents, Path.cwd()):
+        if (file := above / image).is_file() and file.suffix.lower() in IMAGE_SUFFIXES:
             return file
-    raise FileNotFoundError(f"{where}: there is no image {image!r} in {folder}, one folder below, or above")
+    near = [
+        file
+        for name in names
+        for file in (folder / name, *sorted(folder.glob(f"*/{name}")))
+        if file.is_file()
+    ]
+    if len(near) > 1:
+        several = " and ".join(str(file.relative_to(folder)) for file in near[:2])
+        raise ValueError(f"{where}: {image!r} may be {several}; write the folder, too")
+    if not near:
+        raise FileNotFoundError(
+            f"{where}: there is no image {image!r} in {folder}, one folder below, or above"
+        )
+    if Path(image).name != image:
+        warnings.warn(f"{where}: {image!r} does not exist; {str(near[0])!r} is used", stacklevel=2)
+    return near[0]

@@ -29,7 +29,7 @@ DIFFERENCES = {  # part of the identity → what another one means
     "fixed": "other fixed parameters",
     "grid": "a grid over other parameters",
     "dsnb": "another version of dsnb",
-    "weights": "other model weights",
+    "weights": "other model weights or another input file",
 }
 
 

@@ -41,6 +41,8 @@ class Grid:
         """What two runs have in common that may share a table."""
         models = self.varied.get("model", [(self.defaults | self.fixed).get("model")])
         paths = {"bundled": data_path("models")} | {str(m): Path(m).expanduser() for m in models if m}
+        given = [*(self.defaults | self.fixed).values(), *itertools.chain(*self.varied.values())]
+        paths |= {text: Path(text) for text in given if isinstance(text, str) and _is_file(text)}
         code = [text for c in _code_cells(self.source) if (text := without_comments(c.source))]
         return {
             "notebook": self.notebook.name,
@@ -206,6 +208,13 @@ def point_name(values: Mapping) -> str:
     text = json.dumps(values, sort_keys=True)
     readable = re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{k}={v}" for k, v in values.items()))[:80].strip("._")
     return f"{readable or 'point'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # a text that no file can be named by
+        return False
 
 
 def hash_weights(path: Path) -> str:

@@ -72,8 +72,9 @@ def run(
     begin = time.perf_counter()
     if workers is not None and workers < 1:
         raise GridError(f"workers is {workers}, expected at least 1")
-    if not 0 < point_timeout < math.inf:
-        raise GridError(f"point-timeout is {point_timeout:g}, expected a finite number of seconds above 0")
+    for name, seconds in (("timeout", timeout), ("point-timeout", point_timeout)):
+        if not 0 < seconds < math.inf:
+            raise GridError(f"{name} is {seconds:g}, expected a finite number of seconds above 0")
     checked = make_grid(notebook, grid or {}, parameters)
     path = Path("runs", Path(notebook).stem) if output is None else Path(output)
     job = Job(uuid4().hex, checked.source, os.getcwd(), point_timeout)

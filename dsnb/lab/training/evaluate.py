@@ -91,19 +91,21 @@ def never_seen(styles: torch.Tensor, generator: torch.Generator) -> Pictures:
 
 
 def measure_samples(model: models.Model, evaluator: Evaluator, count: int) -> tuple[list[Row], Figure]:
-    """Images from noise in 25 steps, for captions (object, scene, style) never seen in training; the first 30 of them.
+    """Images from noise for captions (object, scene, style) never seen in training; the first 30 of them.
 
     There are `count` images in all styles in turn, and a third as many plain ones, for the objects. What the evaluator
     CLIP reads in the ground truth of the same captions is shown beside what it reads in these.
     """
-    generator = torch.Generator().manual_seed(900_003)
+    generator, settings = torch.Generator().manual_seed(900_003), model.settings
     styles = torch.cat([torch.arange(count) % len(STYLES), torch.zeros(count // 3, dtype=torch.int64)])
     pictures, names = never_seen(styles, generator), list(STYLES)
     texts = [caption(pictures, index, names[style]) for index, style in enumerate(styles)]
     parts, true = [], []
     for start in tqdm(range(0, len(styles), 30), desc="samples"):
         rows = slice(start, start + 30)
-        latents = sample(*_networks(model), texts[rows], generator, 25, model.settings.sampling_guidance)
+        latents = sample(
+            *_networks(model), texts[rows], generator, settings.steps, settings.sampling_guidance
+        )
         parts.append(models.decode_latents(model, latents))
         true.append(draw(pictures[rows], styles[rows]))
     images, true = torch.cat(parts), torch.cat(true)
