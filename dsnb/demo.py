@@ -13,16 +13,15 @@ from .inversion import invert
 from .methods import TITLES, blend
 
 IMAGE, LEFT, RIGHT = "bear_grass", "minecraft", "vangogh"
-STEPS = 18  # for speed; on validation images, 18 and 25 steps measure the same (figures/14_questions.md)
 OTHERS = ("prompt", "pixel", "epsilon", "attention")
 
 
-def draw(folder: str | Path = ".", steps: int = STEPS) -> Iterator[Path]:
+def draw(folder: str | Path = ".", steps: int | None = None) -> Iterator[Path]:
     """Blend the demo image and save it, then save it beside the results of the other methods.
 
     Args:
         folder: an existing folder for both files.
-        steps: denoising steps, at least 2.
+        steps: denoising steps, at least 2; default those of the model.
 
     Yields:
         The path of each PNG file as soon as it is complete: first the image of method combined, then the comparison of

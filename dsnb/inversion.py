@@ -41,7 +41,7 @@ MOST_IMAGES = 1000  # in one batch of noise
 FROM_NOISE = "noise"  # the method of a trajectory without an inversion
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """x_T (B, C, h, w), the noise of every step (T, B, C, h, w), and the settings of the inversion.
 

@@ -46,7 +46,7 @@ class Mask:
         if not callable(self.field):
             raise TypeError(f"field must be a function of x, y and progress, got {self.field!r}")
         y, x = _grid(_centres(4), _centres(4))
-        first, *later = (torch.as_tensor(self.field(x, y, tenth / 10)).nan_to_num() for tenth in range(11))
+        first, *later = (self._raw(x, y, tenth / 10).nan_to_num() for tenth in range(11))
         if not self.timed and not all(torch.equal(first, other) for other in later):
             raise ValueError("field must not change with progress, or from call to call, unless timed=True")
 
@@ -88,13 +88,16 @@ class Mask:
             raise ValueError(f"sampling must be 'area' or 'endpoints', got {sampling!r}")
         return (raw / raw.sum(0, keepdim=True)).float()
 
-    def _field(self, x: Tensor, y: Tensor, progress: float) -> Tensor:
+    def _raw(self, x: Tensor, y: Tensor, progress: float) -> Tensor:
         raw = self.field(x, y, progress)
         if not isinstance(raw, Tensor) or raw.is_complex():
             raise TypeError(
                 f"the mask's field must return a tensor of real numbers, got {type(raw).__name__}"
             )
-        raw = raw.detach().double()  # a field with gradients must not add a graph to the images
+        return raw
+
+    def _field(self, x: Tensor, y: Tensor, progress: float) -> Tensor:
+        raw = self._raw(x, y, progress).detach().double()  # gradients must not add a graph to the images
         if raw.shape != (self.n, *x.shape):
             raise ValueError(
                 f"the mask's field must return {(self.n, *x.shape)} numbers, got {tuple(raw.shape)}"

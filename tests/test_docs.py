@@ -51,7 +51,7 @@ def test_the_calls_of_the_cheat_sheet_run(tmp_path, monkeypatch):
     monkeypatch.setenv("DSNB_FIGURES", str(tmp_path))
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cheatsheet.md").read_text(), re.S)
     code = code.replace("my.png", str(ROOT / "data" / "images" / "dog_beach.png"))
-    for slow, quick in (("steps=25, skip=2", "steps=4, skip=1"), ("seed=0)  ", "seed=0, steps=4)")):
+    for slow, quick in (("steps=18, skip=1", "steps=4, skip=1"), ("seed=0)  ", "seed=0, steps=4)")):
         assert slow in code
         code = code.replace(slow, quick)
     names = {}

@@ -542,10 +542,12 @@ def test_records_survive_the_notebook_format(monkeypatch):
     show = lambda data, raw: outputs.append(nbformat.v4.new_output("display_data", data=data))
     monkeypatch.setattr("IPython.display.display", show)
     rows = [{"a": 1, "b": "text", "c": True, "d": None, "e": 0.5, "f": "nan", "g": "-inf"}]
-    record(rows)
+    record(rows[0])
     record(x=float("inf"), y=np.float32("-inf"), z=float("nan"))
     with pytest.raises(ValueError, match="z is list, expected one number"):
         record(z=[1])
+    with pytest.raises(ValueError, match="psnr is ndarray, expected one number"):
+        record(psnr=np.ones(2))
     cell = nbformat.v4.new_code_cell("", outputs=outputs)
     text = json.dumps(nbformat.v4.new_notebook(cells=[cell]), allow_nan=False)
     *found, numbers = recorded(nbformat.from_dict(json.loads(text)))

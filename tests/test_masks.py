@@ -234,9 +234,13 @@ def test_a_mask_of_ones_own_is_checked_when_it_is_made(mask, error, words):
 
 
 def test_a_field_returns_a_real_tensor():
-    for field in (lambda x, y, p: np.stack([x, x]), lambda x, y, p: torch.stack([x + 0j, x])):
+    for field in (
+        lambda x, y, p: np.stack([x, x]),
+        lambda x, y, p: torch.stack([x + 0j, x]),
+        lambda x, y, p: (x, 1 - x),
+    ):
         with pytest.raises(TypeError, match="must return a tensor of real numbers"):
-            masks.Mask(2, field).weights(4, 4)
+            masks.Mask(2, field)
 
 
 def test_learned_numbers_in_a_field_stay_out_of_the_image_s_graph():

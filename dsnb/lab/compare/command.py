@@ -184,18 +184,14 @@ def plan(part: str, given: argparse.Namespace, chosen: dict, model: Model) -> li
     able = ("combined",) if part == "switch" else ("epsilon", "attention", "combined", "regional")
     methods = [method for method in able if method in given.methods]
     usual, runs = settings.for_model(model), []
-    able_values = {
-        "skip": lambda value: value < usual.steps,
-        "steps": lambda value: (
-            value > (settings.skip or 0)
-        ),  # a skip that is not given is a fraction of the steps
-    }.get(part, lambda value: True)
+    # a skip must be below the steps; one that is not given is a fraction of them
+    fits = {"skip": lambda v: v < usual.steps, "steps": lambda v: v > (settings.skip or 0)}.get(part)
     groups = [[method] for method in methods] if part == "guidance" else [methods] if methods else []
     for group in groups:  # each method may have a usual guidance of its own
         own = getattr(usual, part)
         if own is None:
             own = model.settings.guidance_of(group[0])
-        for value in sorted({own, *filter(able_values, QUESTIONS[part])}):
+        for value in sorted({own, *filter(fits, QUESTIONS[part])}):
             setting, label = replace(settings, **{part: value}), f"{part} {value:g}"
             runs.append(Run(part, tasks, group, ("logistic",), setting, label, value == own))
     return runs

@@ -9,17 +9,18 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 ROWS = "application/vnd.dsnb.rows+json"  # a type of our own, since viewers show plain JSON as a tree
 _kept: dict[tuple, object] = {}
 
 
-def record(rows: Sequence[dict] | None = None, /, **values: object) -> None:
+def record(rows: Sequence[dict] | dict | None = None, /, **values: object) -> None:
     """Hand rows of results out of a notebook, such as `record(psnr=21.3, side="left")`.
 
     Args:
-        rows: rows as dictionaries; without it, `values` are the only row.
+        rows: rows as dictionaries, or one row; without it, `values` are the only row.
         values: columns that all rows get. A value is a number, a text, True, False or None. Scalars of torch and
             numpy are numbers.
 
@@ -28,14 +29,16 @@ def record(rows: Sequence[dict] | None = None, /, **values: object) -> None:
     """
     from IPython.display import display
 
-    rows = [values] if rows is None else [dict(row) | values for row in rows]
+    rows = [values] if rows is None else [rows] if isinstance(rows, Mapping) else rows
+    rows = [dict(row) | values for row in rows]
     rows = [{str(name): _plain(name, value) for name, value in row.items()} for row in rows]
     text = f"{len(rows)} row{'s' * (len(rows) != 1)} recorded"
     display({ROWS: rows, "text/plain": text}, raw=True)
 
 
 def _plain(name: str, value: object) -> object:
-    value = value.item() if hasattr(value, "item") else value
+    with suppress(ValueError, RuntimeError):  # an array or tensor of several numbers
+        value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}  # JSON has no such numbers
     if value is not None and not isinstance(value, bool | int | float | str):

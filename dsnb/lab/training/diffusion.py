@@ -202,7 +202,7 @@ def sample(
     tokenizer: CLIPTokenizer,
     texts: list[str],
     generator: torch.Generator,
-    steps: int = 25,
+    steps: int,
     guidance: float = 5.0,
 ) -> torch.Tensor:
     """Latents (B, C, h, w) of images for the texts, from noise, by DDIM with classifier-free guidance."""
