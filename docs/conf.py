@@ -9,7 +9,9 @@ from docutils import nodes
 from latex2mathml.converter import convert
 
 import dsnb
-from dsnb.lab.compare import tables
+from dsnb.lab.compare import read_rows, tables
+from dsnb.lab.compare.report import answers
+from dsnb.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 project, release = "dsnb", dsnb.__version__
@@ -87,19 +89,65 @@ def combined_or_pixel() -> str:
     gaps = pd.read_csv(ROOT / "figures" / "14_differences.csv").fillna({"better": ""})
     two = gaps["first"].isin(("combined", "pixel")) & gaps["second"].isin(("combined", "pixel"))
     told = gaps[two & (gaps.pair == "all") & (gaps.better != "")].sort_values("better")
-    said = [f"- {tables.title(row['measure'])}: {tables.sentence(row)}" for row in told.to_dict("records")]
+    said = [
+        f"Decided for {method}: {count} measures." for method, count in told.better.value_counts().items()
+    ]
+    said += [
+        "",
+        *(f"- {tables.title(row['measure'])}: {tables.sentence(row)}" for row in told.to_dict("records")),
+    ]
     return "\n".join(said)
 
 
 def settings() -> str:
     """The settings that differ from the usual one, from figures/14_questions.csv, as sentences."""
     asked = pd.read_csv(ROOT / "figures" / "14_questions.csv").fillna({"better": ""})
-    told = asked[(asked.better != "") & asked.measure.isin(("both", "layout"))]
+    told = asked[asked.better != ""]
     said = []
     for (_, measure), rows in told.groupby(["question", "measure"], sort=False):
         each = [f"{row['method']}: {tables.sentence(row)}" for row in rows.to_dict("records")]
         said.append(f"- {tables.title(measure)}: {'; '.join(each)}")
     return "\n".join(said)
+
+
+def fewer_steps() -> str:
+    """How far 18 steps can be from the usual 25, from figures/14_questions.csv."""
+    asked = pd.read_csv(ROOT / "figures" / "14_questions.csv")
+    fewer = asked[(asked["first"] == "steps 18") & (asked["second"] == "steps 25")]
+    far = fewer[["low", "high"]].abs().max(axis=1).groupby(fewer.measure, sort=False).max()
+    return "; ".join(f"{tables.title(name)}: {most:.3f}" for name, most in far.items())
+
+
+def on_test_images() -> str:
+    """18 steps beside the 25 of the comparison: the same test images, pairs and seeds, with the logistic mask."""
+    few = pd.read_parquet(ROOT / "figures" / "14_fewer_steps.parquet")
+    few = few[few.method.isin(METHODS)]
+    many = read_rows(ROOT / "figures" / "14_rows")["compare"]
+    many = many.merge(few[["image", "pair", "mask", "method", "seed"]])
+    rows = pd.concat(
+        [few.assign(setting="18 steps", usual=False), many.assign(setting="25 steps", usual=True)]
+    )
+    gaps, measures = answers({"steps": rows}), ("both", "balance", "layout", "truth")
+    means = rows.groupby(["method", "setting"], sort=False)[list(measures)].mean().unstack("setting")
+    shown = {tables.title(m): [f"{a:.2f} / {b:.2f}" for a, b in means[m].to_numpy()] for m in measures}
+    told = gaps[gaps.better != ""]
+    said = [f"{few.image.nunique()} images, {few.seed.nunique()} seeds each; 18 / 25 steps:"]
+    said += ["", table(pd.DataFrame({"method": means.index} | shown)), ""]
+    said += [f"{len(gaps)} differences; the intervals tell {len(told) or 'none'} apart."]
+    said += [
+        f"- {row['method']}, {tables.title(row['measure'])}: {tables.sentence(row)}"
+        for row in told.to_dict("records")
+    ]
+    return "\n".join(said)
+
+
+def equal_guidance() -> str:
+    """Means of two methods at the same guidance scales, from the validation rows in figures/14_rows."""
+    rows = read_rows(ROOT / "figures" / "14_rows")["guidance"]
+    rows = rows[rows.method.isin(("epsilon", "attention", "regional")) & rows.guidance.isin((5, 8))]
+    means = rows.groupby(["guidance", "method"])[["layout", "both"]].mean().unstack("method")
+    means.columns = [f"{method}, {tables.title(name)}" for name, method in means.columns]
+    return table(means.map("{:.2f}".format).rename_axis("guidance").reset_index())
 
 
 def models() -> str:
@@ -125,6 +173,9 @@ myst_substitutions = {
     "findings": findings(),
     "combined_or_pixel": combined_or_pixel(),
     "settings": settings(),
+    "fewer_steps": fewer_steps(),
+    "equal_guidance": equal_guidance(),
+    "on_test_images": on_test_images(),
     "models": models(),
     "decoders": as_it_is("16_decoders.csv"),
     "sizes": as_it_is("16_sizes.csv"),

@@ -87,7 +87,7 @@ def _panel(model: Model, image: Tensor, caption: str, name: str, steps: int | No
 
     painter = paint(image, labels=["first style", "second style"], width=300)
     panel = blend_panel(
-        model, [image], [caption], inverted, steps=steps, preview_steps=5, painter=painter,
+        model, [image], [caption], inverted, steps=steps, painter=painter,
         settings={"image": name}, progress=False,
     )  # fmt: skip
     painter.observe(lambda _: panel.set(shape="painted"), names="value")
