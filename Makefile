@@ -37,7 +37,7 @@ test: $(VENV)/.dev  ## checks style and types, runs the unit tests and every not
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-all: test $(VENV)/.browser  ## also the slow tests: default sizes, the wheel, a browser (chromium, fonts-dejavu-core)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist worksteal
 	$(BIN)/python -m pytest -o addopts=-q tests/browser
 
 docs: $(VENV)/.docs  ## builds the documentation, build/site/index.html; warnings and broken links are errors
