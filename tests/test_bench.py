@@ -95,6 +95,13 @@ def test_a_report_needs_its_rows(tmp_path, capsys):
     assert "--redraw needs a 15_cost_*.csv" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_stops_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "run", lambda *given, **options: pytest.fail("something was measured"))
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(SystemExit):
+        command.main(["--output", str(tmp_path / "taken")])
+
+
 def test_what_is_unknown_is_named():
     with pytest.raises(ValueError, match="sections must be one of pictures.*got 'speed'"):
         bench.run(["speed"])

@@ -1,10 +1,12 @@
 """The panel of notebook 00 draws what `blend` draws."""
 
+from datetime import UTC, datetime
+
 import pytest
 import torch
 
 import dsnb
-from dsnb import masks
+from dsnb import masks, plotting
 from dsnb.app import make_app
 from dsnb.models import count_unet_samples
 from dsnb.panel import SHAPES, TITLES, blend_panel
@@ -40,6 +42,23 @@ def test_the_app_needs_somebody_to_move_its_sliders(tiny, monkeypatch):
     monkeypatch.setenv("DSNB_INTERACTIVE", "0")
     with pytest.raises(RuntimeError, match="needs a live front end; start it with `make app`"):
         make_app(tiny, 2)
+
+
+def test_the_app_leaves_an_upload_when_another_image_is_chosen(tiny, monkeypatch):
+    monkeypatch.setenv("DSNB_INTERACTIVE", "1")
+    form, below = make_app(tiny, 2).children
+    choice, second, start, status = form.children
+    upload, first = second.children[0], below.children
+    content = plotting.png_bytes(torch.rand(1, 3, 32, 32))
+    times = {"last_modified": datetime.now(UTC)}
+    upload.value = (
+        {"name": "mine.png", "type": "image/png", "size": len(content), "content": content} | times,
+    )
+    start.click()
+    assert "Say in" in status.value and below.children == first  # the upload has no caption yet
+    choice.index = 1
+    start.click()
+    assert upload.value == () and status.value == "" and below.children != first
 
 
 def test_the_panel_draws_what_blend_draws(tiny, panel):
