@@ -142,7 +142,7 @@ def on_test_images() -> str:
 
 
 def equal_guidance() -> str:
-    """Means of two methods at the same guidance scales, from the validation rows in figures/14_rows."""
+    """Means of three methods at the same guidance scales, from the validation rows in figures/14_rows."""
     rows = read_rows(ROOT / "figures" / "14_rows")["guidance"]
     rows = rows[rows.method.isin(("epsilon", "attention", "regional")) & rows.guidance.isin((5, 8))]
     means = rows.groupby(["guidance", "method"])[["layout", "both"]].mean().unstack("method")

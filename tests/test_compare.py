@@ -250,6 +250,16 @@ def test_rows_of_an_image_that_changed_are_not_continued(small, tmp_path, capsys
     assert "holds rows with images" in capsys.readouterr().err
 
 
+def test_images_that_are_left_out_are_told(project, tiny):
+    path = project / "data" / "pairs.json"
+    path.write_text(json.dumps([ENTRY, ENTRY | {"img_path": "../Pixel_interpolation/images/bear.png"}]))
+    given = command.parser().parse_args(["--images", "1"])
+    chosen = command.parse_parameters([f"pairs_file={path}"])
+    with pytest.warns(UserWarning, match="the first 1 of the 2 images of the pairs file are used"):
+        (run,) = command.plan("compare", given, chosen, tiny)
+    assert [task.name for task in run.tasks] == ["000 bear"]
+
+
 @one_model
 def test_a_large_skip_leaves_out_values_of_the_steps(small, tiny, capsys):
     given = command.parser().parse_args(["--parts", "steps", "--fewer", "1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from hashlib import sha256
@@ -203,7 +204,8 @@ def _tasks(which: str, images: int, chosen: dict, model: Model) -> list[Task]:
     own = read_pairs(chosen["pairs_file"], chosen["pairs"], model)
     names = list(dict.fromkeys(task.name for task in own))
     if len(names) > images:
-        print(f"the first {images} of the {len(names)} images of the pairs file are used (--images, --fewer)")
+        told = f"the first {images} of the {len(names)} images of the pairs file are used"
+        warnings.warn(f"{told} (--images, --noise-images, --fewer)", stacklevel=2)
     names = names[:images]
     return [task for task in own if task.name in names]
 
