@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Threads that wait for each other sleep instead of spinning, which is much faster on a busy machine.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo lab app figures compare bench test test-all docs train trials lint constraints clean
 

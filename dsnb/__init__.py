@@ -6,7 +6,7 @@ The names below are imported on first use, so `import dsnb` is fast and does not
 from importlib import import_module
 from pathlib import Path
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _EXPORTS = {
     "load": "checkpoints",

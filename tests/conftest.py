@@ -101,6 +101,17 @@ def tiny(tiny_folder):
     return dsnb.load(tiny_folder, device="cpu", dtype=torch.float32)
 
 
+def slow(value):
+    """A parameter that only the slow tests take."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+# For tests that take long because they compile: the second tiny model is one for the slow tests.
+both_tiny_models = pytest.mark.parametrize(
+    "tiny_folder", [1, slow(2)], ids=["sd1", "sd2"], indirect=True, scope="session"
+)
+
+
 @pytest.fixture
 def dynamo():
     """torch._dynamo with nothing compiled before the test, no counts, and nothing left behind."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_unet
+from conftest import make_unet, slow
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
@@ -100,6 +100,7 @@ def test_a_size_with_height_and_width_exchanged_is_refused(unet, x, contexts):
     assert call(unet, x[:1], contexts[:1]).shape == x[:1].shape
 
 
+@pytest.mark.parametrize("unet", ["sd1", slow("sd2"), slow("xl")], indirect=True)
 def test_the_compiled_unet_is_one_graph(unet, x, contexts, dynamo):
     """No graph break in any layer, and no new compilation for a new block, new texts or a mask that moves.
 

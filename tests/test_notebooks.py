@@ -49,14 +49,14 @@ TOY = {
         "prompt": "A mosaic of a dog, by the sea",
         "guidances": [2.0, 4.0],
         "seeds": 2,
-        "steps": 3,
+        "steps": 2,
         "captions": 2,
         "seed": 7,
     },
     "03_invert_an_image": {
         "image": "rocket_night",
         "style": "warhol",
-        "steps": 4,
+        "steps": 3,
         "step_counts": [2, 3],
         "skips": [0.0, 0.5],
         "guidances": [1.0, 3.0],
@@ -91,8 +91,8 @@ TOY = {
         "style_right": "warhol",
         "sharpness": 60.0,
         "guidance": 2.0,
-        "steps": 6,
-        "sweep_steps": 3,
+        "steps": 3,
+        "sweep_steps": 2,
         "seeds": 2,
         "seed": 1,
     },
@@ -102,7 +102,7 @@ TOY = {
         "style_right": "warhol",
         "sharpness": 60.0,
         "angle": 45.0,
-        "steps": 3,
+        "steps": 2,
         "seeds": 2,
         "seed": 1,
     },
@@ -121,7 +121,7 @@ TOY = {
         "style_left": "mosaic",
         "style_right": "warhol",
         "sharpness": 60.0,
-        "steps": 3,
+        "steps": 2,
         "sweep_steps": 2,
         "seeds": 2,
         "seed": 1,
@@ -131,11 +131,9 @@ TOY = {
         "style_left": "minecraft",
         "style_right": "vangogh",
         "sharpness": 60.0,
-        "steps": 3,
+        "steps": 2,
         "seeds": 2,
         "seed_steps": 2,
-        "table": "",
-        "live_seeds": 1,
         "seed": 1,
     },
     "11_beyond_two_styles": {
@@ -143,9 +141,9 @@ TOY = {
         "styles_in_order": "warhol, mosaic, vangogh, minecraft",
         "sharpness": 60.0,
         "switch": 0.3,
-        "steps": 3,
+        "steps": 2,
         "sweep_steps": 2,
-        "seeds": 2,
+        "seeds": 1,
         "seed": 1,
     },
     "12_measure_an_image": {"left": "mosaic", "right": "warhol", "sharpness": 40.0, "count": 1, "seed": 1},
@@ -164,20 +162,21 @@ TOY = {
         "unet_steps": 3,
         "seed": 1,
     },
-    "18_what_teaches_objects": {"change": "patches", "steps": 3, "images": 8, "seed": 1},
+    "18_what_teaches_objects": {"change": "patches", "steps": 2, "images": 4, "seed": 1},
     "17_with_your_own_model": {"image": "sailboat_beach", "steps": 4, "size": 64, "seed": 1},
-    "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 4, "seed": 1},
+    "solutions/00_blend_two_styles": {"image": "rocket_night", "steps": 2, "seed": 1},
     "solutions/01_meet_the_drawn_world": {"object": "cup", "scene": "room", "seed": 1},
     "solutions/02_sample_an_image": {
         "prompt": "a red guitar in a room",
         "unwanted": "a guitar",
-        "steps": 3,
+        "steps": 2,
+        "step_counts": [2, 3],
         "seed": 2,
     },
     "solutions/03_invert_an_image": {
         "image": "photo_rocket",
         "style": "vangogh",
-        "steps": 4,
+        "steps": 2,
         "seeds": 2,
         "seed": 2,
     },
@@ -187,18 +186,18 @@ TOY = {
         "style_left": "mosaic",
         "style_right": "warhol",
         "sharpness": 30.0,
-        "steps": 3,
+        "steps": 2,
         "seeds": 2,
         "seed": 2,
     },
     "solutions/06_epsilon_mask": {
         "image": "rocket_night",
         "style_left": "mosaic",
-        "steps": 4,
+        "steps": 2,
         "seeds": 2,
         "seed": 1,
     },
-    "solutions/07_shape_the_transition": {"image": "truck_street", "steps": 4, "seeds": 2, "seed": 2},
+    "solutions/07_shape_the_transition": {"image": "truck_street", "steps": 2, "seeds": 2, "seed": 2},
     "solutions/08_watch_attention": {
         "image": "castle_mountains",
         "word": "castle",
@@ -211,7 +210,7 @@ TOY = {
         "image": "dog_beach",
         "style_left": "mosaic",
         "style_right": "warhol",
-        "steps": 4,
+        "steps": 2,
         "seeds": 2,
         "seed": 1,
     },
@@ -219,19 +218,19 @@ TOY = {
         "image": "photo_cat",
         "style_left": "minecraft",
         "style_right": "vangogh",
-        "steps": 3,
+        "steps": 2,
         "seeds": 2,
         "table": "",
         "live_images": 1,
         "seed": 1,
     },
-    "solutions/11_beyond_two_styles": {"image": "photo_coffee", "steps": 4, "seeds": 2, "seed": 1},
-    "solutions/12_measure_an_image": {"left": "mosaic", "right": "warhol", "seed": 1},
+    "solutions/11_beyond_two_styles": {"image": "photo_coffee", "steps": 2, "seeds": 2, "seed": 1},
+    "solutions/12_measure_an_image": {"left": "mosaic", "right": "warhol", "scenes": 3, "seed": 1},
     "solutions/13_measure_two_styles": {"left": "mosaic", "right": "warhol", "other_left": "neon", "seed": 1},
     "solutions/14_compare_methods": {"seed": 1},
     "solutions/15_measure_cost": {"samples_styles": 3, "tokens": 256, "repeats": 3, "seed": 1},
-    "solutions/16_train_the_model": {"steps": 5, "seed": 1},
-    "solutions/18_what_teaches_objects": {"steps": 3, "repeats": 20, "count": 6, "seed": 1},
+    "solutions/16_train_the_model": {"steps": 3, "count": 4, "seed": 1},
+    "solutions/18_what_teaches_objects": {"steps": 2, "repeats": 20, "count": 3, "seed": 1},
 }
 
 
@@ -301,6 +300,11 @@ def test_runs_at_toy_size(name, shared_kernel, monkeypatch):
 @each
 def test_runs_with_its_defaults(name, monkeypatch):
     run(name, "defaults", {}, monkeypatch)
+
+
+@pytest.mark.slow
+def test_notebook_10_runs_trials_where_it_has_no_table(monkeypatch):
+    run("10_what_crosses_the_border", "live", {"table": "", "live_seeds": 1, "seed_steps": 2}, monkeypatch)
 
 
 @each
@@ -376,7 +380,7 @@ def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
     pd.DataFrame(rows).to_parquet(tmp_path / "table.parquet")
     drawn = KEPT / "figures" / "trials"
     shutil.rmtree(drawn, ignore_errors=True)
-    asked = {"tables": str(tmp_path), "steps": 2, "images": 6}
+    asked = {"tables": str(tmp_path), "steps": 2, "images": 3}
     run("18_what_teaches_objects", "trials", asked, monkeypatch)
     kept = pd.read_csv(drawn / "18_trials.csv", index_col="change")
     assert (drawn / "18_trials.png").is_file()

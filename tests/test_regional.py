@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import slow
 from peft import LoraConfig
 from test_hooks import SIZE, UNETS, call, close
 
@@ -87,6 +88,7 @@ def test_the_context_can_be_left_out_of_a_call(unet, inputs):
         assert torch.equal(call(unet, *inputs), plain)
 
 
+@pytest.mark.parametrize("unet", ["sd1", slow("sd2"), slow("xl")], indirect=True)
 def test_the_compiled_unet_is_one_graph(unet, inputs, dynamo):
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
     for mask in (HALVES, masks.sharpen(4, 40)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from scipy import stats
 from transformers import CLIPTokenizer
 
@@ -420,6 +420,23 @@ def exported(tokenizer, tmp_path_factory):
     clip.save_evaluator(contrast, tokenizer, folder.with_name("old-judge"))
     (folder / card.HISTORY).write_text('[{"stage": "unet", "steps": 99, "hours": 1.5}]')
     return folder
+
+
+def test_an_exported_decoder_gets_the_blocks_that_are_new():
+    fewer = dict(autoencoder.build(4).config) | {"num_decoder_blocks": (3, 3, 2, 0)}
+    old = AutoencoderTiny.from_config(fewer)
+    old.register_to_config(scaling_factor=0.5)
+    new = autoencoder.extend(old)
+    assert new.config.num_decoder_blocks == autoencoder.build(4).config.num_decoder_blocks
+    assert new.config.scaling_factor == 0.5
+
+    def kept(network, without):
+        layers = network.decoder.layers
+        parts = [network.encoder, layers[:-without], layers[-1]]
+        return [weights for part in parts for weights in part.state_dict().values()]
+
+    for before, after in ((kept(old, 1), kept(new, 2)), (kept(new, 2), kept(autoencoder.extend(new), 2))):
+        assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 def test_training_continues_from_exported_weights(exported, tmp_path):

@@ -16,15 +16,28 @@ CROP = 64  # pixels; a crop costs a quarter
 
 
 def build(latent_channels: int = LATENT_CHANNELS, width: int = 64) -> AutoencoderTiny:
-    """A new autoencoder of factor 8; most of its blocks work at the coarse resolutions, where they are cheap."""
+    """A new autoencoder of factor 8; most of its blocks work at the coarse resolutions, where they are cheap.
+
+    Its decoder has one block at full resolution too, for sharp edges.
+    """
     widths = (width,) * 4
     return AutoencoderTiny(
         latent_channels=latent_channels,
         encoder_block_out_channels=widths,
         decoder_block_out_channels=widths,
         num_encoder_blocks=(0, 1, 3, 3),
-        num_decoder_blocks=(3, 3, 2, 0),
+        num_decoder_blocks=(3, 3, 2, 1),
     ).to(memory_format=torch.channels_last)
+
+
+def extend(exported: AutoencoderTiny) -> AutoencoderTiny:
+    """The exported autoencoder, with new blocks before its decoder's last layer where `build` has more of them."""
+    network, weights = build(exported.config.latent_channels), exported.state_dict()
+    network.register_to_config(scaling_factor=exported.config.scaling_factor)
+    old, new = (f"decoder.layers.{len(part.decoder.layers) - 1}." for part in (exported, network))
+    moved = {key.replace(old, new): value for key, value in weights.items()}
+    network.load_state_dict(network.state_dict() | moved)
+    return network
 
 
 def crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -126,9 +126,9 @@ def start_from(recipe: Recipe) -> Recipe:
     """
     source, state = Path(recipe.source), recipe.state
     try:
-        vae = AutoencoderTiny.from_pretrained(source / "vae", torch_dtype=torch.float32)
+        vae = autoencoders.extend(AutoencoderTiny.from_pretrained(source / "vae", torch_dtype=torch.float32))
         unet = UNet2DConditionModel.from_pretrained(source / "unet", torch_dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"source {recipe.source!r} holds no model of this recipe: {error}") from None
     sizes = {size.channels: name for name, size in diffusion.SIZES.items()}
     size = sizes.get(tuple(unet.config.block_out_channels))
