@@ -106,7 +106,7 @@ def slow(value):
     return pytest.param(value, marks=pytest.mark.slow)
 
 
-# For tests that take long because they compile: the second tiny model is one for the slow tests.
+# For tests that take long: the second tiny model is left to the slow tests.
 both_tiny_models = pytest.mark.parametrize(
     "tiny_folder", [1, slow(2)], ids=["sd1", "sd2"], indirect=True, scope="session"
 )
