@@ -42,7 +42,7 @@ def test_other_weights_are_another_version():
     digest = sha256()
     for file in sorted(dsnb.data_path("models").rglob("*.safetensors")):
         digest.update(file.read_bytes())
-    assert (dsnb.__version__, digest.hexdigest()[:16]) == ("0.4.0", "3ba4f828a1e956f7")
+    assert (dsnb.__version__, digest.hexdigest()[:16]) == ("0.5.0", "a5daedf1ec07e93a")
 
 
 def test_a_folder_without_settings_gets_the_papers(tiny):

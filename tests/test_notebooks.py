@@ -304,7 +304,8 @@ def test_runs_with_its_defaults(name, monkeypatch):
 
 @pytest.mark.slow
 def test_notebook_10_runs_trials_where_it_has_no_table(monkeypatch):
-    run("10_what_crosses_the_border", "live", {"table": "", "live_seeds": 1, "seed_steps": 2}, monkeypatch)
+    name = "10_what_crosses_the_border"
+    run(name, "live", TOY[name] | {"table": "", "live_seeds": 1}, monkeypatch)
 
 
 @each
