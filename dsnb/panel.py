@@ -41,7 +41,7 @@ def blend_panel(
     guidance: float | None = None,
     seed: int = 0,
     steps: int | None = None,
-    preview_steps: int = 5,
+    preview_steps: int = 4,
     painter: Painter | None = None,
     save_as: str | None = "blend",
     settings: Mapping[str, object] | None = None,

@@ -22,7 +22,7 @@ def with_parameters(name, folder, **values):
 
 
 def test_sliders_of_notebook_00(notebook, tmp_path):
-    quick = with_parameters("00_blend_two_styles.ipynb", tmp_path, rows=1, steps=12, preview_steps=4)
+    quick = with_parameters("00_blend_two_styles.ipynb", tmp_path, rows=1, steps=12, preview_steps=3)
     book = notebook(quick, seconds=400)
     first = book.picture()
     book.press(0, "angle", "ArrowRight", 6)
