@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import dsnb
+from dsnb import plotting
 
 torch.set_num_threads(1)  # the models below are so small that a second thread only waits
 
@@ -90,7 +91,13 @@ def make_pipeline(folder, version=1):
     return folder / "pipeline"
 
 
-@pytest.fixture(scope="session", params=[1, 2], ids=["sd1", "sd2"])
+def slow(value):
+    """A parameter that only the slow tests take."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+# every family has tests of its own in test_families, so the second model is left to the slow tests
+@pytest.fixture(scope="session", params=[1, slow(2)], ids=["sd1", "sd2"])
 def tiny_folder(request, tmp_path_factory):
     return make_pipeline(tmp_path_factory.mktemp(f"sd{request.param}"), request.param)
 
@@ -101,17 +108,6 @@ def tiny(tiny_folder):
     return dsnb.load(tiny_folder, device="cpu", dtype=torch.float32)
 
 
-def slow(value):
-    """A parameter that only the slow tests take."""
-    return pytest.param(value, marks=pytest.mark.slow)
-
-
-# For tests that take long: the second tiny model is left to the slow tests.
-both_tiny_models = pytest.mark.parametrize(
-    "tiny_folder", [1, slow(2)], ids=["sd1", "sd2"], indirect=True, scope="session"
-)
-
-
 @pytest.fixture
 def dynamo():
     """torch._dynamo with nothing compiled before the test, no counts, and nothing left behind."""
@@ -119,6 +115,12 @@ def dynamo():
     torch._dynamo.utils.counters.clear()
     yield torch._dynamo
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """Figures of few pixels, which are drawn and saved in less time."""
+    monkeypatch.setattr(plotting, "DPI", 50)
 
 
 @pytest.fixture

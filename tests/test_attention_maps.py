@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import both_tiny_models
 
 import dsnb
 from dsnb import masks, models
@@ -87,7 +86,6 @@ def test_recording_leaves_the_prediction_as_it_is(tiny, x):
     assert tiny.unet.attn_processors == before and not tiny.unet._forward_pre_hooks
 
 
-@both_tiny_models
 def test_a_compiled_unet_is_recorded_with_a_break_in_every_layer(tiny, x, dynamo):
     contexts, t = models.encode_prompts(tiny, ["", LEFT, RIGHT]), torch.tensor(500)
     found = {}

@@ -26,9 +26,6 @@ STYLED = {key: value for key, value in ENTRY.items() if key != "img_path"}
 STYLED |= {"encode_img": "bear.png", "style_left": "MINECRAFT", "style_right": "VAN GOGH"}
 
 
-one_model = pytest.mark.parametrize("tiny_folder", [1], indirect=True)
-
-
 @pytest.fixture(scope="module")
 def nets():
     return compare.Networks(load_lpips())
@@ -147,7 +144,6 @@ def test_a_misread_pairs_file_names_the_entry(project, content, words):
 # --- rows ---
 
 
-@one_model
 @pytest.mark.parametrize("from_noise", [False, True])
 def test_methods_share_one_trajectory_and_seeds_do_not_depend_on_each_other(tiny, nets, from_noise):
     (task,) = compare.drawn_tasks(split("test", 1), [PAIR], tiny.image_size)
@@ -170,7 +166,6 @@ def test_methods_share_one_trajectory_and_seeds_do_not_depend_on_each_other(tiny
     assert samples.dropna().to_dict() == expected
 
 
-@one_model
 def test_a_run_goes_on_where_it_stopped(tiny, nets, tmp_path):
     tasks = compare.drawn_tasks(split("test", 2), [PAIR], tiny.image_size)
     run = compare.Run("eta", tasks, ["epsilon"], ["linear"], compare.Settings(steps=3, skip=1), "eta 0.1")
@@ -187,7 +182,6 @@ def test_a_run_goes_on_where_it_stopped(tiny, nets, tmp_path):
     pd.testing.assert_frame_equal(same, first, check_exact=False, rtol=1e-3)
 
 
-@one_model
 def test_a_folder_belongs_to_one_model_and_one_set_of_settings(tiny, tmp_path):
     running.claim(tmp_path, tiny, {"steps": 3})
     running.claim(tmp_path, tiny, {"steps": 3})
@@ -206,8 +200,7 @@ def small(tiny_folder, tmp_path, nets, monkeypatch):
     return words.split()
 
 
-@one_model
-def test_the_command_writes_rows_tables_and_figures(small, tmp_path, capsys):
+def test_the_command_writes_rows_tables_and_figures(small, tmp_path, capsys, coarse):
     words = [*small, "--images", "1", "--seeds", "2"]
     words += ["--methods", "pixel,epsilon", "--parts", "compare,noise,eta"]
     assert command.main(words) == 0
@@ -227,7 +220,6 @@ def test_the_command_writes_rows_tables_and_figures(small, tmp_path, capsys):
     assert "images: 1, seeds: 2" in (figures / "14_table.md").read_text()
 
 
-@one_model
 def test_only_the_whole_comparison_draws_into_figures(small, tmp_path, monkeypatch):
     """Fewer images, or other settings, never replace the tables of figures/."""
     monkeypatch.setenv("DSNB_FIGURES", str(tmp_path / "figures"))
@@ -238,7 +230,6 @@ def test_only_the_whole_comparison_draws_into_figures(small, tmp_path, monkeypat
     assert not (tmp_path / "figures").exists()
 
 
-@one_model
 def test_rows_of_an_image_that_changed_are_not_continued(small, tmp_path, capsys):
     path, image = tmp_path / "pairs.json", tmp_path / "bear.png"
     path.write_text(json.dumps({"bear": "a bear"}))
@@ -260,7 +251,6 @@ def test_images_that_are_left_out_are_told(project, tiny):
     assert [task.name for task in run.tasks] == ["000 bear"]
 
 
-@one_model
 def test_a_large_skip_leaves_out_values_of_the_steps(small, tiny, capsys):
     given = command.parser().parse_args(["--parts", "steps", "--fewer", "1"])
     chosen = command.parse_parameters(["skip=15", "steps=20"])

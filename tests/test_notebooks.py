@@ -391,6 +391,7 @@ def test_each_exercise_has_a_solution_of_the_same_name(name):
     assert solved.startswith(f"# Solutions to {title}\n")
 
 
+@pytest.mark.slow
 def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
     draws = np.random.default_rng(0)
     by_seed = {"control": (0, 0, 0), "random": (0, 0, 0), "fours": (0.6,) * 3, "small": (-0.6,) * 3}
@@ -415,6 +416,7 @@ def test_the_trials_draw_their_tables(tmp_path, monkeypatch):
     assert kept["auc less control"]["control"] == 0
 
 
+@pytest.mark.slow
 def test_notebook_17_takes_a_tiny_random_transformer(tmp_path, monkeypatch):
     from test_families import save
 

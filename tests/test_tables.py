@@ -148,7 +148,7 @@ def test_every_measure_says_its_direction():
     assert tables.present(measured()) == ["psnr", "seam"]
 
 
-def test_a_report_of_both_parts_and_of_questions(tmp_path):
+def test_a_report_of_both_parts_and_of_questions(tmp_path, coarse):
     steps = [random_rows(methods=("epsilon",), setting=f"steps {n}", usual=n == 50) for n in (12, 50)]
     noise = random_rows().drop(columns=["layout", "truth"])
     report.write_report({"compare": random_rows(), "noise": noise, "steps": pd.concat(steps)}, tmp_path)

@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import both_tiny_models
 
 import dsnb
 from dsnb import masks
@@ -33,7 +32,6 @@ def test_a_trial_with_a_methods_settings_draws_its_image(tiny, method, own, tria
     torch.testing.assert_close(draw_trial(tiny, trajectory, TEXTS, mask, trial), expected, atol=1e-5, rtol=0)
 
 
-@both_tiny_models
 def test_no_two_trials_of_a_question_draw_the_same(tiny):
     trajectory, mask = dsnb.from_noise(tiny, (32, 32), steps=8), masks.logistic()
     seen = []
