@@ -14,6 +14,7 @@ from ..world import COLOURS, DRAWINGS, PAINTABLE, SCENES, STYLES
 from .clip import WIDTH
 from .evaluate import Row, as_markdown
 from .export import SETTINGS, read_log
+from .loop import number_format
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -40,12 +41,16 @@ def stage_rows(state: Path, batches: dict[str, int]) -> list[dict]:
     return rows
 
 
-def write_history(folder: Path, state: Path, batches: dict[str, int]) -> Path:
+def write_history(folder: Path, state: Path, batches: dict[str, int], recipe: "Recipe") -> Path:
     """Write HISTORY beside the weights: what the weights it started from went through, and what came after."""
     earlier = Path(state) / HISTORY
     rows = json.loads(earlier.read_text(encoding="utf-8")) if earlier.is_file() else []
+    for row in stage_rows(state, batches):
+        row["number format"] = str(number_format(recipe.device)).removeprefix("torch.")
+        row["images in several styles"] = recipe.fraction if row["stage"] == "unet" else 0.0
+        rows.append(row)
     path = Path(folder) / HISTORY
-    write_whole(path, json.dumps(rows + stage_rows(state, batches), indent=1).encode() + b"\n")
+    write_whole(path, json.dumps(rows, indent=1).encode() + b"\n")
     return path
 
 
@@ -115,7 +120,6 @@ def write_card(folder: Path, rows: list[Row], recipe: "Recipe", *, unet_paramete
         colours=", ".join(COLOURS).capitalize(),
         paintable=", ".join(PAINTABLE),
         seed=recipe.seed,
-        fraction=f"{recipe.fraction:g}",
         limits="\n".join(part for part in (missed(rows), uncertain(rows)) if part),
         device="a GPU" if gpu else "a CPU",
         settings=", ".join(_setting(name, value) for name, value in SETTINGS.items()),

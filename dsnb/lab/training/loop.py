@@ -54,13 +54,20 @@ def upload(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return tensor.to(device)
 
 
-def autocast(device: torch.device | str):
-    """bfloat16 where the hardware multiplies it natively, else float32; weights and optimiser stay float32.
+def number_format(device: torch.device | str) -> torch.dtype:
+    """The format of the products: bfloat16 where the hardware multiplies it natively, else float32.
 
     Emulated, a training step in bfloat16 takes over ten times as long as one in float32.
     """
-    kind = torch.device(device)
-    return torch.autocast(kind.type, torch.bfloat16, enabled=choose_dtype(kind) == torch.bfloat16)
+    native = choose_dtype(torch.device(device)) == torch.bfloat16
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(device: torch.device | str):
+    """Products in `number_format`; weights and optimiser stay float32."""
+    return torch.autocast(
+        torch.device(device).type, enabled=number_format(device) == torch.bfloat16, dtype=torch.bfloat16
+    )
 
 
 def save_checkpoint(path: Path, state: dict) -> None:

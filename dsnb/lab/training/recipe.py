@@ -263,7 +263,7 @@ def run(recipe: Recipe) -> Path | None:
         return None
     folder = export(autoencoder, text_encoder, tokenizer, unet, recipe.out)
     batches = {stage: plan_for(recipe, stage, 0).batch for stage in STAGES}
-    write_history(folder, state, batches)
+    write_history(folder, state, batches, recipe)
     rows = []
     if recipe.pictures and (state / "evaluator").is_dir():
         rows, drawn = evaluate(folder, open_evaluator(state / "evaluator", device), recipe.pictures, device)
