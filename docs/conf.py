@@ -178,6 +178,7 @@ myst_substitutions = {
     "on_test_images": on_test_images(),
     "models": models(),
     "decoders": as_it_is("16_decoders.csv"),
+    "fractions": as_it_is("16_fractions.csv"),
     "sizes": as_it_is("16_sizes.csv"),
 }
 
