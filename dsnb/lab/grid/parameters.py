@@ -218,9 +218,13 @@ def _is_file(text: str) -> bool:
 
 
 def hash_weights(path: Path) -> str:
-    """A hash of a model file, or of all weights and settings in a folder; GridError if one cannot be read."""
-    whole = hashlib.sha256()
-    files = [f for f in sorted(path.rglob("*")) if f.suffix in HASHED] if path.is_dir() else [path]
+    """A hash of a model file, or of all weights and settings in a folder; GridError if one cannot be read.
+
+    The history of a training is neither.
+    """
+    whole, files = hashlib.sha256(), [path]
+    if path.is_dir():
+        files = [f for f in sorted(path.rglob("*")) if f.suffix in HASHED and f.name != "training.json"]
     try:
         for file in files:
             with file.open("rb") as opened:
