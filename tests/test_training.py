@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 
 import dsnb
 from dsnb import masks
+from dsnb.lab.grid.parameters import hash_weights
 from dsnb.lab.training import __main__ as command
 from dsnb.lab.training import ablations, autoencoder, card, clip, diffusion, evaluate, evaluator, loop, recipe
 from dsnb.lab.training import export as exporting
@@ -594,6 +595,15 @@ def test_the_card_adds_up_the_training_runs(tmp_path):
     (written,) = json.loads(card.write_history(tmp_path, tmp_path, {"unet": 32}, asked).read_text())
     about = {"number format": written["number format"], "images in several styles": 0.2}
     assert written == found | about and about["number format"] in ("float32", "bfloat16")
+
+
+def test_the_history_is_no_part_of_what_a_model_draws(tmp_path):
+    (tmp_path / "dsnb.json").write_text("{}")
+    before = hash_weights(tmp_path)
+    (tmp_path / card.HISTORY).write_text("[]")
+    assert hash_weights(tmp_path) == before
+    (tmp_path / "dsnb.json").write_text('{"steps": 9}')
+    assert hash_weights(tmp_path) != before
 
 
 def test_a_sitting_without_time_begins_nothing(tmp_path):

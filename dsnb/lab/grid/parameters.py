@@ -20,6 +20,9 @@ MOST = 100_000  # points of a grid
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 HASHED = (".safetensors", ".json", ".txt")  # a model folder's files that decide what it draws
+HISTORY = (
+    "training.json"  # beside them: one entry per stage and training, the oldest first; it decides nothing
+)
 
 
 class GridError(ValueError):
@@ -218,13 +221,10 @@ def _is_file(text: str) -> bool:
 
 
 def hash_weights(path: Path) -> str:
-    """A hash of a model file, or of all weights and settings in a folder; GridError if one cannot be read.
-
-    The history of a training is neither.
-    """
+    """A hash of a model file, or of all weights and settings in a folder; GridError if one cannot be read."""
     whole, files = hashlib.sha256(), [path]
     if path.is_dir():
-        files = [f for f in sorted(path.rglob("*")) if f.suffix in HASHED and f.name != "training.json"]
+        files = [f for f in sorted(path.rglob("*")) if f.suffix in HASHED and f.name != HISTORY]
     try:
         for file in files:
             with file.open("rb") as opened:

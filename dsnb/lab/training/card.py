@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from ...files import write_whole
+from ..grid.parameters import HISTORY
 from ..world import COLOURS, DRAWINGS, PAINTABLE, SCENES, STYLES
 from .clip import WIDTH
 from .evaluate import Row, as_markdown
@@ -18,8 +19,6 @@ from .loop import number_format
 
 if TYPE_CHECKING:
     from .recipe import Recipe
-
-HISTORY = "training.json"  # beside the weights: one entry per stage and training, the oldest first
 
 
 def stage_rows(state: Path, batches: dict[str, int]) -> list[dict]:
@@ -42,7 +41,10 @@ def stage_rows(state: Path, batches: dict[str, int]) -> list[dict]:
 
 
 def write_history(folder: Path, state: Path, batches: dict[str, int], recipe: "Recipe") -> Path:
-    """Write HISTORY beside the weights: what the weights it started from went through, and what came after."""
+    """Write HISTORY beside the weights: what the weights it started from went through, and what came after.
+
+    Number format and fraction are those of this run, also where a stage had earlier ones.
+    """
     earlier = Path(state) / HISTORY
     rows = json.loads(earlier.read_text(encoding="utf-8")) if earlier.is_file() else []
     for row in stage_rows(state, batches):
