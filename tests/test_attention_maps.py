@@ -86,6 +86,7 @@ def test_recording_leaves_the_prediction_as_it_is(tiny, x):
     assert tiny.unet.attn_processors == before and not tiny.unet._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_a_compiled_unet_is_recorded_with_a_break_in_every_layer(tiny, x, dynamo):
     contexts, t = models.encode_prompts(tiny, ["", LEFT, RIGHT]), torch.tensor(500)
     found = {}

@@ -200,6 +200,7 @@ def small(tiny_folder, tmp_path, nets, monkeypatch):
     return words.split()
 
 
+@pytest.mark.slow
 def test_the_command_writes_rows_tables_and_figures(small, tmp_path, capsys, coarse):
     words = [*small, "--images", "1", "--seeds", "2"]
     words += ["--methods", "pixel,epsilon", "--parts", "compare,noise,eta"]

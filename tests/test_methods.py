@@ -326,7 +326,7 @@ def test_passes_that_are_no_weights_are_refused(passes):
             pass
 
 
-@pytest.mark.parametrize("method", ["combined", *map(slow, ("epsilon", "attention", "regional"))])
+@pytest.mark.parametrize("method", ["attention", *map(slow, ("epsilon", "combined", "regional"))])
 def test_a_compiled_unet_draws_the_same(tiny, trajectory, method, monkeypatch, dynamo):
     expected = run(tiny, trajectory, method=method)
     compiled = torch.compile(tiny.unet, backend="eager", fullgraph=True)
