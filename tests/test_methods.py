@@ -3,7 +3,7 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import make_unet, slow
+from conftest import make_unet
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -326,7 +326,8 @@ def test_passes_that_are_no_weights_are_refused(passes):
             pass
 
 
-@pytest.mark.parametrize("method", ["attention", *map(slow, ("epsilon", "combined", "regional"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ("epsilon", "attention", "regional", "combined"))
 def test_a_compiled_unet_draws_the_same(tiny, trajectory, method, monkeypatch, dynamo):
     expected = run(tiny, trajectory, method=method)
     compiled = torch.compile(tiny.unet, backend="eager", fullgraph=True)

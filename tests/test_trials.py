@@ -32,6 +32,7 @@ def test_a_trial_with_a_methods_settings_draws_its_image(tiny, method, own, tria
     torch.testing.assert_close(draw_trial(tiny, trajectory, TEXTS, mask, trial), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_no_two_trials_of_a_question_draw_the_same(tiny):
     trajectory, mask = dsnb.from_noise(tiny, (32, 32), steps=8), masks.logistic()
     seen = []
