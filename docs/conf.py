@@ -11,7 +11,6 @@ from latex2mathml.converter import convert
 import dsnb
 from dsnb.lab.compare import read_rows, tables
 from dsnb.lab.compare.report import answers
-from dsnb.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 project, release = "dsnb", dsnb.__version__
@@ -119,19 +118,13 @@ def fewer_steps() -> str:
 
 
 def on_test_images() -> str:
-    """18 steps beside the 25 of the comparison: the same test images, pairs and seeds, with the logistic mask."""
-    few = pd.read_parquet(ROOT / "figures" / "14_fewer_steps.parquet")
-    few = few[few.method.isin(METHODS)]
-    many = read_rows(ROOT / "figures" / "14_rows")["compare"]
-    many = many.merge(few[["image", "pair", "mask", "method", "seed"]])
-    rows = pd.concat(
-        [few.assign(setting="18 steps", usual=False), many.assign(setting="25 steps", usual=True)]
-    )
+    """18 steps beside 25 with one model: the same test images, pairs and seeds, with the logistic mask."""
+    rows = pd.read_parquet(ROOT / "figures" / "14_fewer_steps.parquet")
     gaps, measures = answers({"steps": rows}), ("both", "balance", "layout", "truth")
     means = rows.groupby(["method", "setting"], sort=False)[list(measures)].mean().unstack("setting")
     shown = {tables.title(m): [f"{a:.2f} / {b:.2f}" for a, b in means[m].to_numpy()] for m in measures}
     told = gaps[gaps.better != ""]
-    said = [f"{few.image.nunique()} images, {few.seed.nunique()} seeds each; 18 / 25 steps:"]
+    said = [f"{rows.image.nunique()} images, {rows.seed.nunique()} seeds each; 18 / 25 steps:"]
     said += ["", table(pd.DataFrame({"method": means.index} | shown)), ""]
     said += [f"{len(gaps)} differences; the intervals tell {len(told) or 'none'} apart."]
     said += [
