@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -62,10 +63,13 @@ class ZeroShotClassifier:
     styles: tuple[str, ...]
     texts: tuple[str, ...]
 
+    @cached_property
+    def _text(self) -> Tensor:
+        return self.clip.text_features(list(self.texts))
+
     def __call__(self, images: Tensor, regions: Tensor) -> Tensor:
-        text = self.clip.text_features(list(self.texts))
         views = [self.clip.image_features(isolate(images, region, self.clip.ground)) for region in regions]
-        return (self.clip.scale * torch.stack(views, 1) @ text.T).softmax(-1)
+        return (self.clip.scale * torch.stack(views, 1) @ self._text.T).softmax(-1)
 
 
 def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 3, batch: int = 32) -> Tensor:
