@@ -178,7 +178,7 @@ def compare_image(
                 row = {"image": task.name, "pair": task.pair, "mask": name, "method": method, "seed": seed}
                 row["samples"] = samples.get((name, method))
                 row["guidance"] = None if method == GROUND_TRUTH else guidance_of(method)
-                if k == 0 or method != GROUND_TRUTH:  # which is the same for every seed
+                if k == 0 or method != GROUND_TRUTH:  # the ground truth is the same for all seeds
                     measured = measure(nets, images[name, method][[k]], target, sides)
                 rows.append(row | measured)
     return rows, images
