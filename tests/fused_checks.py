@@ -210,7 +210,7 @@ def test_compiled_call_is_one_node():
 @pytest.mark.parametrize("tiny_folder", [1], indirect=True, ids=["sd1"])
 @pytest.mark.parametrize(
     "method, dtype, tolerance",
-    [("combined", FULL, 1e-4), *([("attention", BF, 3e-2)] if DEVICE == "cuda" else [])],
+    [("combined", FULL, 1e-4), ("attention", BF, 3e-2)],
 )
 def test_images_and_recorded_maps_are_the_same_with_and_without(tiny_folder, method, dtype, tolerance):
     model = dsnb.load(tiny_folder, device=DEVICE, dtype=dtype)
