@@ -180,7 +180,7 @@ def _model(pipe: DiffusionPipeline, name: str, folder: Path) -> Model:
         warnings.warn(
             f"model {name!r} has a scheduler for few steps ({kind}), as distilled models (LCM, turbo, lightning) "
             f"do. dsnb's defaults are {settings.steps} steps and guidance {settings.guidance:g}; such a model wants "
-            "about 4 steps and guidance 1, and reconstructs badly",
+            "about 4 steps and guidance 1, with which DDIM inversion is inaccurate",
             stacklevel=3,
         )
     return Model(pipe, name, settings, family)
