@@ -165,14 +165,18 @@ def did_you_mean(value: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
 def _range(low: float, high: float, above: float | None) -> str:
     parts = []
     if above is not None:
-        parts.append(f"above {above:g}")
+        parts.append(f"above {_digits(above)}")
     elif low > -math.inf and high < math.inf:
-        return f" from {low:g} to {high:g}"
+        return f" from {_digits(low)} to {_digits(high)}"
     elif low > -math.inf:
-        parts.append(f"of at least {low:g}")
+        parts.append(f"of at least {_digits(low)}")
     if high < math.inf:
-        parts.append(f"at most {high:g}")
+        parts.append(f"at most {_digits(high)}")
     return f" {' and '.join(parts)}" if parts else ""
+
+
+def _digits(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def _short(value: Any) -> str:

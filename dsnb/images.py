@@ -72,13 +72,13 @@ def read_grey(source: str | os.PathLike | Image.Image | np.ndarray | IO[bytes]) 
         FileNotFoundError, ValueError, TypeError: as `read_image`.
     """
     image = _open(source)
+    if image.mode.startswith(("I", "F")):
+        return _deep(image)
     if _has_alpha(image):
         alpha = np.asarray(image.convert("RGBA"))[..., 3] / 255.0
         if np.ptp(alpha) > 0:
             return alpha
         image = image.convert("RGB")
-    if image.mode.startswith(("I", "F")):
-        return _deep(image)
     return np.asarray(image.convert("L")) / 255.0
 
 

@@ -68,7 +68,9 @@ class Trajectory:
     def __post_init__(self) -> None:
         for name in ("x_T", "noises"):
             tensor = checks.dense(name, getattr(self, name), Tensor, "dsnb.invert records a trajectory")
-            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name} must hold floating-point numbers, got {tensor.dtype}")
+            if not torch.isfinite(tensor).all():
                 raise ValueError(
                     f"{name} must be finite, some numbers are NaN or infinite: the guidance is too large, or the "
                     "model's weights or its dtype are at fault"
@@ -201,7 +203,7 @@ def invert(
         RuntimeError: the call is inside the callback of a cross-attention blend with the same model.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
-    most = model.scheduler.config.num_train_timesteps
+    most = model.scheduler.config.num_train_timesteps // 2
     steps = settings.steps if steps is None else checks.integer("steps", steps, 1, most)
     skip = round(settings.skip * steps / settings.steps) if skip is None else checks.integer("skip", skip, 0)
     guidance = settings.encoder_guidance if guidance is None else checks.number("guidance", guidance)
@@ -212,6 +214,8 @@ def invert(
     refuse_ip_adapter(model.network)
     eta = _eta(method, settings.eta if eta is None and method == "dpm-encoder" else eta)
     image = image if isinstance(image, Tensor) else read_image(image, model)
+    if image.dim() != 4:
+        raise ValueError(f"image must have the shape (B, 3, H, W), got {tuple(image.shape)}")
     size = tuple(length // model.latent_factor for length in image.shape[-2:])
     schedule = schedule_of(model, steps, skip, size)
     bar = tqdm(total=len(schedule), desc="inverting", disable=not progress, leave=False)
@@ -265,7 +269,8 @@ def from_noise(
         TypeError: a parameter of a wrong type.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
-    steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
+    most = model.scheduler.config.num_train_timesteps // 2
+    steps = settings.steps if steps is None else checks.integer("steps", steps, 1, most)
     eta = settings.eta if eta is None else checks.number("eta", eta, 0, 1)
     batch = checks.integer("batch", batch, 1, MOST_IMAGES)
     factor = model.latent_factor

@@ -121,7 +121,7 @@ def blend_panel(
             """The image of each style alone, drawn in one batch."""
             alone, n = start(), len(texts)
             noises = alone.noises.repeat(1, n, 1, 1, 1)
-            every = replace(alone, x_T=alone.x_T.repeat(n, 1, 1, 1), noises=noises)
+            every = replace(alone, x_T=alone.x_T.repeat(n, 1, 1, 1), noises=noises, caption=captions[image])
             return decode(model, every, texts, **options)
 
         def make() -> Tensor:

@@ -263,7 +263,7 @@ def overlay(
         ValueError: for a map of another shape, or with values that are not finite, or an opacity out of range.
     """
     picture, opacity = _tensor(image), checks.number("opacity", opacity, 0, 1)
-    heat = torch.as_tensor(np.asarray(heat), dtype=torch.float32)
+    heat = _floats(heat)
     if heat.ndim != 2 or not torch.isfinite(heat).all():
         raise ValueError(f"heat has shape {tuple(heat.shape)}; expected finite values of shape (h, w)")
     heat = F.interpolate(heat[None, None], picture.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
@@ -443,8 +443,13 @@ def _tensor(image: Picture) -> Tensor:
     return torch.from_numpy(to_array(image, "image").copy()).permute(2, 0, 1)[None].float() / 255
 
 
+def _floats(values: Tensor | np.ndarray) -> Tensor:
+    values = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    return values.detach().float().cpu()
+
+
 def _weights(weights: Tensor | np.ndarray) -> Tensor:
-    weights = torch.as_tensor(np.asarray(weights), dtype=torch.float32)
+    weights = _floats(weights)
     if weights.ndim != 3 or not (weights.min() >= -1e-3 and weights.max() <= 1 + 1e-3):  # also for NaN
         shape = tuple(weights.shape)
         raise ValueError(f"weights has shape {shape}; expected values in [0, 1] of shape (N, H, W)")

@@ -230,7 +230,8 @@ class AttentionMaps:
         """A hook before each UNet call: reads its timestep, and finds the prompt of each of its rows."""
         given = args[1] if len(args) > 1 else kwargs["timestep"]
         time = round(float(torch.as_tensor(given).flatten()[0]) * self._time_unit)
-        self._bucket = min(int((1 - (time + 1) / self._trained) * self.buckets), self.buckets - 1)
+        progress = max(0.0, 1 - (time + 1) / self._trained)
+        self._bucket = min(int(progress * self.buckets), self.buckets - 1)
         first, last = self._times.get(self._bucket, (time, time))
         self._times[self._bucket] = max(first, time), min(last, time)
         self._rows = self._match(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from torch import nn
 
 from . import checks
@@ -223,15 +224,31 @@ def fetch(name: str, allow_pickle: bool) -> Path:
             family_named(DiffusionPipeline.load_config(name)["_class_name"], name)  # before any weights
             for variant in (None, "fp16"):
                 options = {"variant": variant, "use_safetensors": None if allow_pickle else True}
-                folder = Path(DiffusionPipeline.download(name, **options))
+                try:
+                    folder = Path(DiffusionPipeline.download(name, **options))
+                except OSError:  # no safetensors in full precision
+                    if variant is not None:
+                        raise
+                    continue
                 if all(any(folder.glob(f"{part}/*.safetensors")) for part in _networks(_index(folder, name))):
                     break
+            _fetch_settings(name)
     except OSError as error:
         raise OSError(
             f"model {name!r} could not be fetched from the hub (offline, or no such model). Without a name, "
             f"dsnb opens the bundled model. Or pass a local folder or .safetensors file. The hub's error: {error}"
         ) from error
     return folder
+
+
+def _fetch_settings(name: str) -> None:
+    """Downloads the model's `dsnb.json`, if it has one. The download of diffusers leaves it out."""
+    if try_to_load_from_cache(name, "dsnb.json") is None:
+        with suppress(Exception):  # there is none
+            get_hf_file_metadata(
+                hf_hub_url(name, "dsnb.json")
+            )  # asks once, a download would ask for 23 seconds
+            hf_hub_download(name, "dsnb.json")
 
 
 def _ask_hub(name: str) -> None:

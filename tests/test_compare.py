@@ -1,6 +1,7 @@
 """The comparison: what is compared, how rows are computed and resumed, and the command around it."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -99,7 +100,7 @@ def test_the_image_of_an_entry_is_the_one_it_names(tmp_path):
     with pytest.warns(UserWarning, match="'elsewhere/cat.png' does not exist; '.*/a/cat.png' is used"):
         compare.read_pairs(path)
     path.write_text(json.dumps({"cat": "a cat"}))
-    assert compare.read_pairs(path)[0].name == "000 cat"
+    assert compare.read_pairs(path)[0].name == "cat", "wherever it is in the file"
     Image.new("RGB", (64, 64)).save(tmp_path / "b" / "cat.png")
     with pytest.raises(ValueError, match="'cat' may be a/cat.png and b/cat.png; write the folder"):
         compare.read_pairs(path)
@@ -187,6 +188,14 @@ def test_a_folder_belongs_to_one_model_and_one_set_of_settings(tiny, tmp_path):
     running.claim(tmp_path, tiny, {"steps": 3})
     with pytest.raises(ValueError, match="holds rows with steps 3, not 4; choose another --output"):
         running.claim(tmp_path, tiny, {"steps": 4})
+    other = replace(tiny, settings=replace(tiny.settings, guidance=1.5))
+    with pytest.raises(ValueError, match="holds rows with defaults"):
+        running.claim(tmp_path, other, {"steps": 3})
+
+
+def test_the_references_of_a_style_do_not_depend_on_other_styles():
+    alone, both = (compare.open_networks(styles).grams for styles in (["warhol"], ["mosaic", "warhol"]))
+    assert all(map(torch.equal, alone["warhol"], both["warhol"]))
 
 
 # --- the command ---
@@ -249,7 +258,7 @@ def test_images_that_are_left_out_are_told(project, tiny):
     chosen = command.parse_parameters([f"pairs_file={path}"])
     with pytest.warns(UserWarning, match="the first 1 of the 2 images of the pairs file are used"):
         (run,) = command.plan("compare", given, chosen, tiny)
-    assert [task.name for task in run.tasks] == ["000 bear"]
+    assert [task.name for task in run.tasks] == ["bear"]
 
 
 def test_a_large_skip_leaves_out_values_of_the_steps(small, tiny, capsys):

@@ -86,6 +86,9 @@ def test_any_mode_and_size_can_be_a_mask(save, mode, size):
 def test_masks_from_unusual_files_have_the_right_values(save):
     deep = masks.image(save(Image.fromarray(np.full((1, 1), 40000, np.uint16)))).weights(2, 2)
     torch.testing.assert_close(deep[0], torch.full((2, 2), 40000 / 65535), atol=1e-3, rtol=0)
+    hole = io.BytesIO()
+    Image.fromarray(np.full((1, 1), 40000, np.uint16)).save(hole, "PNG", transparency=7)
+    assert torch.equal(masks.image(hole).weights(2, 2), deep)
     palette = Image.new("L", (4, 4), 255).convert("P")
     assert masks.image(save(palette, "palette.png")).weights(2, 2)[0].min() == 1
     first, second = (Image.new("L", (4, 4), value) for value in (255, 0))

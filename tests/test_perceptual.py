@@ -144,7 +144,7 @@ def test_usual_lpips_has_the_published_shape(monkeypatch, tmp_path):
 
 
 def test_lpips_refusals(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="network must be one of st-alex"):
+    with pytest.raises(ValueError, match="name must be one of st-alex"):
         networks.load_lpips("resnet")
     with monkeypatch.context() as nothing:
         nothing.setattr(networks.importlib.util, "find_spec", lambda name: None)

@@ -82,6 +82,8 @@ def test_overlay_puts_the_hottest_colour_where_the_map_is_highest():
     )
     with pytest.raises(ValueError, match="heat"):
         plotting.overlay(torch.zeros(1, 3, 8, 8), torch.full((2, 2), float("nan")))
+    learned = torch.rand(2, 2).bfloat16().requires_grad_()
+    assert plotting.overlay(torch.zeros(1, 3, 8, 8), learned).shape == (1, 3, 8, 8)
 
 
 def test_overlay_with_given_limits_does_not_stretch_the_map():

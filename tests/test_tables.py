@@ -60,11 +60,21 @@ def test_seeds_are_averaged_within_an_image_first():
     assert (row.worst, row.best) == pytest.approx((0.8, 0.4))
 
 
+def test_images_with_more_rows_count_once():
+    rows = [("a", 1.0)] * 3 + [("b", 0.0)]
+    table = pd.DataFrame(
+        [{"image": i, "seed": s, "method": "one", "layout": v} for s in (0, 1) for i, v in rows]
+    )
+    row = tables.summary(table, ["method"]).iloc[0]
+    assert (row["mean"], row.worst, row.best) == (0.5, 0.5, 0.5)
+
+
 def test_the_interval_of_a_rate_is_no_certainty():
     table = pd.DataFrame([{"image": k, "seed": 0, "method": "one", "both": 1.0} for k in range(8)])
     row = tables.summary(table, ["method"]).iloc[0]
     low, _ = stats.t.interval(0.95, 11, 10 / 12, stats.sem([1] * 10 + [0] * 2))
     assert (row["mean"], row.low, row.high) == pytest.approx((1, low, 1))
+    assert row.error == pytest.approx(stats.sem([1] * 10 + [0] * 2))
 
 
 def test_a_summary_as_a_table_to_read():

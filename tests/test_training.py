@@ -202,6 +202,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     average = train_tiny(whole, 3)
     train_tiny(parts, 1)
+    log = parts / "autoencoder.csv"
+    log.write_text(log.read_text() + log.read_text().splitlines()[-1].replace("1,", "2,", 1) + "\n")  # lost
     resumed = train_tiny(parts, 3)
     first, second = (torch.load(folder / "autoencoder.pt", weights_only=True) for folder in (whole, parts))
     assert first["step"] == second["step"] == 3
@@ -345,6 +347,9 @@ def test_a_fraction_of_the_images_shows_several_styles():
     single = batch[(count == 1).nonzero().flatten()]
     assert torch.equal(single.pictures.numbers, single.second.numbers)
     assert not len(random_batch(40, torch.Generator().manual_seed(0)).several)
+    many = random_batch(3000, torch.Generator().manual_seed(0), fraction=1.0)
+    collage = many.second.numbers.ne(many.pictures.numbers).any(1)
+    assert (held_out(many.second)[collage] != many.styles[collage, 1]).all(), "also not in the other scene"
 
 
 def test_an_image_in_several_styles_shows_each_in_its_region():
@@ -442,7 +447,8 @@ def test_an_exported_decoder_gets_the_blocks_that_are_new():
 
 def test_training_continues_from_exported_weights(exported, tmp_path):
     state, new = tmp_path / "state", tmp_path / "new"
-    asked = recipe.Recipe(60, "cpu", state, new, str(exported), steps=2, stages=("unet",), pictures=0)
+    asked = recipe.Recipe(60, "cpu", state, new, str(exported), steps=2, stages=("evaluator", "unet"))
+    asked = recipe.replace(asked, pictures=0)
     assert recipe.run(asked) == new
     history = json.loads((new / card.HISTORY).read_text())
     assert [row["stage"] for row in history] == ["unet"] * 2 and history[0]["steps"] == 99
@@ -459,6 +465,8 @@ def test_training_continues_from_exported_weights(exported, tmp_path):
     assert equal == [True, True, False] and after.vae.config.scaling_factor == 0.5
     again = recipe.settle(recipe.replace(asked, size="large", source=None))
     assert again.size == "tiny" and again.source == str(exported), "kept by later training runs"
+    judges = (folder.with_name(f"{folder.name}-judge") / "model.safetensors" for folder in (exported, new))
+    assert len({judge.read_bytes() for judge in judges}) == 1
 
 
 @pytest.mark.slow

@@ -81,8 +81,9 @@ class Prompts:
             one, other = getattr(first, name), getattr(rows, name)
             here, there = (None if part is None else tuple(part.shape[1:]) for part in (one, other))
             if here != there:
+                shown = lambda shape: "none" if shape is None else f"shape {('P', *shape)}"
                 raise ValueError(
-                    f"prompts must have a {name} of shape (P, *{here}) for this model, got (P, *{there})"
+                    f"prompts must have {name} vectors of {shown(here)} for this model, got {shown(there)}"
                 )
         if rows.pooled is not None and len(rows.pooled) != len(rows.text):
             raise ValueError(
@@ -134,9 +135,10 @@ class Family:
         """Channels of the latents."""
         return getattr(pipe, self.network).config.in_channels
 
-    def image_size(self, pipe: Any) -> int:
-        """Height and width of the images the model was trained on."""
-        return getattr(pipe, self.network).config.sample_size * pipe.vae_scale_factor
+    def image_size(self, pipe: Any) -> int | tuple[int, ...]:
+        """Height and width of the images the model was trained on, or one number for both."""
+        size, factor = getattr(pipe, self.network).config.sample_size, pipe.vae_scale_factor
+        return size * factor if isinstance(size, int) else tuple(side * factor for side in size)
 
     def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
         """Arguments of the scheduler's `set_timesteps` besides the steps, for latents of this height and width."""

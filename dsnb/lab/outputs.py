@@ -67,13 +67,14 @@ def execute(path: Path, folder: Path) -> None:
         papermill.PapermillExecutionError: if a cell fails; the notebook is then unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    began_with = fingerprint(nbformat.read(path, as_version=4))  # it may be edited while it runs
     done = papermill.execute_notebook(path, folder / path.name, cwd=path.parent, coalesce_streams=True)
     for limit in (LARGEST_IMAGE, 80_000, 50_000, 30_000, 20_000):
         notebook = nbformat.read(path, as_version=4)
         for cell, ran in zip(code_cells(notebook), code_cells(done), strict=True):
             cell.execution_count = ran.execution_count
             cell.outputs = [kept for output in ran.outputs if (kept := _keep(output, limit))]
-        notebook.metadata["dsnb"] = {"outputs_of": fingerprint(notebook)}
+        notebook.metadata["dsnb"] = {"outputs_of": began_with}
         data = (nbformat.writes(notebook) + "\n").encode()
         if len(data) <= LARGEST_NOTEBOOK:
             break

@@ -139,7 +139,7 @@ def fit_probe(
         The fitted probe.
 
     Raises:
-        ValueError: the labels do not fit the images, or a style has no image.
+        ValueError: the labels do not fit the images, a style has no image, or the images are not square.
     """
     labels = torch.as_tensor(labels)
     missing = [style for index, style in enumerate(styles) if not (labels == index).any()]
@@ -149,6 +149,8 @@ def fit_probe(
             "and each style"
         )
     width = images.shape[3]
+    if images.shape[2] != width:
+        raise ValueError(f"images is {tuple(images.shape[2:])} pixels, expected squares; crop or resize them")
     column = torch.arange(width).expand(images.shape[2:])
     bounds = [(k / n, (k + 1) / n) for n in (1, 2, 4) for k in range(n)]
     regions = torch.stack([((column >= a * width) & (column < b * width)).float() for a, b in bounds])

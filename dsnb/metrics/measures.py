@@ -46,10 +46,10 @@ def check_images(images: Tensor, name: str = "images") -> Tensor:
     return images
 
 
-def _pair(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    images, targets = check_images(images), check_images(targets, "targets")
+def _pair(images: Tensor, targets: Tensor, name: str = "targets") -> tuple[Tensor, Tensor]:
+    images, targets = check_images(images), check_images(targets, name)
     if images.shape != targets.shape:
-        raise ValueError(f"targets is {tuple(targets.shape)}, expected {tuple(images.shape)} like images")
+        raise ValueError(f"{name} is {tuple(targets.shape)}, expected {tuple(images.shape)} like images")
     return images, targets
 
 
@@ -167,7 +167,7 @@ def layout(images: Tensor, sources: Tensor, grid: int = 16) -> Tensor:
     Returns:
         (B,).
     """
-    images, sources = _pair(images, sources)
+    images, sources = _pair(images, sources, "sources")
     grid = checks.integer("grid", grid, 2)
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     blocks = [
@@ -275,7 +275,7 @@ def border_window(image: Tensor, weights: Tensor, side: int) -> tuple[slice, sli
     Raises:
         ValueError: the window does not fit into the image.
     """
-    energy = gradient_energy(image)[:1]
+    energy = gradient_energy(check_images(image, "image"))[:1]
     if not 1 <= side <= min(energy.shape[1:]):
         raise ValueError(f"side is {side}, expected 1 to {min(energy.shape[1:])} pixels like the image")
     # of each window, by its upper left corner
@@ -318,7 +318,7 @@ def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | 
         if singles.shape[:2] != (len(images), len(weights)) or singles.shape[2:] != images.shape[1:]:
             right = (len(images), len(weights), *images.shape[1:])
             raise ValueError(f"singles is {tuple(singles.shape)}, expected {right}")
-        each = gradient_energy(singles.flatten(0, 1)).unflatten(0, singles.shape[:2])
+        each = gradient_energy(check_images(singles.flatten(0, 1), "singles")).unflatten(0, singles.shape[:2])
         expected = (each * weights).sum(1)[:, strip].mean(1)
     return energy[:, strip].mean(1) / expected.clamp_min(1e-12)
 

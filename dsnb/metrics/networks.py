@@ -122,7 +122,7 @@ class Lpips(nn.Module):
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         if images.shape != targets.shape:
             raise ValueError(f"targets is {tuple(targets.shape)}, expected {tuple(images.shape)} like images")
-        return self.distance(self.features(images), self.features(targets))
+        return self.distance(self.features(images), self.features(check_images(targets, "targets")))
 
 
 def load_lpips(name: str = "st-alex", device: str | torch.device = "cpu") -> Lpips:
@@ -141,7 +141,7 @@ def load_lpips(name: str = "st-alex", device: str | torch.device = "cpu") -> Lpi
         ImportError: a package is missing.
         OSError: the download failed.
     """
-    checks.one_of("network", name, LPIPS_NETWORKS)
+    checks.one_of("name", name, LPIPS_NETWORKS)
     trunk, tolerant = name.removeprefix("st-"), name.startswith("st-")
     if tolerant:
         file = _package_file("stlpips_pytorch", f"weights/vST0.0/{trunk}_shift_tolerant.pth")

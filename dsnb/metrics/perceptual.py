@@ -191,6 +191,7 @@ def side_direction(
     Returns:
         (B, N).
     """
+    sources = check_images(sources, "sources")
     *targets, origin = clip.text_features(
         [*_one_each(texts, weights), checks.text("source_text", source_text)]
     )

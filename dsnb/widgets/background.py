@@ -6,6 +6,7 @@ use this thread. When a cell runs, the thread stops its image, and starts it aga
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -85,7 +86,9 @@ class Worker(threading.Thread):
             self._shell = shell
             shell.events.register("pre_run_cell", self.cell_begins)
             shell.events.register("post_run_cell", self.cell_ends)
-            self.cell_begins()  # for the cell that calls this
+            parent: dict[str, Any] = shell.get_parent() if hasattr(shell, "get_parent") else {}
+            if parent.get("header", {}).get("msg_type") != "comm_msg":  # of a button's callback
+                self.cell_begins()  # for the cell that calls this
 
     def cell_begins(self, *_: object) -> None:
         """Stops the image that is being drawn, and draws none until `cell_ends`."""
@@ -105,6 +108,8 @@ class Worker(threading.Thread):
                 self._busy = True
             try:
                 task.work(what)
+            except Exception:  # of an observer: this thread also draws the other panels
+                traceback.print_exc()
             finally:
                 with self.condition:
                     self._busy = False

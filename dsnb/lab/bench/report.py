@@ -75,8 +75,12 @@ def write_report(folder: Path) -> list[Path]:
     for kind in KINDS:
         if csv_path(folder, kind).is_file():
             rows, suffix = read_csv(csv_path(folder, kind))[1], "" if kind == "cpu" else "_gpu"
-            for section in rows.section[rows.section.isin(figures)].unique():
-                written.append(save_figure(figures[section](rows), str(folder / f"15_{section}{suffix}.png")))
+            for section, plot in figures.items():
+                path = Path(folder) / f"15_{section}{suffix}.png"
+                if (rows.section == section).any():
+                    written.append(save_figure(plot(rows), str(path)))
+                else:  # one of an earlier run
+                    path.unlink(missing_ok=True)
     return written
 
 

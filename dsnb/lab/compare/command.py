@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tables and figures: {folder}/14_*")
         return 0
 
-    return exit_status(work, ValueError, OSError)
+    return exit_status(work, ValueError, OSError, NotImplementedError, ImportError)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -62,7 +62,8 @@ def open_networks(
     texts = [templates(style)[0].format("a picture") for style in STYLES]
     second = classifiers.ZeroShotClassifier(clip, tuple(STYLES), tuple(texts))
     generator = torch.Generator().manual_seed(REFERENCE_SEED)
-    drawn = {style: draw(random_pictures(REFERENCES, generator), style) for style in sorted(styles)}
+    pictures = random_pictures(REFERENCES, generator)  # the same for every style
+    drawn = {style: draw(pictures, style) for style in styles}
     # the probe works on the features of one network only
     classifier = classifiers.load_probe(network=lpips if lpips_network == "st-alex" else None)
     return Networks(lpips, classifier, clip, second, gram_references(lpips, drawn))

@@ -237,6 +237,8 @@ def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
         for tensor in part.state_dict().values() if isinstance(part, nn.Module) else ():
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     given = {"model": model.name, "weights": digest.hexdigest()[:16], "version_dsnb": dsnb.__version__}
+    given["defaults"] = vars(model.settings)
+    given["scheduler"] = {key: value for key, value in model.scheduler.config.items() if key[0] != "_"}
     given = json.loads(json.dumps(given | dict(settings), default=str))
     file = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)

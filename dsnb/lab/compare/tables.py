@@ -106,11 +106,13 @@ def summary(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str] | No
     for key, group in values.groupby(keys, sort=False):
         known = MEASURES[key[-1]]
         by_image = group.groupby("image").value.mean()
-        by_seed = group.groupby("seed").value.mean().sort_values(key=known.worth)
-        low, high = interval(by_image, extra=RATE if known.rate else ())
+        by_seed = group.groupby(["seed", "image"]).value.mean().groupby("seed").mean()
+        by_seed = by_seed.sort_values(key=known.worth)
+        extra = RATE if known.rate else ()
+        low, high = interval(by_image, extra=extra)
         if known.rate:
             low, high = max(low, 0.0), min(high, 1.0)
-        row = {"mean": by_image.mean(), "error": standard_error(by_image), "low": low, "high": high}
+        row = {"mean": by_image.mean(), "error": standard_error(by_image, extra), "low": low, "high": high}
         row |= {"worst": by_seed.iloc[0], "best": by_seed.iloc[-1]}
         row |= {"images": len(by_image), "seeds": len(by_seed)}
         rows.append(dict(zip(keys, key, strict=True)) | row)
@@ -157,7 +159,8 @@ def against_ground_truth(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     if GROUND_TRUTH not in means:
         return pd.DataFrame()
     over = means[GROUND_TRUTH]
-    worst = table.groupby(["method", "seed"])[measure].mean().groupby("method").min()
+    by_image = table.groupby(["method", "seed", "image"])[measure].mean()
+    worst = by_image.groupby(["method", "seed"]).mean().groupby("method").min()
     rows = []
     for method, values in means.drop(columns=GROUND_TRUTH).items():
         low, high = bootstrap(_ratio_of_means, values, over)

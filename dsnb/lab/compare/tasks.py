@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -149,7 +151,8 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _read_image(path: Path, file: str, numbers: dict[Path, int], model, where: str) -> tuple[Tensor, str]:
     """An image, and its name in the tables: entries with the same image share it."""
     found = _find(path, file, where).resolve()
-    return read_image(found, model), f"{numbers.setdefault(found, len(numbers)):03d} {found.stem}"
+    k = numbers.setdefault(found, sum(other.stem == found.stem for other in numbers))
+    return read_image(found, model), f"{found.stem} {k + 1}" if k else found.stem
 
 
 def _read_entry(path: Path, numbers: dict[Path, int], entry: dict, pairs, model, where: str) -> Task:
@@ -181,8 +184,9 @@ def _read_entry(path: Path, numbers: dict[Path, int], entry: dict, pairs, model,
 
 def _known_style(name: object) -> str | None:
     """The style that a name such as "VAN GOGH" or "Andy Warhol pop" stands for; None if it is not known."""
-    letters = str(name).lower().replace(" ", "")
-    return next((style for style in STYLES if style in letters), None)
+    words = re.findall("[a-z]+", str(name).lower())
+    together = ["".join(two) for two in pairwise(words)]  # "van gogh"
+    return next((word for word in [*words, *together] if word in STYLES), None)
 
 
 def _find(path: Path, image: str, where: str) -> Path:

@@ -238,6 +238,18 @@ def hash_weights(path: Path) -> str:
 def without_comments(source: str) -> str:
     """A cell's code without comments and layout, or as it is if it is not plain Python (magics)."""
     try:
-        return ast.unparse(ast.parse(source))
+        return _plain(ast.parse(source).body)
     except (SyntaxError, ValueError):
         return source
+
+
+def _plain(part: object) -> str:
+    """A syntax tree as text, the same in all versions of Python: without positions, quotes and empty fields."""
+    if isinstance(part, list):
+        return " ".join(map(_plain, part))
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    kept = {
+        name: value for name, value in ast.iter_fields(part) if value not in (None, []) and name != "kind"
+    }
+    return f"({type(part).__name__} {' '.join(f'{name}={_plain(value)}' for name, value in kept.items())})"

@@ -27,6 +27,7 @@ from ..world.captions import caption
 from .autoencoder import psnr
 from .diffusion import sample
 from .evaluator import Evaluator, ground_truth, sides, top
+from .loop import number_format
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def mean(name: str, values: torch.Tensor, bar: float | None = None, extra: Seque
 
 
 def rate(name: str, right: torch.Tensor, bar: float | None = None) -> Row:
-    """The fraction of images (B,) that are right (1) or not (0)."""
+    """The fraction of images (B,) that are right (1) or not (0), or that of each image over seeds."""
     return mean(name, right, bar, RATE)
 
 
@@ -210,9 +211,9 @@ def measure_two_styles(model: models.Model, evaluator: Evaluator, count: int, se
             found = sides_right(drawn[method], each, pair, mask, evaluator)
             right, by_clip = (one.view(count, seeds) for one in found)
             rows += [
-                replace(mean(f"{name}: {method}", right.mean(1), bar), at_most=at_most),
+                replace(rate(f"{name}: {method}", right.mean(1), bar), at_most=at_most),
                 Row("… with its worst seed", right.mean(0).min().item(), count),
-                mean("… by the evaluator CLIP", by_clip.mean(1)),
+                rate("… by the evaluator CLIP", by_clip.mean(1)),
             ]
     return rows
 
@@ -253,7 +254,8 @@ def evaluate(
     folder: Path, evaluator: Evaluator, count: int = 90, device=None
 ) -> tuple[list[Row], dict[str, Figure]]:
     """All rows for the model in `folder`, and figures by name."""
-    model = checkpoints.load(folder, device=device)
+    device = checkpoints.choose_device(device)
+    model = checkpoints.load(folder, device=device, dtype=number_format(device))  # that of `autocast`
     rows = measure_reading(evaluator, max(count, 180)) + measure_autoencoder(model.vae, count)
     more, samples = measure_samples(model, evaluator, max(count, len(STYLES)))
     rebuilt, photographs = measure_photographs(model)

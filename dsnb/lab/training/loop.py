@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -100,6 +101,13 @@ def log_row(path: Path, row: dict) -> None:
         writer.writerow(row)
 
 
+def drop_rows(path: Path, step: int) -> None:
+    """Remove the rows after a step, which no checkpoint kept."""
+    if path.is_file():
+        rows = pd.read_csv(path)
+        write_whole(path, rows[rows.step <= step].to_csv(index=False).encode())
+
+
 def rate(plan: Plan, step: int, elapsed: float) -> float:
     """The factor on the learning rate at a step, `elapsed` seconds into the training run."""
     warm = min(1.0, (step + 1) / plan.warmup)
@@ -146,6 +154,7 @@ def fit(
     ema = EMAModel(average.parameters(), decay=plan.decay, foreach=True)
     ema.optimization_step = step
     Path(folder).mkdir(parents=True, exist_ok=True)
+    drop_rows(path.with_suffix(".csv"), step)
     first = step
     start = saved = time.monotonic()
 

@@ -217,6 +217,10 @@ def run(recipe: Recipe) -> Path | None:
     left = {stage: STAGES[stage][0] for stage in recipe.stages}
     if frozen:
         left.pop("generator", None)
+    if (state / "evaluator").is_dir() and not (
+        state / "evaluator.pt"
+    ).is_file():  # it came with exported weights
+        left.pop("evaluator", None)
 
     def plan(stage: str) -> Plan:
         """This stage's part of the remaining time; none where it is not asked for or must not change."""
@@ -244,8 +248,8 @@ def run(recipe: Recipe) -> Path | None:
         clip.save_evaluator(evaluator, tokenizer, state / "evaluator")
         rows = measure_reading(open_evaluator(state / "evaluator", device), 360)
         write_evaluator_card(state / "evaluator", rows, state, evaluator_plan.batch, evaluator_plan.seed)
-        if recipe.out is not None:
-            shutil.copytree(state / "evaluator", f"{recipe.out}-judge", dirs_exist_ok=True)
+    if recipe.out is not None and (state / "evaluator").is_dir():
+        shutil.copytree(state / "evaluator", f"{recipe.out}-judge", dirs_exist_ok=True)
     unet = diffusion.train(
         autoencoder,
         text_encoder,

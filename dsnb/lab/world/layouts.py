@@ -71,6 +71,7 @@ def random_batch(count: int, generator: torch.Generator, fraction: float = 0.0, 
     styles[several, :2] = chosen[several, :2]
     styles[three, 2] = chosen[three, 2]
     other, collage = random_pictures(count, generator), several & (random[:, 2] < COLLAGES)
+    collage &= held_out(other) != styles[:, 1]
     second = pictures[torch.arange(count)]  # a copy
     for field in fields(Pictures):
         getattr(second, field.name)[collage] = getattr(other, field.name)[collage]
