@@ -21,7 +21,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 import dsnb
-from dsnb import checkpoints, masks, models
+from dsnb import checkpoints, masks, models, weights
 from dsnb.regional import regional_context
 
 
@@ -352,6 +352,23 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="offline.*bundled.*local folder"):
         dsnb.load("nobody/no-such-model")
+
+
+def test_a_hub_model_in_half_precision_only(tiny_folder, monkeypatch):
+    def download(name, variant, **options):
+        if variant is None:
+            raise OSError("no safetensors in full precision")
+        return tiny_folder
+
+    index = json.loads((tiny_folder / "model_index.json").read_text())
+    monkeypatch.setattr(weights, "_ask_hub", lambda name: None)
+    monkeypatch.setattr(weights.DiffusionPipeline, "load_config", lambda name: index)
+    monkeypatch.setattr(weights.DiffusionPipeline, "download", download)
+    asked = []
+    monkeypatch.setattr(weights, "hf_hub_download", lambda *file: asked.append(file))
+    monkeypatch.setattr(weights, "get_hf_file_metadata", lambda url: None)
+    assert weights.fetch("somebody/half", False) == tiny_folder
+    assert asked == [("somebody/half", "dsnb.json")]
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
