@@ -217,10 +217,8 @@ def run(recipe: Recipe) -> Path | None:
     left = {stage: STAGES[stage][0] for stage in recipe.stages}
     if frozen:
         left.pop("generator", None)
-    if (state / "evaluator").is_dir() and not (
-        state / "evaluator.pt"
-    ).is_file():  # it came with exported weights
-        left.pop("evaluator", None)
+    if (state / "evaluator").is_dir() and not (state / "evaluator.pt").is_file():
+        left.pop("evaluator", None)  # it came with exported weights
 
     def plan(stage: str) -> Plan:
         """This stage's part of the remaining time; none where it is not asked for or must not change."""
