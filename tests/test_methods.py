@@ -460,7 +460,7 @@ def test_encoded_prompts_must_fit(tiny, trajectory):
     with pytest.raises(ValueError, match="one_prompt must be a text where prompts are encoded"):
         run(tiny, trajectory, rows, method="prompt")
     with pytest.raises(
-        ValueError, match=r"text of shape \(P, \*\(77, 32\)\) for this model, got \(P, \*\(76, 32\)\)"
+        ValueError, match=r"text vectors of shape \(P, 77, 32\) for this model, got shape \(P, 76, 32\)"
     ):
         run(tiny, trajectory, models.Prompts(rows.text[:, 1:]))
     with pytest.raises(ValueError, match="prompt must have 1 row, or one for each image .1.; got 2"):

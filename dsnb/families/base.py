@@ -81,7 +81,7 @@ class Prompts:
             one, other = getattr(first, name), getattr(rows, name)
             here, there = (None if part is None else tuple(part.shape[1:]) for part in (one, other))
             if here != there:
-                shown = lambda shape: "none" if shape is None else f"shape {('P', *shape)}"
+                shown = lambda shape: "none" if shape is None else f"shape (P, {', '.join(map(str, shape))})"
                 raise ValueError(
                     f"prompts must have {name} vectors of {shown(here)} for this model, got {shown(there)}"
                 )
