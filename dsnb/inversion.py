@@ -25,6 +25,7 @@ from .images import LARGEST_SIDE, read_image
 from .kernels import linear_step
 from .models import (
     Model,
+    check_image,
     drawing,
     encode_image,
     encode_prompts,
@@ -214,8 +215,7 @@ def invert(
     refuse_ip_adapter(model.network)
     eta = _eta(method, settings.eta if eta is None and method == "dpm-encoder" else eta)
     image = image if isinstance(image, Tensor) else read_image(image, model)
-    if image.dim() != 4:
-        raise ValueError(f"image must have the shape (B, 3, H, W), got {tuple(image.shape)}")
+    check_image(model, image)
     size = tuple(length // model.latent_factor for length in image.shape[-2:])
     schedule = schedule_of(model, steps, skip, size)
     bar = tqdm(total=len(schedule), desc="inverting", disable=not progress, leave=False)
@@ -282,7 +282,7 @@ def from_noise(
         generator = seed
     else:
         generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0, 2**64 - 1))
-    schedule = schedule_of(model, steps, 0, (height, width))  # raises an error for wrong steps
+    schedule = schedule_of(model, steps, 0, (height, width))
     shape = (batch, model.channels, height, width)
     x_T = randn_tensor(shape, generator, model.device, torch.float32)
     noises = randn_tensor((steps, *shape), generator, model.device, torch.float32)

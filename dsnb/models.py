@@ -150,6 +150,16 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
         TypeError: something that is not a dense tensor.
         ValueError: another shape, dtype or range.
     """
+    check_image(model, image)
+    with torch.no_grad():
+        pixels = (2 * image - 1).to(model.device, model.vae.dtype)
+        latents = model.family.encode_image(model.pipe, pixels)
+    shift, scale = _latent_scale(model, latents)
+    return (latents.float() - shift) * scale
+
+
+def check_image(model: Model, image: Tensor) -> None:
+    """Raises what `encode_image` raises for an image that it cannot encode."""
     checks.dense("image", image, Tensor, "dsnb.read_image makes one")
     factor = model.latent_factor * model.family.patch
     if image.dim() != 4 or image.shape[1] != 3 or image.numel() == 0:
@@ -164,11 +174,6 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
     low, high = image.min().item(), image.max().item()
     if not (low >= 0 and high <= 1):  # also for NaN
         raise ValueError(f"image must lie in [0, 1], got {low} to {high}")
-    with torch.no_grad():
-        pixels = (2 * image - 1).to(model.device, model.vae.dtype)
-        latents = model.family.encode_image(model.pipe, pixels)
-    shift, scale = _latent_scale(model, latents)
-    return (latents.float() - shift) * scale
 
 
 def _latent_scale(model: Model, latents: Tensor) -> tuple[Tensor, Tensor]:

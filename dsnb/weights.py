@@ -244,22 +244,19 @@ def fetch(name: str, allow_pickle: bool) -> Path:
 def _fetch_settings(name: str) -> None:
     """Downloads the model's `dsnb.json`, if it has one. The download of diffusers leaves it out."""
     if try_to_load_from_cache(name, "dsnb.json") is None:
-        with suppress(Exception):  # there is none
-            get_hf_file_metadata(
-                hf_hub_url(name, "dsnb.json")
-            )  # asks once, a download would ask for 23 seconds
+        with suppress(OSError):  # there is none
+            _ask_hub(name, "dsnb.json")
             hf_hub_download(name, "dsnb.json")
 
 
-def _ask_hub(name: str) -> None:
-    """Asks the hub once for a model that is not in the cache. Raises OSError.
+def _ask_hub(name: str, file: str = "model_index.json") -> None:
+    """Asks the hub once for a model's file that is not in the cache. Raises OSError.
 
     A download alone would ask for 23 seconds before it reports that the hub does not answer.
     """
-    index = "model_index.json"
     try:
-        if isinstance(try_to_load_from_cache(name, index), str):
+        if isinstance(try_to_load_from_cache(name, file), str):
             return
-        get_hf_file_metadata(hf_hub_url(name, index))
+        get_hf_file_metadata(hf_hub_url(name, file))
     except Exception as error:  # each version of the hub's client has its own classes of errors
         raise OSError(str(error)) from error

@@ -361,12 +361,11 @@ def test_a_hub_model_in_half_precision_only(tiny_folder, monkeypatch):
         return tiny_folder
 
     index = json.loads((tiny_folder / "model_index.json").read_text())
-    monkeypatch.setattr(weights, "_ask_hub", lambda name: None)
+    monkeypatch.setattr(weights, "_ask_hub", lambda *file: None)
     monkeypatch.setattr(weights.DiffusionPipeline, "load_config", lambda name: index)
     monkeypatch.setattr(weights.DiffusionPipeline, "download", download)
     asked = []
     monkeypatch.setattr(weights, "hf_hub_download", lambda *file: asked.append(file))
-    monkeypatch.setattr(weights, "get_hf_file_metadata", lambda url: None)
     assert weights.fetch("somebody/half", False) == tiny_folder
     assert asked == [("somebody/half", "dsnb.json")]
 

@@ -447,8 +447,8 @@ def test_an_exported_decoder_gets_the_blocks_that_are_new():
 
 def test_training_continues_from_exported_weights(exported, tmp_path):
     state, new = tmp_path / "state", tmp_path / "new"
-    asked = recipe.Recipe(60, "cpu", state, new, str(exported), steps=2, stages=("evaluator", "unet"))
-    asked = recipe.replace(asked, pictures=0)
+    few = {"steps": 2, "stages": ("evaluator", "unet"), "pictures": 0}
+    asked = recipe.Recipe(60, "cpu", state, new, str(exported), **few)
     assert recipe.run(asked) == new
     history = json.loads((new / card.HISTORY).read_text())
     assert [row["stage"] for row in history] == ["unet"] * 2 and history[0]["steps"] == 99

@@ -87,7 +87,7 @@ class Worker(threading.Thread):
             shell.events.register("pre_run_cell", self.cell_begins)
             shell.events.register("post_run_cell", self.cell_ends)
             parent: dict[str, Any] = shell.get_parent() if hasattr(shell, "get_parent") else {}
-            if parent.get("header", {}).get("msg_type") != "comm_msg":  # of a button's callback
+            if parent.get("header", {}).get("msg_type") != "comm_msg":  # not in a button's callback
                 self.cell_begins()  # for the cell that calls this
 
     def cell_begins(self, *_: object) -> None:
