@@ -51,7 +51,7 @@ train: $(VENV)/.lab  ## trains the bundled model, from its last checkpoint, or F
 	$(BIN)/python -m dsnb.lab.training --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE)) $(if $(STAGES),--stages $(STAGES)) \
 		$(if $(COOLDOWN),--cooldown $(COOLDOWN)) $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
 
-# the changes of the notebook's CHANGES
+# the names in CHANGES of notebook 18
 CHANGES := control,random,unnamed,patches,fours,plain,longer,sixteen,small
 trials: $(VENV)/.lab  ## notebook 18 in full: what teaches objects (an hour on two CPU cores)
 	$(BIN)/dsnb run notebooks/18_what_teaches_objects.ipynb --output runs/trials \

@@ -57,7 +57,7 @@ def costs() -> str:
                     "method": method,
                     "styles": n,
                     "UNet samples per step": value(*ours, "UNet samples per step"),
-                    "source project": value(*source, "UNet samples per step"),
+                    "samples, source project": value(*source, "UNet samples per step"),
                     "seconds per image": spread(*ours, "loop per image"),
                     "times faster": spread(*ours, "times faster than the source's"),
                 }

@@ -160,7 +160,7 @@ def epsilon() -> Axes:
     arrow(axes, (2.5, 4.08), (2.5, 3.77))
     columns = (
         (1.1, FIRST, "prompt 1", r"$\epsilon_1$"),
-        (2.5, QUIET, "no prompt", r"$\epsilon_\varnothing$"),
+        (2.5, QUIET, "empty prompt", r"$\epsilon_\varnothing$"),
     )
     for x, color, text, name in (*columns, (3.9, SECOND, "prompt 2", r"$\epsilon_2$")):
         arrow(axes, (x, 3.33), (x, 3.07), color=color)
@@ -184,7 +184,7 @@ def epsilon() -> Axes:
         axes,
         2.5,
         1.32,
-        r"$\epsilon = \sum_i M_i\,\tilde\epsilon_i$",
+        r"$\tilde\epsilon = \sum_i M_i\,\tilde\epsilon_i$",
         width=1.44,
         height=0.5,
         fill=CALCULATION,
@@ -212,10 +212,10 @@ def unet() -> Axes:
     for y, count in ((3.35, 2), (2.15, 2)):
         box(axes, 0.78, y + 0.2, "convolutions", width=1.3, height=0.34, size=8.5)
         box(axes, 0.78, y - 0.2, "1 × attention", width=1.3, height=0.34, fill=NETWORK, size=8.5)
-        box(axes, 3.0, y + 0.2, "convolutions", width=1.3, height=0.34, size=8.5)
-        box(axes, 3.0, y - 0.2, f"{count} × attention", width=1.3, height=0.34, fill=NETWORK, size=8.5)
-        arrow(axes, (1.43, y + 0.2), (2.35, y + 0.2), color=QUIET)
-        label(axes, 1.89, y + 0.32, "skip", size=8.5)
+        box(axes, 3.0, y - 0.2, "convolutions", width=1.3, height=0.34, size=8.5)
+        box(axes, 3.0, y + 0.2, f"{count} × attention", width=1.3, height=0.34, fill=NETWORK, size=8.5)
+        arrow(axes, (1.43, y - 0.2), (2.35, y - 0.2), color=QUIET)
+        label(axes, 1.89, y - 0.08, "skip", size=8.5)
         arrow(axes, (0.78, y - 0.37), (0.78, y - 0.81))
         arrow(axes, (3.0, y - 0.81), (3.0, y - 0.37))
     box(axes, 0.78, 1.17, "convolutions", width=1.3, height=0.34, size=8.5)
@@ -264,9 +264,7 @@ def attention() -> Axes:
         arrow(axes, (x + inner * 0.27, 2.17), (2.5 - inner * 0.46, 2.17), color=color)
     box(axes, 2.5, 2.17, "sum = output", width=0.92, height=0.5, fill=CALCULATION, size=8.5)
     axes.plot([0.1, 4.9], [1.62, 1.62], color="#bbbbbb", linewidth=0.8)
-    label(
-        axes, 0.1, 1.4, "Regional context: two more layers read the mask", ha="left", color=INK, weight="bold"
-    )
+    label(axes, 0.1, 1.4, "Regional context: two more kinds of layers", ha="left", color=INK, weight="bold")
     box(axes, 1.25, 0.95, "group normalisation", width=2.2, height=0.36, fill=NETWORK)
     box(axes, 3.75, 0.95, "self-attention", width=2.2, height=0.36, fill=NETWORK)
     label(
@@ -281,7 +279,7 @@ def attention() -> Axes:
         axes,
         3.75,
         0.45,
-        "score from $q$ to $k$\n$+\\ \\log\\,\\Sigma_i\\,M_i(q)\\,M_i(k)$:\nthe own region first",
+        "score from $p$ to $p'$\n$+\\ \\log\\,\\Sigma_i\\,M_i(p)\\,M_i(p')$:\nits own region counts more",
         color=INK,
         size=8.5,
     )
@@ -293,6 +291,7 @@ DIAGRAMS = (pipeline, trajectory, epsilon, unet, attention)
 
 def main(names: Sequence[str] = ()) -> None:
     """Draw the named diagrams, or all."""
+    FIGURES.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(LOOK):
         for draw in DIAGRAMS:
             if not names or draw.__name__ in names:
