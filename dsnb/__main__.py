@@ -34,7 +34,7 @@ def compare(argv: list[str]) -> int:
 
 
 def demo(argv: list[str]) -> int:
-    """blend two styles in one bundled image, in the current folder"""
+    """blend two styles in one bundled image and write two files into the current folder"""
     parser = argparse.ArgumentParser("dsnb demo", description="Blend two styles in one bundled image.")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="denoising steps, at least 2")
     given = parser.parse_args(argv)

@@ -31,7 +31,7 @@ def make_app(model: Model, steps: int | None = None) -> ipywidgets.VBox:
         The form and the panel. A live front end shows them if they are the last line of a cell.
 
     Raises:
-        RuntimeError: nobody can move a slider here, see `widgets.is_interactive`.
+        RuntimeError: nobody can move a slider here, see `widgets.controls.is_interactive`.
     """
     if not is_interactive():
         raise RuntimeError(

@@ -90,7 +90,7 @@ def project_out(attn: Attention, mixed: Tensor, hidden_states: Tensor) -> Tensor
 class BlendProcessor:
     """Replaces the processor of one cross-attention. It computes the text's keys and values once.
 
-    It does so when it is made, or, where the layer is offloaded, in the first call, which brings its weights.
+    It does so when it is made. If the layer is offloaded, it does so in the first call, when the weights are loaded.
     """
 
     def __init__(self, attn: Attention, contexts: Tensor, blend: Blend, passes: Sequence[float] = (1.0,)):
@@ -154,7 +154,8 @@ def blend_cross_attention(
         layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`; default all. The other layers
             use the `encoder_hidden_states` of the UNet call.
         passes: a weight f from 0 to 1 for each pass. The query of a pass is the result h of the pass before,
-            h <- f O(Q(h)) + (1 - f) h. (1.0,) is plain attention.
+            h <- f O(Q(h)) + (1 - f) h. O is the mixed attention before the output projection. (1.0,) is plain
+            attention.
 
     Yields:
         The blend. Call `blend.at(progress, rows)` before each UNet call. When the block ends, the UNet has its own
@@ -201,7 +202,7 @@ def refuse_other_size(size: tuple[int, int], _: nn.Module, args: tuple, kwargs: 
 
 @contextmanager
 def replaced_processors(unet: UNet2DConditionModel, ours: Mapping[str, Any]) -> Iterator[None]:
-    """The attentions of these names have other processors until the block ends, also by an error."""
+    """Replaces the processors of these attentions until the block ends, even if it ends with an error."""
     ours = {f"{name}.processor": processor for name, processor in ours.items()}
     every = dict(unet.attn_processors)
     before = {name: every[name] for name in ours}

@@ -57,7 +57,7 @@ def record_attention(
         prompts: one text or more. Only rows of a network call with one of these texts are recorded. With several text
             encoders, the tokens are those of T5, or else of the first CLIP.
         size: height and width of the latents.
-        layers: a function of the name or names of layers; default all cross-attentions.
+        layers: names of layers, or a function of a name that chooses them; default all cross-attentions.
         groups: the number of groups into which each layer's heads are divided, at least 1.
         buckets: the number of parts into which the denoising is divided, at least 1.
 
@@ -66,7 +66,8 @@ def record_attention(
 
     Raises:
         RuntimeError: the UNet is hooked already.
-        ValueError: `groups`, `buckets` or `size` is out of range, there is no prompt, or no such layer.
+        ValueError: `groups`, `buckets` or `size` is out of range, there is no prompt, or no such layer, or two
+            different prompts have the same tokens ("A bear" and "a bear" for CLIP).
         NotImplementedError: attention that cannot be recorded, such as method "joint".
     """
     if model.family.attention == "plain joint":

@@ -81,7 +81,7 @@ def load(
     elif not path.is_dir() and _looks_like_file(source):
         raise FileNotFoundError(f"model {name!r}: there is no such file or folder")
     elif config is not None:
-        raise ValueError(f"config is for a single file, and {name!r} is none; leave it out")
+        raise ValueError(f"config is for a single file, and {name!r} is not one; leave config out")
     elif path.is_dir():
         pipe = open_folder(path, name, dtype, allow_pickle)
     else:

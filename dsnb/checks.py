@@ -73,7 +73,7 @@ def numbers(
 
 
 def size(name: str, value: Any, multiple: int = 1, high: int | None = None) -> tuple[int, int]:
-    """(height, width) from a pair, or from one number for a square; both multiples. Raises as `number`."""
+    """(height, width) from a pair, or from one number for a square; multiples of `multiple`. Raises as `number`."""
     both = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2:
         raise ValueError(f"{name} must be one number, or height and width; got {_short(value)}")

@@ -29,12 +29,12 @@ class Predictions(NamedTuple):
 
 
 def blend_eps(eps_uncond: Tensor, eps_cond: Tensor, weights: Tensor, guidance: Tensor) -> Tensor:
-    """Blends guided predictions by the mask: eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0)).
+    """Blends guided predictions by the mask: eps = sum_i M_i (eps_uncond + s_i (eps_i - eps_uncond)).
 
     Guidance: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance".
 
     Args:
-        eps_uncond: the unconditional prediction eps_0 (B, C, h, w).
+        eps_uncond: the unconditional prediction (B, C, h, w).
         eps_cond: the prediction of each style (N, B, C, h, w).
         weights: the mask M (N, h, w), summing to 1.
         guidance: s (N,), one scale per style.

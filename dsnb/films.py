@@ -37,8 +37,11 @@ class Film:
             The path of the file.
 
         Raises:
+            ValueError: `name` is not a file's, or names a folder.
             OSError: the folder cannot be written to.
         """
+        if not name or Path(name).name != name:
+            raise ValueError(f"name must be a file's name, without a folder; got {name!r}")
         path = figures_folder() / f"{name}.webp"
         write_figures({path: self.data})
         return path
@@ -50,17 +53,18 @@ def make_film(frames: Sequence[Picture], alt: str, seconds: float = 4.0, rest: f
     Args:
         frames: at least two images or figures of one size, as `plotting.to_array` takes them.
         alt: what the film shows, for readers who cannot see it.
-        seconds: time for all frames, above 0.
-        rest: extra time for the last frame in seconds, at least 0.
+        seconds: time for all frames, above 0 and at most an hour.
+        rest: extra time for the last frame in seconds, from 0 to an hour.
 
     Returns:
         The film, of at most `LARGEST_FILM` bytes. If it is larger, its quality is reduced first, then its size.
 
     Raises:
         ValueError: fewer than two frames, frames of different sizes, or a time out of range.
-        TypeError: a time is not a number.
+        TypeError: a time is not a number, or `alt` is not a text.
     """
-    seconds, rest = checks.number("seconds", seconds, above=0), checks.number("rest", rest, 0)
+    seconds = checks.number("seconds", seconds, high=3600, above=0)
+    rest, alt = checks.number("rest", rest, 0, 3600), checks.text("alt", alt)
     images = [
         Image.fromarray(to_array(frame, f"frames[{i}]")) for i, frame in enumerate(several("frames", frames))
     ]

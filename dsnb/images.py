@@ -12,7 +12,7 @@ from torch import Tensor
 from . import checks
 
 LARGEST_SIDE = 8192  # pixels
-# Pixels in a file. Not EPS and WMF, which Pillow hands to another program.
+# File formats that hold pixels. EPS and WMF are left out, because Pillow opens them with another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 
 
@@ -78,8 +78,7 @@ def read_grey(source: str | os.PathLike | Image.Image | np.ndarray | IO[bytes]) 
         alpha = np.asarray(image.convert("RGBA"))[..., 3] / 255.0
         if np.ptp(alpha) > 0:
             return alpha
-        image = image.convert("RGB")
-    return np.asarray(image.convert("L")) / 255.0
+    return np.asarray(image.convert("RGB").convert("L")) / 255.0  # Pillow converts LAB to RGB only
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Three inversions: from an image to a `Trajectory`, the noise with which the model draws it. Or noise alone.
+"""Three inversions: from an image to a `Trajectory`, the noise with which the model draws it; and `from_noise`.
 
 Decoding a trajectory with the same prompt and guidance gives the latent of the image again. Decoding it with another
 prompt keeps the layout and changes the rest.
@@ -26,6 +26,7 @@ from .kernels import linear_step
 from .models import (
     Model,
     check_image,
+    check_negative_prompt,
     drawing,
     encode_image,
     encode_prompts,
@@ -115,7 +116,8 @@ class Trajectory:
         settings = {name: str(getattr(self, name)) for name in _SETTINGS}
         if isinstance(self.caption, tuple):
             settings["captions"] = json.dumps(self.caption)
-        tensors = {"x_T": self.x_T.cpu().contiguous(), "noises": self.noises.cpu().contiguous()}
+        noises = self.noises.cpu().contiguous().clone()  # safetensors refuses tensors that share memory
+        tensors = {"x_T": self.x_T.cpu().contiguous(), "noises": noises}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, save(tensors, metadata=settings))
@@ -208,7 +210,7 @@ def invert(
     steps = settings.steps if steps is None else checks.integer("steps", steps, 1, most)
     skip = round(settings.skip * steps / settings.steps) if skip is None else checks.integer("skip", skip, 0)
     guidance = settings.encoder_guidance if guidance is None else checks.number("guidance", guidance)
-    negative_prompt = checks.text("negative_prompt", negative_prompt)
+    negative_prompt = check_negative_prompt(model, negative_prompt)
     checks.one_of("method", method, METHODS)
     for one in generator if isinstance(generator, list) else [generator] * (generator is not None):
         checks.instance("generator", one, torch.Generator, "torch.Generator().manual_seed(seed) makes one")
@@ -265,7 +267,7 @@ def from_noise(
         The trajectory, with method "noise" and the guidance `model.settings.sampling_guidance`.
 
     Raises:
-        ValueError: a number out of range, or a size that is not a multiple of the model's latent factor.
+        ValueError: a number out of range, or a size that is not a multiple of the latent factor times the patch size.
         TypeError: a parameter of a wrong type.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings

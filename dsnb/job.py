@@ -64,25 +64,26 @@ class Job:
             uncond, guidance = cond[0], torch.ones_like(guidance)
         return Predictions(uncond, cond.expand(self.mask.n, *x_t.shape), weights, guidance)
 
-    def mixed(self, contexts: Prompts, weights: Tensor) -> Prompts:
-        """The unconditional row and one for all styles, whose pooled vector is the mean by each style's area."""
-        rows = contexts[:2]
-        if contexts.pooled is None:
-            return rows
-        mean = (weights.mean((1, 2))[:, None] * contexts.pooled[1:]).sum(0, keepdim=True)
-        return replace(rows, pooled=torch.cat([contexts.pooled[:1], mean.to(contexts.pooled)]))
-
     def size(self) -> tuple[int, int]:
         """Height and width of the latents."""
         height, width = self.trajectory.x_T.shape[-2:]
         return height, width
 
     def latent_weights(self) -> Callable[[float], Tensor]:
-        """progress -> weights (N, h, w). All are made before the first step, so that a wrong mask raises there."""
+        """progress -> weights (N, h, w). All are made now, so a wrong mask raises an error before the first step."""
         weights = lambda progress: self.mask.weights(*self.size(), progress).to(self.model.device)
         total = len(self.trajectory.noises) if self.mask.timed else 1
         every = [weights(i / total) for i in range(total)]
         return lambda progress: every[round(progress * total) if self.mask.timed else 0]
+
+
+def mixed_rows(contexts: Prompts, weights: Tensor) -> Prompts:
+    """The unconditional row and one for all styles, whose pooled vector is the mean by each style's area."""
+    rows = contexts[:2]
+    if contexts.pooled is None:
+        return rows
+    mean = (weights.mean((1, 2))[:, None] * contexts.pooled[1:]).sum(0, keepdim=True)
+    return replace(rows, pooled=torch.cat([contexts.pooled[:1], mean.to(contexts.pooled)]))
 
 
 def decode_trajectory(

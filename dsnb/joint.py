@@ -37,10 +37,10 @@ def joint_bias(weights: Tensor, length: int) -> Tensor:
 
 
 def joint_rows(rows: Prompts, n: int, weights: Tensor, area: Tensor) -> Prompts:
-    """Rows for one network call: all n styles in one row, and before it the negative prompt n times, if there is one.
+    """Rows for one network call: one row with the texts of all n styles.
 
-    Pooled vectors, and a guidance that is an input of the network, have no position. The row has their mean, weighted
-    by each style's area.
+    If there is a negative prompt, a row with n copies of its text comes first. Pooled vectors, and a
+    guidance that is an input of the network, have no position. The row has their mean, weighted by each style's area.
 
     Args:
         rows: one per style, perhaps after one negative prompt.

@@ -122,7 +122,7 @@ class Mask:
         Two styles then meet where M_1 f_1 = M_2 f_2. So the style with the larger factor gets a larger region.
 
         Args:
-            factors: n numbers of at least 0, or one for all styles.
+            factors: n numbers of at least 0 and not all 0, or one for all styles. Only their ratios matter.
 
         Returns:
             The new mask.
@@ -130,7 +130,10 @@ class Mask:
         Raises:
             ValueError, TypeError: `factors` is wrong.
         """
-        each_style = torch.tensor(checks.numbers("factors", factors, self.n, 0))
+        values = checks.numbers("factors", factors, self.n, 0)
+        if max(values) == 0:
+            raise ValueError(f"factors must not all be 0, got {values}")
+        each_style = torch.tensor(values, dtype=torch.float64) / max(values)
         each = lambda x: each_style.to(x).reshape(-1, *[1] * x.dim())
         return replace(self, field=lambda x, y, p: self.field(x, y, p) * each(x))
 
@@ -241,7 +244,7 @@ def sharpen(
 def radial(
     n: int = 2, sharpness: float = 20.0, radius: float = 0.3, center: Sequence[float] = (0.5, 0.5)
 ) -> Mask:
-    """Rings around `center`: style 0 is inside `radius`, and each further style has a ring of width `radius`.
+    """Rings of width `radius` around `center`. Style 0 is the innermost; the last style also has all the rest.
 
     Args:
         n: the number of styles, from 2 to `MOST`.
@@ -302,7 +305,7 @@ def _bands(u: Tensor, count: int, sharpness: float) -> Tensor:
 
 
 def from_weights(weights: np.ndarray | Tensor) -> Mask:
-    """A mask from an array of weights, interpolated bilinearly at any other resolution.
+    """A mask from an array of weights, interpolated bilinearly, so a sharp edge becomes softer by about a pixel.
 
     Args:
         weights: (N, H, W), N >= 2, non-negative.
@@ -357,7 +360,7 @@ def image(source: str | Path | np.ndarray | Image.Image) -> Mask:
     if first.dtype.kind not in "buif" or not (first.min() >= 0 and first.max() <= 1):  # also for NaN
         values = f" from {first.min()} to {first.max()}" if first.dtype.kind in "buif" else ""
         raise ValueError(
-            f"source must be a mask array of numbers in [0, 1], got {first.dtype}{values}; divide one of 8 bits by 255"
+            f"source must be a mask array of numbers in [0, 1], got {first.dtype}{values}; divide an 8-bit array by 255"
         )
     first = first.astype(np.float64)
     return from_weights(np.stack([first, 1 - first]))

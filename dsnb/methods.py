@@ -15,10 +15,10 @@ from .attention import blend_cross_attention
 from .epsilon import Predictions, guidance_per_style
 from .families import Prompts
 from .inversion import FROM_NOISE, Trajectory, guided_eps
-from .job import Job, decode_trajectory
+from .job import Job, decode_trajectory, mixed_rows
 from .joint import joint_rows
 from .masks import Mask
-from .models import Model, decode_latents, drawing, refuse_blending
+from .models import Model, check_negative_prompt, decode_latents, drawing, refuse_blending
 from .regional import regional_context
 from .sampling import Step
 
@@ -69,7 +69,8 @@ def blend(
         guidance: one guidance scale for all styles, or one per style. Method "prompt" uses their mean. The default is
             the model's for the method, see `families.Settings`.
         negative_prompt: a text in place of the empty prompt. Guidance moves the image away from it.
-        one_prompt: for method "prompt", its text; default the prompts from left to right.
+        one_prompt: for method "prompt", its text. The default is `name_places(prompts)`. Encoded prompts have no
+            default.
         switch: for method "combined", the progress of the switch, from 0 to 1; default 0.5.
         regional: for method "combined", whether it uses "regional" after the switch (default) or "attention".
         passes: for the methods with cross-attention, weights of repeated passes through each layer, see
@@ -114,7 +115,7 @@ def blend(
         prompts,
         mask,
         guidance_per_style(guidance, mask.n, model.device),
-        _check_negative(model, negative_prompt),
+        check_negative_prompt(model, negative_prompt),
         None if one_prompt is None else checks.text("one_prompt", one_prompt),
         0.5 if switch is None else checks.number("switch", switch, 0, 1),
         True if regional is None else checks.flag("regional", regional),
@@ -172,7 +173,7 @@ def decode(
     guidance = (
         default_guidance(model, trajectory) if guidance is None else checks.number("guidance", guidance)
     )
-    negative_prompt = _check_negative(model, negative_prompt)
+    negative_prompt = check_negative_prompt(model, negative_prompt)
     with drawing(model):
         eps = guided_eps(model, prompt, guidance, negative_prompt)
         return decode_latents(model, decode_trajectory(model, trajectory, eps, callback, progress))
@@ -205,15 +206,6 @@ def default_guidance(model: Model, trajectory: Trajectory, method: str = "") -> 
     if trajectory.method == FROM_NOISE:
         return settings.sampling_guidance
     return settings.guidance_of(method)
-
-
-def _check_negative(model: Model, negative_prompt: str) -> str:
-    if checks.text("negative_prompt", negative_prompt) and not model.guided:
-        raise ValueError(
-            f"negative_prompt must be empty for {model.family.name}, whose network has no unconditional prediction; "
-            f"got {negative_prompt!r}"
-        )
-    return negative_prompt
 
 
 def _check(model: Model, trajectory: Trajectory, callback: Callable | None) -> None:
@@ -256,8 +248,10 @@ def name_places(prompts: Sequence[str]) -> str:
         prompts: one text per style, from left to right.
 
     Returns:
-        The prompt, such as "A on the left and B on the right".
+        The prompt, such as "A on the left and B on the right". A single prompt stays as it is.
     """
+    if len(prompts) == 1:
+        return prompts[0]
     if len(prompts) == 2:
         return f"{prompts[0]} on the left and {prompts[1]} on the right"
     return "From left to right: " + "; ".join(prompts)
@@ -274,7 +268,7 @@ def _pixel(job: Job) -> Tensor:
 
 
 def _epsilon(job: Job) -> Tensor:
-    """One UNet call of N + 1 samples per step: eps = sum_i M_i (eps_0 + s_i (eps_i - eps_0))."""
+    """One UNet call of N + 1 samples per step: eps = sum_i M_i (eps_uncond + s_i (eps_i - eps_uncond))."""
     if job.loras is not None:
         return _epsilon_with_loras(job, job.loras)
     contexts, weights = job.contexts(), job.latent_weights()
@@ -327,7 +321,7 @@ def _hooked(job: Job, switch: float, regional: bool = False) -> Tensor:
             hook.at(progress, [role for role in roles for _ in range(len(x_t))])
             if regions is not None:
                 regions.at(progress, on=progress >= switch)
-            rows = contexts if progress < switch else job.mixed(contexts, weights(progress))
+            rows = contexts if progress < switch else mixed_rows(contexts, weights(progress))
             return job.predict(x_t, t, rows, weights(progress))
 
         return job.run(network)

@@ -23,9 +23,9 @@ _before: list[list[tuple]] = []  # what each thread inside `quietly` found; the 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Hides messages of the libraries that do not matter here: no torchvision, a small autoencoder.
+    """Hides unimportant messages of diffusers and transformers, such as a missing torchvision.
 
-    The settings belong to the process. The first thread that enters keeps them, and the last one restores them.
+    The settings belong to the process. The first thread that enters stores them, and the last one restores them.
     """
     with _quiet:
         found = [
@@ -270,6 +270,16 @@ def refuse_ip_adapter(network: nn.Module) -> None:
         raise NotImplementedError(
             "the network has an IP-Adapter, whose image tokens have no mask; call pipe.unload_ip_adapter() first"
         )
+
+
+def check_negative_prompt(model: Model, negative_prompt: str) -> str:
+    """`negative_prompt` itself. Raises ValueError if the model cannot use it, TypeError if it is not a text."""
+    if checks.text("negative_prompt", negative_prompt) and not model.guided:
+        raise ValueError(
+            f"negative_prompt must be empty for {model.family.name}, whose network has no unconditional prediction; "
+            f"got {negative_prompt!r}"
+        )
+    return negative_prompt
 
 
 def predict(model: Model, x_t: Tensor, timestep: Tensor | float, prompts: Prompts) -> Tensor:

@@ -56,7 +56,7 @@ def blend_panel(
         images: the source images, each (1, 3, H, W) in [0, 1].
         captions: what each image shows; all different.
         invert: `invert(index, seed, steps)` gives the trajectory of an image. It should store its results.
-        pair: the first two styles; the first one is at the left.
+        pair: the two styles at the start; the first one is at the left.
         method: the first method, one of `TITLES`.
         shape: the first mask, one of `SHAPES`.
         sharpness: of the first mask, above 0.

@@ -8,7 +8,9 @@ Figures are built without pyplot, so threads may draw them, and none stays open.
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from . import checks
@@ -29,6 +31,7 @@ from .images import read_image
 STYLE_COLORS = ("#1b6ca8", "#e8743b", "#2e9e5b", "#8e5ea2", "#c2a000", "#d1495b")
 LARGEST_FILE = 500_000  # bytes; the most that a page of the workbook should load
 DPI = 150
+MATH = re.compile(r"(?<![\w\\])\$(?!\s)[^$]+(?<!\s)\$(?!\w)")  # "$x_t$", not "a $5 bill and a $9 bill"
 
 Picture = Tensor | np.ndarray | Image.Image | Figure
 Pictures = Tensor | Sequence[Picture]
@@ -149,7 +152,7 @@ def show_grid(
 
     Args:
         images: a batch (B, 3, H, W) or a list of images.
-        titles: one per image, or one per column above the first row.
+        titles: one per image, or one per column above the first row. A formula such as `$x_t$` is typeset.
         columns: images in a row; default at most 8.
         row_titles: one per row, at its left.
         width: inches per image.
@@ -158,14 +161,14 @@ def show_grid(
         The figure, which shows itself in a notebook.
 
     Raises:
-        ValueError: for no image, or a wrong number of titles or columns.
+        ValueError: for no image, or a wrong number of titles or columns, or a wrong width.
+        TypeError: for columns or a width that are not numbers.
     """
     arrays = [to_array(image, f"images[{i}]") for i, image in enumerate(several("images", images))]
     if not arrays:
         raise ValueError("images is empty; expected at least one image")
-    columns = min(len(arrays), 8) if columns is None else columns
-    if columns < 1:
-        raise ValueError(f"columns is {columns}; expected at least 1")
+    columns = min(len(arrays), 8) if columns is None else checks.integer("columns", columns, 1)
+    width = checks.number("width", width, above=0)
     rows = -(-len(arrays) // columns)
     titles = list(titles or [])
     if titles and len(titles) not in (columns, len(arrays)):
@@ -190,11 +193,17 @@ def show_grid(
         axes.imshow(array, interpolation="bicubic")
         axes.spines[:].set(color="0.8", linewidth=0.5)
         if index < len(titles) and titled[row]:
-            axes.set_title(titles[index], fontsize=8, pad=3)
+            axes.set_title(_plain(titles[index]), fontsize=8, pad=3)
         if column == 0 and row_titles:
-            side = axes.text(-0.03, 0.5, row_titles[row], fontsize=8, rotation=90, transform=axes.transAxes)
+            title = _plain(row_titles[row])
+            side = axes.text(-0.03, 0.5, title, fontsize=8, rotation=90, transform=axes.transAxes)
             side.set(va="center", ha="right")
     return figure
+
+
+def _plain(title: str) -> str:
+    """The title, in which matplotlib reads a `$` as the start of a formula only where one is meant."""
+    return str(title) if MATH.search(str(title)) else re.sub(r"\\?\$", r"\\$", str(title))
 
 
 def several(name: str, images: Pictures) -> Pictures:
@@ -227,8 +236,7 @@ def film_strip(
     total = next(iter(lengths.values()))
     if len(set(lengths.values())) != 1 or total == 0:
         raise ValueError(f"rows has {lengths} images per row; expected equally many, at least one")
-    if frames < 1:
-        raise ValueError(f"frames is {frames}; expected at least 1")
+    frames = checks.integer("frames", frames, 1)
     shown = np.unique(np.linspace(0, total - 1, min(frames, total)).round().astype(int))
     labels = [f"step {index}" for index in range(total)] if labels is None else list(labels)
     if len(labels) != total:
@@ -254,13 +262,14 @@ def overlay(
         opacity: of the map, from 0 to 1.
         colormap: a name that matplotlib knows.
         low, high: the values of the first and the last colour; default the map's minimum and maximum. Give both to
-            compare several maps. A constant map shows the first colour.
+            compare several maps. If neither is given, a constant map shows the first colour.
 
     Returns:
         (1, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: for a map of another shape, or with values that are not finite, or an opacity out of range.
+        ValueError: a map of another shape or with values that are not finite, an opacity out of range, an unknown
+            `colormap`, or a `low` that is not below `high`.
     """
     picture, opacity = _tensor(image), checks.number("opacity", opacity, 0, 1)
     heat = _floats(heat)
@@ -270,8 +279,14 @@ def overlay(
     if low is not None and high is not None and not low < high:  # also for NaN
         raise ValueError(f"low must be below high, got low={low} and high={high}")
     low = float(heat.min()) if low is None else checks.number("low", low)
-    high = float(heat.max()) if high is None else checks.number("high", high)
+    if high is None:
+        high = float(heat.max())
+    elif low >= (high := checks.number("high", high)):
+        low = high - 1  # every value is at least `high`, so all have the last colour
     heat = ((heat - low) / (high - low) if high > low else torch.zeros_like(heat)).clamp(0, 1)
+    if colormap not in matplotlib.colormaps:
+        near = checks.did_you_mean(colormap, matplotlib.colormaps)
+        raise ValueError(f"colormap must be a name that matplotlib knows, got {colormap!r}{near}")
     colors = matplotlib.colormaps[colormap](heat.numpy())[..., :3]
     colors = torch.from_numpy(colors).float().permute(2, 0, 1)[None]
     return (1 - opacity) * picture + opacity * colors
@@ -405,18 +420,17 @@ def read_parameters(path: str | Path | IO[bytes]) -> dict:
         The parameters.
 
     Raises:
-        ValueError: for a PNG without parameters, or with those of another program.
+        ValueError: for a file without parameters, or with those of another program.
     """
-    with Image.open(path) as image:
+    note = None
+    with suppress(UnidentifiedImageError), Image.open(path) as image:
         note = getattr(image, "text", {}).get("parameters")
     if note is None:
         raise ValueError(f"path is {str(path)!r}, which has no parameters; expected a PNG saved from a panel")
-    try:
-        return json.loads(note)
-    except ValueError:  # other programs write texts of their own under this name
-        raise ValueError(
-            f"path is {str(path)!r}, whose parameters are not those of a panel: {note[:60]!r}"
-        ) from None
+    with suppress(ValueError):  # other programs write texts of their own under this name
+        if isinstance(parameters := json.loads(note), dict):
+            return parameters
+    raise ValueError(f"path is {str(path)!r}, whose parameters are not those of a panel: {note[:60]!r}")
 
 
 def _json(parameters: dict, **layout: Any) -> str:
@@ -450,7 +464,8 @@ def _floats(values: Tensor | np.ndarray) -> Tensor:
 
 def _weights(weights: Tensor | np.ndarray) -> Tensor:
     weights = _floats(weights)
-    if weights.ndim != 3 or not (weights.min() >= -1e-3 and weights.max() <= 1 + 1e-3):  # also for NaN
+    in_range = weights.numel() and weights.min() >= -1e-3 and weights.max() <= 1 + 1e-3  # False for NaN
+    if weights.ndim != 3 or not in_range:
         shape = tuple(weights.shape)
         raise ValueError(f"weights has shape {shape}; expected values in [0, 1] of shape (N, H, W)")
     return weights

@@ -62,7 +62,7 @@ def regional_group_norm(
 
 
 def region_bias(weights: Tensor, strength: float) -> Tensor:
-    """The bias on the scores of self-attention: kappa log(sum_i M_i(q) M_i(k) + 1/1000), for query q and key k.
+    """The bias on the scores of self-attention: kappa log(sum_i M_i(p) M_i(p') + 1/1000), for positions p and p'.
 
     Args:
         weights: the mask M (N, h, w).
@@ -123,7 +123,7 @@ class Regions:
 
 
 def _loads_itself(layer: nn.Module) -> bool:
-    """Whether a hook brings the layer's weights in each call: sequential offloading, or diffusers' by leaves."""
+    """Whether a hook loads the layer's weights in each call: sequential offloading, or diffusers' group offloading."""
     registry = getattr(layer, "_diffusers_hook", None)
     away = hasattr(layer, "_hf_hook") and any(parameter.is_meta for parameter in layer.parameters())
     return away or bool(registry and registry.get_hook("group_offloading"))

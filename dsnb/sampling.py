@@ -136,7 +136,7 @@ def make_schedule(scheduler: SchedulerMixin, steps: int, skip: int = 0, **timing
         timing: for flow matching, the arguments `sigmas` and `mu` (the shift) of `set_timesteps`.
 
     Returns:
-        The remaining steps - skip steps, on the CPU.
+        The remaining `steps - skip` steps, on the CPU.
 
     Raises:
         ValueError: `steps` or `skip` is out of range, or the first step has no signal and the network predicts noise.

@@ -39,6 +39,14 @@ class AttentionMaps:
         options = {"truncation": True, "max_length": length, "return_offsets_mapping": True}
         read = [self._tokenizer(prompt, **options) for prompt in self.prompts]
         self._ids = [each.input_ids for each in read]
+        texts: dict[tuple[int, ...], str] = {}
+        for prompt, ids in zip(self.prompts, self._ids, strict=True):
+            other = texts.setdefault(tuple(ids), prompt)
+            if other != prompt:
+                raise ValueError(
+                    f"prompts {other!r} and {prompt!r} have the same tokens, so their maps cannot be told apart; "
+                    "leave one of them out"
+                )
         # the first and the last character of each token
         self._spans: list[list[tuple[int, int]]] = [each.offset_mapping for each in read]
         self.text_offset = model.family.text_offset(model.pipe)
@@ -77,14 +85,18 @@ class AttentionMaps:
             prompt: the index of the prompt.
 
         Returns:
-            One text per token.
+            One text per token: its characters in the prompt, without spaces. Tokens that are parts of one character
+            all have it.
 
         Raises:
             ValueError: there is no such prompt.
         """
-        texts = self._tokenizer.convert_ids_to_tokens(self._ids[self._prompt(prompt)])
-        # CLIP marks the end of a word, T5 and Qwen its beginning
-        return [text.removesuffix("</w>").lstrip("\u2581\u0120") for text in texts]
+        text, spans = self.prompts[self._prompt(prompt)], self._spans[prompt]
+        names = self._tokenizer.convert_ids_to_tokens(self._ids[prompt])
+        # a name may hold marks or bytes, so it is used only for the start and end, which have no characters;
+        # T5's mark of a space has the characters of the next token
+        shown = lambda name, a, b: name if a == b else "" if name == "\u2581" else text[a:b].strip()
+        return [shown(name, *span) for name, span in zip(names, spans, strict=True)]
 
     def words(self, prompt: int = 0) -> dict[str, list[int]]:
         """The words of a prompt that have a map.
@@ -117,7 +129,7 @@ class AttentionMaps:
         Args:
             word: a word or phrase of the prompt, or indices of tokens. The maps of its tokens are added.
             prompt: the index of the prompt.
-            layers: a function of the name or names of the layers to average; default all.
+            layers: names of the layers to average, or a function of a name that chooses them; default all.
             steps: the buckets of the denoising; default all.
             group: the group of heads; default all.
             size: height and width of the result; default those of the layer with the highest resolution. All maps are
@@ -128,6 +140,7 @@ class AttentionMaps:
 
         Raises:
             ValueError: something that was not recorded; the message lists what was.
+            TypeError: `steps`, `group` or `layers` of a wrong type.
         """
         where = self._where(word, self._prompt(prompt))
         if not self._counts or not any(counts[:, prompt].any() for counts in self._counts.values()):
@@ -208,7 +221,7 @@ class AttentionMaps:
             if not where:
                 raise ValueError(f"word must be one of {', '.join(self.words(prompt))}; got {word!r}")
             return where
-        last, given = len(self._ids[prompt]) - 1, list(word) if isinstance(word, Iterable) else [word]
+        last, given = len(self._ids[prompt]) - 1, _as_list(word)
         try:
             where = list(dict.fromkeys(checks.integer("word", index, 0, last) for index in given))
         except (TypeError, ValueError):
@@ -218,8 +231,8 @@ class AttentionMaps:
         return where
 
     def _which(self, name: str, given: int | Sequence[int] | None, there: list[int]) -> list[int]:
-        chosen = there if given is None else list(given) if isinstance(given, Iterable) else [given]
-        if not chosen or not all(each in there for each in chosen):
+        chosen = there if given is None else [checks.integer(name, each) for each in _as_list(given)]
+        if not chosen or not set(chosen) <= set(there):
             raise ValueError(f"{name} must be among {there}, got {given}")
         return chosen
 
@@ -317,19 +330,28 @@ class AttentionMaps:
         self._counts[layer][self._bucket, prompt] += rows
 
 
+def _as_list(given: Any) -> list[Any]:
+    """One index or several. A tensor without dimensions is one, although it has the methods of an iterable."""
+    return list(given) if isinstance(given, Iterable) and getattr(given, "ndim", 1) != 0 else [given]
+
+
 def choose_layers(names: Collection[str], layers: Layers) -> list[str]:
     """Chooses layers.
 
     Args:
         names: of all layers.
-        layers: a function of the name, or some of the names; None for all.
+        layers: a function of the name, one name, or some of the names; None for all.
 
     Returns:
         The chosen names.
 
     Raises:
         ValueError: an unknown name, or no layer is chosen.
+        TypeError: neither a function nor names.
     """
+    layers = [layers] if isinstance(layers, str) else layers
+    if not (layers is None or callable(layers) or isinstance(layers, Collection)):
+        raise TypeError(f"layers must be names of layers, or a function of a name; got {layers!r}")
     if layers is not None and not callable(layers) and not set(layers) <= set(names):
         raise ValueError(f"layers has {sorted(set(layers) - set(names))}; expected names among {list(names)}")
     chosen = [n for n in names if layers is None or (layers(n) if callable(layers) else n in layers)]

@@ -148,6 +148,20 @@ def test_words_are_found_by_their_tokens(tiny, x):
             maps.heat(word)
 
 
+def test_a_token_is_shown_by_its_characters(tiny):
+    with record_attention(tiny, "A café, 熊", SIZE) as maps:
+        pass
+    assert set("".join(maps.tokens()[1:-1])) == set("Acafé,熊") and maps.tokens()[0] == "<|startoftext|>"
+
+
+def test_prompts_with_the_same_tokens_are_refused(tiny):
+    with pytest.raises(ValueError, match="prompts 'A bear' and 'a bear' have the same tokens"):
+        with record_attention(tiny, ["A bear", "an owl", "a bear"], SIZE):
+            pass
+    with record_attention(tiny, [LEFT, LEFT], SIZE):
+        pass
+
+
 def test_heat_is_a_share_at_any_size(tiny, x):
     with record_attention(tiny, LEFT, SIZE) as maps:
         call(tiny, x)
@@ -263,6 +277,15 @@ def test_what_is_wrong_is_said(tiny, x):
     for threshold in (float("nan"), 50, -1):
         with pytest.raises(ValueError, match="threshold must be a finite number from 0 to 1"):
             maps.mask("bear", threshold=threshold)
+    name, (bucket,) = next(iter(maps.layers)), maps.steps
     assert torch.equal(maps.heat([2, 2]), maps.heat(2))
+    assert torch.equal(maps.heat(torch.tensor(2), steps=torch.tensor(bucket)), maps.heat(2))
+    assert torch.equal(maps.heat(2, layers=name), maps.heat(2, layers=[name]))
+    for message, options in {
+        "group must be a whole number, got True": {"group": True},
+        "layers must be names of layers, or a function of a name; got 3": {"layers": 3},
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            maps.heat(2, **options)
     with pytest.raises(ValueError, match=r"group must be among \[0\], got 1"):
         maps.heat("bear", group=1)

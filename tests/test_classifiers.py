@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dsnb.lab.world import STYLES, draw_mix, random_pictures, templates
 from dsnb.masks import linear, logistic
@@ -72,6 +73,16 @@ def test_probe_is_deterministic_and_survives_the_disk(probe, network, tmp_path):
     (tmp_path / "other.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="is no style probe"):
         classifiers.load_probe(tmp_path / "other.safetensors")
+    tensors = dict.fromkeys(("weight", "bias", "centre", "spread"), torch.zeros(1))
+    whole = {"size": "64", "network": "st-alex", "styles": "[]"}
+    for note, kept in (
+        ({"size": "64"}, tensors),
+        (whole | {"size": "12x"}, tensors),
+        (whole, {"a": torch.ones(1)}),
+    ):
+        save_file({name: tensor.clone() for name, tensor in kept.items()}, path, note)
+        with pytest.raises(ValueError, match="is no style probe"):
+            classifiers.load_probe(path, network)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -138,3 +149,5 @@ def test_refusals(probe, network):
         classifiers.fit_probe(network, images, labels, styles=("a", "b", "c", "fourth"))
     with pytest.raises(ValueError, match="expected 2 of across"):
         classifiers.style_shown(probe, images, linear().weights(64, 64), ("across", "oil"))
+    with pytest.raises(ValueError, match=r"weights is \(8, 8\) pixels, expected \(64, 64\)"):
+        classifiers.style_shown(probe, images, linear().weights(8, 8), ("across", "down"))

@@ -106,6 +106,30 @@ def test_the_image_of_an_entry_is_the_one_it_names(tmp_path):
         compare.read_pairs(path)
 
 
+def test_names_with_wildcards_and_of_every_format(tmp_path):
+    path, files = tmp_path / "pairs.json", ("sub/x.png", "sub/bear [1].png", "photo.bmp")
+    (tmp_path / "sub").mkdir()
+    for file in files:
+        Image.new("RGB", (64, 64)).save(tmp_path / file)
+    path.write_text(json.dumps({"bear [1]": "a bear", "photo.bmp": "a bear"}))
+    assert [task.name for task in compare.read_pairs(path, [PAIR])] == ["bear [1]", "photo"]
+    path.write_text(json.dumps({"?.png": "a bear"}))
+    with pytest.raises(FileNotFoundError, match=r"there is no image '\?.png'"):
+        compare.read_pairs(path)
+
+
+def test_every_image_has_a_name_of_its_own(tmp_path):
+    files = ("a/bear.png", "b/bear.png", "bear 2.png")
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / file)
+    (tmp_path / "pairs.json").write_text(
+        json.dumps([ENTRY | {"img_path": file} for file in (*files, files[1])])
+    )
+    names = [task.name for task in compare.read_pairs(tmp_path / "pairs.json")]
+    assert names == ["bear", "bear 2", "bear 2 2", "bear 2"]
+
+
 def test_styles_that_the_classifiers_do_not_know_are_own_prompts(project):
     path = project / "data" / "pairs.json"
     path.write_text(json.dumps([ENTRY | {"style_left": "gouache", "style_right": "mosaic"}]))
@@ -181,6 +205,12 @@ def test_a_run_goes_on_where_it_stopped(tiny, nets, tmp_path):
     assert kept.stat().st_mtime_ns == before[kept]
     same = again[again.seed == 0].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, first, check_exact=False, rtol=1e-3)
+    kept.write_text('[{"a":')
+    with pytest.raises(ValueError, match=f"{kept} cannot be read as JSON"):
+        compare.compute(run, tiny, nets, [0, 1], tmp_path)
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    assert command.draw_examples(run, tmp_path) is None
 
 
 def test_a_folder_belongs_to_one_model_and_one_set_of_settings(tiny, tmp_path):
@@ -191,6 +221,13 @@ def test_a_folder_belongs_to_one_model_and_one_set_of_settings(tiny, tmp_path):
     other = replace(tiny, settings=replace(tiny.settings, guidance=1.5))
     with pytest.raises(ValueError, match="holds rows with defaults"):
         running.claim(tmp_path, other, {"steps": 3})
+    (tmp_path / "compare-pixel-000-0.json").write_text("[]")
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match="settings.json cannot be read as JSON"):
+        running.claim(tmp_path, tiny, {"steps": 3})
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match="holds rows without their settings.json"):
+        running.claim(tmp_path, tiny, {"steps": 3})
 
 
 def test_the_references_of_a_style_do_not_depend_on_other_styles():

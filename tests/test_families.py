@@ -27,6 +27,7 @@ from dsnb import masks, methods, models
 from dsnb.attention_maps import record_attention
 from dsnb.guider import MaskGuider
 from dsnb.joint import joint_bias
+from dsnb.lab.trials import Trial, draw_trial
 
 LEFT, RIGHT, MIDDLE = "a mosaic", "a sketch", "in oil"
 KINDS = [
@@ -295,6 +296,8 @@ def test_what_a_family_cannot_do_is_said_before_any_work(model, noise):
         if not model.guided:
             with pytest.raises(ValueError, match="negative_prompt must be empty"):
                 run(model, noise, [LEFT, RIGHT], masks.linear(), negative_prompt="grey")
+            with pytest.raises(ValueError, match="negative_prompt must be empty"):
+                dsnb.invert(model, torch.rand(1, 3, 16, 24), LEFT, negative_prompt="grey")
         if model.settings.guidance == 1:
             with pytest.raises(ValueError, match="guidance must be 1.*distilled"):
                 run(model, noise, [LEFT, RIGHT], masks.linear(), guidance=3)
@@ -462,6 +465,14 @@ def test_a_shift_that_depends_on_the_size(model, noise):
     noise = dataclasses.replace(noise, model=shifted.name)
     close(single(shifted, noise, LEFT), stock_image(shifted, noise), 1e-4)
     assert (single(shifted, noise, LEFT) - single(model, noise, LEFT)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("model", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("method, switch", [("epsilon", 1.0), ("attention", 0.0)])
+def test_a_trial_gives_each_row_its_pooled_vector(model, noise, method, switch):
+    drawn = draw_trial(model, noise, [LEFT, RIGHT], masks.linear(), Trial("", "", switch=switch))
+    expected = run(model, noise, [LEFT, RIGHT], masks.linear(), method, guidance=5)
+    close(drawn, expected)
 
 
 @pytest.mark.parametrize("model", ["sdxl"], indirect=True)

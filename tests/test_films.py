@@ -41,3 +41,22 @@ def test_figures_are_frames():
 def test_frames_must_fit(frames):
     with pytest.raises(ValueError, match="at least two images of one size"):
         films.make_film(frames, "no film")
+
+
+@pytest.mark.parametrize(
+    "given, error, words",
+    [
+        ({"rest": 20000}, ValueError, "rest must be a finite number from 0 to 3600, got 20000"),
+        ({"seconds": 40000}, ValueError, "seconds must be a finite number above 0 and at most 3600"),
+        ({"alt": None}, TypeError, "alt must be a text, got None"),
+    ],
+)
+def test_times_and_the_text_are_checked(given, error, words):
+    with pytest.raises(error, match=words):
+        films.make_film(shades(2), **{"alt": "no film"} | given)
+
+
+@pytest.mark.parametrize("name", ["", "../up"])
+def test_a_film_is_saved_under_a_plain_name(name):
+    with pytest.raises(ValueError, match="name must be a file's name, without a folder"):
+        films.Film(b"", "no film").save(name)

@@ -1,5 +1,6 @@
 """Grids run for real, in Jupyter kernels, on notebooks that import nothing heavy."""
 
+import functools
 import json
 import os
 import resource
@@ -268,6 +269,22 @@ def test_a_new_grid_stops_if_its_first_points_fail_with_one_error(tmp_path, caps
     assert len(pd.read_csv(tmp_path / "out" / "table.csv")) == 3
 
 
+def test_values_are_set_after_all_defaults_and_replace_those_of_an_earlier_run(tmp_path):
+    def cell(source, tag="parameters", new=nbformat.v4.new_code_cell):
+        return new(source, metadata={"tags": [tag]})
+
+    body = nbformat.v4.new_code_cell("from dsnb.lab.grid import record\nrecord(used=[x, y] == [1, 20])")
+    cells = [cell("# Settings", new=nbformat.v4.new_markdown_cell), cell("x = 1"), cell("y = 2"), body]
+    path, identities = tmp_path / "a.ipynb", []
+    for injected in ([], [cell("x = 7\ny = 7", "injected-parameters")]):  # as papermill leaves it
+        nbformat.write(nbformat.v4.new_notebook(cells=cells[:2] + injected + cells[2:]), path)
+        identities.append(make_grid(path, {}).identity)
+    assert identities[0] == identities[1]
+    report = run(path, {"y": [20]}, output=tmp_path / "out", progress=False)
+    table = read_table(report.table)
+    assert (table.x[0], table.y[0], table.used[0]) == (1, 20, True)
+
+
 # --- bad input, before anything runs ---
 
 
@@ -287,6 +304,7 @@ def test_a_new_grid_stops_if_its_first_points_fail_with_one_error(tmp_path, caps
         (["--grid", "sharpness="], "grid 'sharpness' is [], expected a list of at least one value"),
         (["--grid", "sharpness"], "expected --grid name=value"),
         (["--grid", "sharpness=[1"], "start like a list"),
+        (["--grid", "sharpness=[{[1]: 2}]"], "start like a list"),
         (["--grid", "seed=1", "--grid", "seed=2"], "'seed' is given twice"),
         (["--grid", "seed=1", "-p", "seed=2"], "both fixed (-p) and varied"),
         (["--grid", "seed=0:10000000000"], "more than 100,000, the most points of a grid"),
@@ -339,6 +357,7 @@ def finished_folder(notebook, tmp_path, empty_models):
 
 
 def test_nothing_is_left_to_do_in_a_finished_folder(notebook, finished_folder):
+    (finished_folder / "points" / ".DS_Store").write_bytes(b"")  # as macOS's Finder does
     report = run(notebook, {"sharpness": [2, 1]}, output=finished_folder, progress=False)
     assert (report.done, report.failed, report.skipped, report.error) == (0, 0, 2, "")
     assert pd.read_csv(report.table).sharpness.tolist() == [2, 1]
@@ -478,17 +497,25 @@ def test_points_are_every_combination_once(notebook):
     ]  # fmt: skip
     assert len(grid.points) == 4 and all("/" not in name for name in grid.points)
     assert grid.fixed == {"seed": 4}
+    # two seeds whose hashes begin with the same 8 digits
+    assert len(make_grid(notebook, {"method": ["x" * 90], "seed": [13527, 60075]}).points) == 2
 
 
-def test_a_column_of_several_types_fits_both_tables(notebook, tmp_path):
+def test_what_was_recorded_is_in_both_tables(notebook, tmp_path):
     grid = make_grid(notebook, {"seed": [1, 2, 3]})
     with folder.claim(tmp_path, grid):
-        rows = dict(zip(grid.points, ([{"x": 1}], [{"x": "one"}], [{}]), strict=True))
+        first = {"x": 1, "whole": 2**60 + 1, "huge": 2**70, "text": "NA", "seconds": 5, "recorded_seconds": 6}
+        rows = dict(zip(grid.points, ([first], [{"x": "one"}], [{}]), strict=True))
         points = {name: folder.write_point(tmp_path, grid, name, outcome(rows=rows[name])) for name in rows}
         folder.write_table(tmp_path, grid, points)
     for file in ("table.csv", "table.parquet"):
         table = read_table(tmp_path / file)
         assert table.x.tolist()[:2] == ["1", "one"] and table.x.isna().tolist() == [False, False, True]
+        assert table.text[0] == "NA"
+        assert (table.recorded_seconds[0], table.recorded_recorded_seconds[0]) == (5, 6)
+    exact = read_table(tmp_path / "table.parquet")
+    assert exact.whole[0] == 2**60 + 1 and exact.huge[0] == str(2**70)
+    assert f",{2**60 + 1},{2**70},NA," in (tmp_path / "table.csv").read_text()
     with pytest.raises(ValueError, match="expected a .csv or .parquet file"):
         read_table(tmp_path / "grid.json")
 
@@ -517,7 +544,7 @@ def test_settings_keep_further_equals_signs():
     [
         ("5", int, 5), ("5", float, 5.0), (5, float, 5.0), ("yes", bool, True), ("0", bool, False),
         ("5", str, "5"), ("[1, 2]", list, [1, 2]), ("(1, 2)", tuple, (1, 2)), ([1, 2], tuple, (1, 2)),
-        ("x y", None, "x y"), ("3", None, 3),
+        ("x y", None, "x y"), ("3", None, 3), (np.array([1, 2]), list, [1, 2]),
     ],
 )  # fmt: skip
 def test_values_take_the_parameter_s_type(value, kind, expected):
@@ -530,6 +557,7 @@ def test_values_take_the_parameter_s_type(value, kind, expected):
     [
         ("x", int), ("1.5", int), (1.5, int), (True, int), ("maybe", bool), ("[1", list), ("nan", float),
         (3, str), ("1e999", float), (float("inf"), float), (float("nan"), None), (Path("a"), None),
+        ("9" * 400, float), ("{[1]: 2}", dict), (["caf\udce9"], list),
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(value, kind):
@@ -548,6 +576,11 @@ def test_records_survive_the_notebook_format(monkeypatch):
         record(z=[1])
     with pytest.raises(ValueError, match="psnr is ndarray, expected one number"):
         record(psnr=np.ones(2))
+    with pytest.raises(ValueError, match="z must be valid Unicode"):
+        record(z="caf\udce9")
+    for wrong in ("abc", 5, [1, 2], pd.DataFrame({"a": [1, 2]})):
+        with pytest.raises(ValueError, match="rows must be a dictionary or a list of dictionaries, got "):
+            record(wrong)
     cell = nbformat.v4.new_code_cell("", outputs=outputs)
     text = json.dumps(nbformat.v4.new_notebook(cells=[cell]), allow_nan=False)
     *found, numbers = recorded(nbformat.from_dict(json.loads(text)))
@@ -555,17 +588,29 @@ def test_records_survive_the_notebook_format(monkeypatch):
     assert np.isnan(numbers.pop("z")) and numbers == {"x": float("inf"), "y": float("-inf")}
 
 
+class Model:
+    @classmethod
+    def load(cls, name, size=1):
+        return cls()
+
+
+class OtherModel(Model):
+    pass
+
+
 def test_once_makes_a_thing_once():
-    made = []
+    first = once(Model.load, "a")
+    assert once(Model.load, "a") is first and once(Model.load, "b", size=2) is not first
+    assert type(once(OtherModel.load, "a")) is OtherModel
 
-    def make(name, size=1):
-        made.append((name, size))
-        return object()
 
-    assert once(make, "a") is once(make, "a") and once(make, "a") is not once(make, "b", size=2)
-    assert made == [("a", 1), ("b", 2)]
-    with pytest.raises(TypeError, match="make is a lambda"):
-        once(lambda: 1)
+def test_once_takes_only_what_a_name_identifies():
+    def inner():
+        return 1
+
+    for make in (lambda: 1, inner, Path("a").exists, functools.partial(inner)):
+        with pytest.raises(TypeError, match="make is .* cannot be told from others by its name"):
+            once(make)
 
 
 @pytest.mark.parametrize("value", [np.zeros(9), [np.zeros(9)], {"a": (np.zeros(9),)}, pd.DataFrame([1])])

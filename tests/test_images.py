@@ -71,14 +71,14 @@ def test_bad_pictures_are_refused_with_a_sentence(tmp_path, save):
         read_image(save(Image.new("RGB", (64, 64))), size=(60, 64))
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16", "1", "F"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16", "1", "F", "LAB"])
 @pytest.mark.parametrize("size", [(1, 1), (13, 7)])
 def test_any_mode_and_size_can_be_a_mask(save, mode, size):
     if mode == "I;16":
         picture = Image.fromarray(np.full(size[::-1], 40000, np.uint16))
     else:
         picture = Image.new(mode, size, 0)
-    suffix = "picture.tiff" if mode == "F" else "picture.png"
+    suffix = "picture.tiff" if mode in ("F", "LAB") else "picture.png"
     weights = masks.image(save(picture, suffix)).weights(16, 16)
     torch.testing.assert_close(weights.sum(0), torch.ones(16, 16))
 

@@ -226,6 +226,13 @@ def test_saved_and_loaded(tiny, tmp_path, generator):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_tensors_that_share_memory_are_saved(tmp_path, generator):
+    x_T = torch.randn(1, 4, 8, 8, generator=generator)
+    trajectory = Trajectory(x_T, x_T[None], "dpm-encoder", "m", "a bear", 1, 0, 0.1, 1.0)
+    again = Trajectory.load(trajectory.save(tmp_path / "bear.safetensors"))
+    assert torch.equal(again.noises, x_T[None])
+
+
 def test_bad_files_and_folders(tiny, tmp_path, generator):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Trajectory.load(tmp_path / "nothing.safetensors")

@@ -95,9 +95,12 @@ def test_weigh_multiplies_the_weights():
     expected = plain * torch.tensor([[3.0], [1.0]])
     torch.testing.assert_close(weighed, expected / expected.sum(0))
     assert (weighed[0] > 0.5).sum() > (plain[0] > 0.5).sum()
-    torch.testing.assert_close(mask.weigh(2).weights(4, 4), mask.weights(4, 4))
+    for factor in (2, 1e39, 1e-46):
+        torch.testing.assert_close(mask.weigh(factor).weights(4, 4), mask.weights(4, 4))
     with pytest.raises(ValueError, match="factors must be one number or 2 numbers, got 3"):
         mask.weigh((1, 2, 3))
+    with pytest.raises(ValueError, match="factors must not all be 0"):
+        mask.weigh(0)
 
 
 def test_flip_reverses_the_styles():
@@ -172,7 +175,7 @@ def test_formulas():
         ),
         (lambda: masks.linear().active([0, 0], [1.0000001, 1]), "ends must .* got 1.0000001"),
         (lambda: masks.linear(center=(0.5, float("nan"))), "center must be a finite"),
-        (lambda: masks.image(np.full((4, 4), 255, np.uint8)), "divide one of 8 bits by 255"),
+        (lambda: masks.image(np.full((4, 4), 255, np.uint8)), "divide an 8-bit array by 255"),
     ],
 )
 def test_bad_masks_are_refused_with_a_sentence(make, words):

@@ -48,6 +48,13 @@ def test_a_mask_of_one_style_is_that_style_alone(tiny, trajectory, method, style
     torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["prompt", *BLENDING])
+def test_a_single_style_is_its_prompt(tiny, trajectory, method):
+    mask = masks.Mask(1, lambda x, y, progress: torch.ones(1, *x.shape))
+    image = run(tiny, trajectory, [LEFT], mask, method)
+    torch.testing.assert_close(image, single(tiny, trajectory, LEFT), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("method", [method for method in BLENDING if method not in ("regional", "combined")])
 def test_equal_prompts_are_one_prompt_whatever_the_mask(tiny, trajectory, method):
     mixed = run(tiny, trajectory, (LEFT,) * 3, masks.radial(3), method)

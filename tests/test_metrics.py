@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsnb import metrics
+from dsnb.metrics import measures
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
 IMAGE = torch.from_numpy(GOLDEN["a.image"])[None]
@@ -110,7 +111,7 @@ def test_border_window_is_where_the_border_crosses_something():
     rows, columns = metrics.border_window(image, halves(16, 24), 6)
     assert rows.start <= 9 and rows.stop >= 12
     assert abs((columns.start + columns.stop) / 2 - 12) <= 1
-    with pytest.raises(ValueError, match="side is 17"):
+    with pytest.raises(ValueError, match="side must be a whole number from 1 to 16, got 17"):
         metrics.border_window(image, halves(16, 24), 17)
 
 
@@ -154,6 +155,13 @@ def test_seam_refuses_what_it_cannot_compare():
         metrics.seam(noise(1, 3, 8, 8), halves(8, 8), singles=noise(3, 3, 8, 8))
     with pytest.raises(ValueError, match="pixels"):
         metrics.seam(noise(1, 3, 8, 8), halves(16, 16))
+
+
+def test_seam_takes_images_and_singles_of_different_devices(monkeypatch):
+    monkeypatch.setattr(measures, "check_images", lambda images, name="": images)
+    images = torch.empty(1, 3, 8, 8, device="meta")  # stands for a GPU
+    for singles in (noise(2, 3, 8, 8), noise(1, 2, 3, 8, 8)):
+        assert metrics.seam(images, halves(8, 8), singles=singles).device.type == "meta"
 
 
 def test_sides():
@@ -205,6 +213,23 @@ def test_numbers_that_say_nothing_are_refused():
         (lambda: metrics.balance(torch.tensor([[0.5, math.nan]])), "scores must be finite"),
         (lambda: metrics.monotonicity(torch.tensor([[0.5, math.inf]])), "values must be finite"),
         (lambda: metrics.smoothness(image, width=0.01), "the strip has . of 16 columns"),
+        (lambda: metrics.smoothness(image, width="0.2"), "width must be a finite number above 0"),
+        (lambda: metrics.border_window(image.repeat(2, 1, 1, 1), halves(16, 16), 8), "expected one image"),
+        (
+            lambda: metrics.border_window(image, halves(16, 16), 8.5),
+            "side must be a whole number from 1 to 16",
+        ),
+        (lambda: metrics.seam(image, halves(16, 16), singles=[image] * 2), "singles must be a torch.Tensor"),
+        (lambda: metrics.balance([]), r"scores is \(0,\), expected \(B, N\)"),
+        (lambda: metrics.monotonicity(1.0), r"values is \(\), expected \(B, K\)"),
+        (
+            lambda: metrics.gram(image, torch.ones(3, 8, 8)),
+            r"weights is \(3, 8, 8\), expected \(H, W\) or \(1,",
+        ),
+        (
+            lambda: metrics.gram_distance([image], [torch.eye(4)]),
+            r"layers of \[\(4, 4\)\], expected \[\(3, 3\)\]",
+        ),
         (lambda: metrics.gram(image, -torch.ones(16, 16)), "weights must not be negative"),
         (lambda: metrics.gram_distance([image] * 2, [torch.eye(3)] * 2, halves(16, 16)), "expected .H, W."),
         (lambda: metrics.psnr(image[:0], image[:0]), "expected at least one image"),
@@ -214,7 +239,7 @@ def test_numbers_that_say_nothing_are_refused():
             "width must be a finite number from 0 to 1",
         ),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((ValueError, TypeError), match=words):
             measure()
 
 

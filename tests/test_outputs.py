@@ -4,7 +4,9 @@ import base64
 import io
 
 import nbformat
+import papermill
 import pytest
+from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -125,3 +127,21 @@ def test_figures_runs_the_named_or_the_stale_notebooks(executed, tmp_path, monke
     assert capsys.readouterr().out.split() == ["01_stale.ipynb"]
     with pytest.raises(SystemExit, match="2"):
         outputs.main(["README.md"])
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_dead_kernel_or_another_number_of_cells_is_told(executed, tmp_path, monkeypatch, capsys, dies):
+    def run(*given, **options):
+        if dies:
+            raise DeadKernelError("Kernel died")
+        return new_notebook()  # the file has three code cells
+
+    (tmp_path / "01_a.ipynb").write_bytes(executed.read_bytes())
+    for name in ("NOTEBOOKS", "ROOT"):
+        monkeypatch.setattr(outputs, name, tmp_path)
+    monkeypatch.setenv("DSNB_INTERACTIVE", "0")
+    monkeypatch.setattr(papermill, "execute_notebook", run)
+    assert outputs.main([str(tmp_path / "01_a.ipynb")]) == 1
+    said = "Kernel died" if dies else "a code cell was added or removed"
+    assert f"error: 01_a.ipynb failed\n{said}" in capsys.readouterr().err
+    assert (tmp_path / "01_a.ipynb").read_bytes() == executed.read_bytes()

@@ -105,7 +105,7 @@ def test_lpips_by_hand():
     network.slices = nn.ModuleList([nn.Identity()])
     network.heads = nn.ParameterList([torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)])
     network.shift.zero_(), network.scale.fill_(1)
-    red, blue = torch.full((1, 3, 4, 4), 0.5), torch.full((1, 3, 4, 4), 0.5)
+    red, blue = torch.full((1, 3, 32, 32), 0.5), torch.full((1, 3, 32, 32), 0.5)
     red[:, 0], blue[:, 2] = 1, 1  # after 2x − 1: (1, 0, 0) and (0, 0, 1)
     assert perceptual.lpips(network, red, blue).item() == pytest.approx(1 + 4, rel=1e-5)
 
@@ -166,6 +166,8 @@ def test_lpips_refusals(monkeypatch, tmp_path):
 def test_lpips_wants_equal_sizes(alex):
     with pytest.raises(ValueError, match="targets is"):
         alex(noise(1, 3, 64, 64), noise(1, 3, 64, 65))
+    with pytest.raises(ValueError, match=r"images is \(16, 64\) pixels, expected at least 32"):
+        alex(noise(1, 3, 16, 64), noise(1, 3, 16, 64))
 
 
 # --- structure ---
@@ -182,6 +184,8 @@ def test_structure_identity_hand_computed_and_blind_to_a_common_change():
     moved = perceptual.structure_distance(x.flip(3), x)
     assert moved.shape == (3,) and moved.min() > 0.05
     assert perceptual.structure_distance(noise(1, 4, 40, 40), noise(1, 4, 40, 40)).item() == 0
+    with pytest.raises(ValueError, match="grid must be a whole number of at least 1, got 0"):
+        perceptual.structure_distance(x, x, grid=0)
 
 
 # --- CLIP ---
@@ -261,6 +265,8 @@ def test_isolate_shows_one_side_and_nothing_of_the_other():
     side[0, 0] = 0.25  # inside the box, but hardly of this side
     shown = perceptual.isolate(image, side, (0.1, 0.2, 0.3))
     assert torch.allclose(shown[0, :, 0, 0], (image[0, :, 0, 0] + torch.tensor([0.1, 0.2, 0.3])) / 2)
+    with pytest.raises(ValueError, match=r"side is \(4, 4\), expected \(8, 8\) like images"):
+        perceptual.isolate(image, side[:4, :4], (0.1, 0.2, 0.3))
 
 
 def test_transformers_clip_on_a_tiny_model(tiny_clip):

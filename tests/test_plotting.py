@@ -58,6 +58,14 @@ def test_grid_refuses_titles_that_do_not_fit():
         plotting.show_grid([])
 
 
+def test_a_title_has_formulas_but_its_amounts_of_money_stay_text():
+    texts = ["a $5 bill, a $9 bill", "a $5 and b^{ $6-$7 hat", "$M_1 x_1$ for $5", "predicted $\\hat x_0$"]
+    figure = plotting.show_grid(noise(2, 3, 8, 8), texts[:2], columns=1, row_titles=texts[2:])
+    drawn = [text for axes in figure.axes for text in (axes.title, axes.texts[0])]
+    assert ["\\$" in text.get_text() for text in drawn] == [True, False, True, False]
+    assert plotting.png_bytes(figure).startswith(b"\x89PNG")
+
+
 def test_film_strip_shows_first_and_last_step():
     shades = [torch.full((3, 4, 4), value / 10) for value in range(11)]
     figure = plotting.film_strip(
@@ -89,6 +97,9 @@ def test_overlay_puts_the_hottest_colour_where_the_map_is_highest():
 def test_overlay_with_given_limits_does_not_stretch_the_map():
     image, heat = torch.zeros(1, 3, 4, 4), torch.eye(4) * 0.5
     assert not torch.equal(plotting.overlay(image, heat), plotting.overlay(image, heat, low=0.0, high=1.0))
+    full = lambda **limits: plotting.overlay(image, torch.full((4, 4), 0.5), opacity=1, **limits)
+    assert torch.equal(full(high=0.2), full(low=0.0, high=0.2)), "above the range, the last colour"
+    assert torch.equal(full(low=0.7), full(low=0.7, high=1.0)), "below the range, the first colour"
 
 
 def test_one_image_is_no_list_of_images():
@@ -97,6 +108,34 @@ def test_one_image_is_no_list_of_images():
             plotting.show_grid(one)
     with pytest.raises(ValueError, match=r"rows\['x_t'\] is one image"):
         plotting.film_strip({"x_t": noise(3, 8, 8)})
+
+
+@pytest.mark.parametrize(
+    "draw, error, words",
+    [
+        (
+            lambda x: plotting.overlay(x, torch.eye(4), colormap="infreno"),
+            ValueError,
+            "did you mean 'inferno'",
+        ),
+        (
+            lambda x: plotting.show_grid(x, columns=2.0),
+            TypeError,
+            "columns must be a whole number of at least 1",
+        ),
+        (
+            lambda x: plotting.show_grid(x, width=-1),
+            ValueError,
+            "width must be a finite number above 0, got -1",
+        ),
+        (lambda x: plotting.film_strip({"a": x}, frames=1.5), TypeError, "frames must be a whole number"),
+        (lambda x: plotting.show_mask(x[0, :0]), ValueError, r"weights has shape \(0, 8, 8\)"),
+        (lambda x: plotting.read_parameters(__file__), ValueError, "has no parameters; expected a PNG"),
+    ],
+)
+def test_a_wrong_parameter_is_named(draw, error, words):
+    with pytest.raises(error, match=words):
+        draw(noise(1, 3, 8, 8))
 
 
 def test_colours_need_an_order_and_weights_a_range():
@@ -147,11 +186,12 @@ def test_saved_picture_carries_its_parameters(folder):
 
 
 def test_texts_of_other_programs_are_no_parameters(tmp_path):
-    note = PngImagePlugin.PngInfo()
-    note.add_text("parameters", "a cat, Steps: 20")
-    Image.new("RGB", (8, 8)).save(tmp_path / "other.png", pnginfo=note)
-    with pytest.raises(ValueError, match="not those of a panel: 'a cat, Steps: 20'"):
-        plotting.read_parameters(tmp_path / "other.png")
+    for text in ("a cat, Steps: 20", "5"):
+        note = PngImagePlugin.PngInfo()
+        note.add_text("parameters", text)
+        Image.new("RGB", (8, 8)).save(tmp_path / "other.png", pnginfo=note)
+        with pytest.raises(ValueError, match=f"not those of a panel: '{text}'"):
+            plotting.read_parameters(tmp_path / "other.png")
     with pytest.raises(ValueError, match="name must be the name of a file"):
         plotting.save_figure(noise(1, 3, 8, 8), f"{tmp_path}/out/")
 

@@ -19,7 +19,7 @@ from dsnb.lab.grid.parameters import hash_weights
 from dsnb.lab.training import __main__ as command
 from dsnb.lab.training import ablations, autoencoder, card, clip, diffusion, evaluate, evaluator, loop, recipe
 from dsnb.lab.training import export as exporting
-from dsnb.lab.training.export import SETTINGS, export, read_log
+from dsnb.lab.training.export import SETTINGS, export
 from dsnb.lab.training.stream import ImageStream
 from dsnb.lab.world import (
     CELL,
@@ -215,7 +215,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         assert torch.equal(moments["exp_avg"], others["exp_avg"])
     for value, other in zip(average.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(value, other)
-    assert list(read_log(parts / "autoencoder.csv").step) == [1, 2, 3]
+    assert list(pd.read_csv(parts / "autoencoder.csv").step) == [1, 2, 3]
     assert not list(parts.glob("*.part"))
 
 

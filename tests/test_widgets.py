@@ -43,6 +43,7 @@ def live(draw, **options):
     [
         ((0, 10), ipywidgets.IntSlider, 5),
         ((0, 10, 2, 4), ipywidgets.IntSlider, 4),
+        ((0, np.int64(10)), ipywidgets.IntSlider, 5),
         ((0.0, 1.0), ipywidgets.FloatSlider, 0.5),
         ((1, 60, 1, 20.0), ipywidgets.FloatSlider, 20.0),
         (["a", "b"], ipywidgets.Dropdown, "a"),
@@ -50,6 +51,7 @@ def live(draw, **options):
         ([("one", 1), ("two", 2)], ipywidgets.Dropdown, 1),
         (True, ipywidgets.Checkbox, True),
         (7, ipywidgets.IntText, 7),
+        (np.int64(7), ipywidgets.IntText, 7),
         (0.5, ipywidgets.FloatText, 0.5),
         ("text", ipywidgets.Text, "text"),
     ],
@@ -66,6 +68,7 @@ def test_a_choice_may_be_none_and_is_shown():
     panel = live(lambda heads=None: shade(0.5), heads=heads)
     assert panel.controls["heads"].label == "all heads" and panel.values() == {"heads": None}
     assert live(lambda heads: shade(0.5), heads={"all heads": None, "first": 0}).values() == {"heads": None}
+    assert live(lambda heads: shade(0.5), heads=heads).values() == {"heads": 0}
 
 
 def test_values_have_no_rounding_errors_of_the_slider():
@@ -109,11 +112,11 @@ def test_start_comes_from_the_default_of_draw():
     "given",
     [
         (5, 1), (0, 10, 0), (0, 10, 1, 11), (0, 1, 0.1, math.nan), (0, math.inf), (-math.inf, 1.0), (0, 1, math.inf),
-        (-1.7e308, 1.7e308), (0, 1j), math.nan, [], None, (1,),
+        (-1.7e308, 1.7e308), (0, 1j), math.nan, [], None, (1,), {"a": np.zeros(2), "b": np.ones(2)},
     ],
 )  # fmt: skip
 def test_a_control_that_makes_no_sense_is_refused_by_name(given):
-    with pytest.raises((ValueError, TypeError), match="sharpness (is|must be)"):
+    with pytest.raises((ValueError, TypeError), match="sharpness (is|must be|has an array)"):
         explore(lambda sharpness: shade(0), sharpness=given)
 
 
@@ -372,6 +375,15 @@ def test_settle_inside_a_cell_lets_the_worker_work():
         worker().cell_ends()
 
 
+def test_a_panel_may_be_made_inside_the_draw_of_another():
+    def draw(value):
+        return explore(lambda b: shade(b), b=(0.0, 1.0), interactive=False).picture * value
+
+    panel = live(draw, value=(0, 1, 1, 0))
+    panel.set(value=1)
+    assert torch.equal(panel.settle(5), shade(0.5))
+
+
 def test_settle_gives_up_after_its_timeout():
     release = threading.Event()
 
@@ -503,7 +515,9 @@ def test_positions_that_a_control_cannot_have_are_refused():
     with pytest.raises(ValueError, match="angle must be a finite number from 0 to 100, got 1000"):
         panel.set(angle=1000)
     with pytest.raises(ValueError, match="menu cannot be 'c'"):
-        panel.set(menu="c")
+        panel.set(angle=7, menu="c")
+    with pytest.raises(ValueError, match="'size' is no control"):
+        panel.set(angle=7, size=1)
     assert panel.values() == {"angle": 50, "menu": "a"}
 
 
@@ -586,6 +600,14 @@ def test_mouse_paints_undoes_and_clears():
     assert np.all(painter.value[0] == 1) and painter.weights(5, 9).shape == (3, 5, 9)
 
 
+def test_a_second_finger_begins_a_second_stroke():
+    painter = paint(torch.zeros(1, 3, 20, 20), width=200, interactive=True)
+    painter.begin(20, 20)
+    painter.begin(100, 150)
+    painter._canvas[1]._handle_frontend_event(None, {"event": "touch_cancel", "touches": []}, None)
+    assert len(painter.strokes) == 2 and painter.value[1, 2, 2] > 0.5 and painter.value[1, 15, 10] > 0.5
+
+
 @pytest.mark.parametrize(
     "options, says",
     [
@@ -606,6 +628,18 @@ def test_painting_that_makes_no_sense_is_refused(options, says):
         paint(torch.zeros(1, 3, 4, 4), **options)
 
 
+def test_sizes_and_strokes_of_a_painted_mask_are_checked():
+    painter = paint(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="height must be a whole number from 1 to 8192, got 0"):
+        painter.weights(0, 5)
+    with pytest.raises(TypeError, match="width must be a whole number from 1 to 8192, got 2.5"):
+        painter.weights(3, 2.5)
+    with pytest.raises(ValueError, match="style must be a whole number from 0 to 1, got 5"):
+        painting.weights_of([painting.Stroke(5, ((0, 0),))], 4, 4)
+    with pytest.raises(TypeError, match="strokes must be a list of strokes, got 5"):
+        paint(torch.zeros(1, 3, 4, 4), strokes=5)
+
+
 def test_a_painter_is_a_control_of_a_panel(folder):
     painter = paint(torch.zeros(1, 3, 8, 8), width=80, interactive=True)
     panel = live(lambda mask: torch.from_numpy(mask[1]), save_as="painted", mask=painter)
@@ -616,5 +650,7 @@ def test_a_painter_is_a_control_of_a_panel(folder):
     panel.settle()
     assert panel.view.value != before
     told = plotting.read_parameters(panel.save())["mask"]
-    again = paint(torch.zeros(1, 3, 8, 8), told["n"], strokes=told["strokes"])
+    again = paint(torch.zeros(1, 3, 8, 8), told["n"], strokes=told["strokes"], interactive=False)
     assert np.array_equal(again.value, painter.value)
+    still = live(lambda mask: torch.from_numpy(mask[1]), mask=again)  # it has no box to show
+    assert torch.equal(still.picture, torch.from_numpy(painter.value[1]))

@@ -93,7 +93,7 @@ class Prompts:
         return Prompts(text, pooled, length=join(first.length, rows.length))
 
     def repeat(self, batch: int) -> "Prompts":
-        """Each row `batch` times in a row, for a batch of images per prompt."""
+        """Each row repeated `batch` times, the copies together, for a batch of images per prompt."""
         return self[torch.arange(len(self)).repeat_interleave(batch).to(self.text.device)]
 
 
@@ -122,7 +122,7 @@ class Family:
         self.check_scheduler(pipe.scheduler)
 
     def check_scheduler(self, scheduler: Any) -> None:
-        """The same for its scheduler alone, which a user may replace."""
+        """Raises ValueError for a scheduler that does not suit the family; a user may replace the scheduler."""
 
     def prepare(self, pipe: Any) -> None:
         """Changes that the pipeline itself makes before it draws."""

@@ -60,7 +60,8 @@ def backend(device: torch.device | str = "cpu") -> str:
         device: the device or its name.
 
     Returns:
-        "torch", or "triton"; then plain torch still computes the shapes that Triton does not support.
+        "torch" or "triton". With the automatic choice, plain torch computes the shapes that Triton does not support.
+        With `force("triton")`, such a shape raises ValueError.
     """
     if _forced:
         return _forced

@@ -56,7 +56,7 @@ def make_plan(
         device: of the queries; default that of the weights.
 
     Returns:
-        The plan. A role with one prompt of weight exactly 1 is computed as one plain attention, with equal bits.
+        The plan. A role with one prompt of weight exactly 1 is computed as one plain attention, bit for bit.
 
     Raises:
         ValueError: another number of axes, or a role out of range.

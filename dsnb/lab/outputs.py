@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from PIL import Image
 
 from .. import data_path
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         print(notebook.name, flush=True)
         try:
             execute(notebook, ROOT / "runs" / "figures")
-        except papermill.PapermillExecutionError as error:
+        except (papermill.PapermillExecutionError, DeadKernelError, ValueError) as error:
             print(f"error: {notebook.name} failed\n{error}", file=sys.stderr)
             failed = 1
     return failed
@@ -65,12 +66,16 @@ def execute(path: Path, folder: Path) -> None:
 
     Raises:
         papermill.PapermillExecutionError: if a cell fails; the notebook is then unchanged.
+        DeadKernelError: if the kernel dies, for example because memory ran out.
+        ValueError: if a code cell was added or removed while the notebook ran.
     """
     folder.mkdir(parents=True, exist_ok=True)
     began_with = fingerprint(nbformat.read(path, as_version=4))  # it may be edited while it runs
     done = papermill.execute_notebook(path, folder / path.name, cwd=path.parent, coalesce_streams=True)
     for limit in (LARGEST_IMAGE, 80_000, 50_000, 30_000, 20_000):
         notebook = nbformat.read(path, as_version=4)
+        if len(code_cells(notebook)) != len(code_cells(done)):
+            raise ValueError("a code cell was added or removed while the notebook ran; run it again")
         for cell, ran in zip(code_cells(notebook), code_cells(done), strict=True):
             cell.execution_count = ran.execution_count
             cell.outputs = [kept for output in ran.outputs if (kept := _keep(output, limit))]

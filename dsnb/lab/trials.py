@@ -23,8 +23,9 @@ from ..checkpoints import load
 from ..epsilon import Predictions, guidance_per_style
 from ..files import write_whole
 from ..inversion import Trajectory, invert
+from ..job import decode_trajectory, mixed_rows
 from ..masks import Mask
-from ..methods import ALONE, MIXED, UNCONDITIONAL, decode_trajectory
+from ..methods import ALONE, MIXED, UNCONDITIONAL
 from ..metrics.classifiers import StyleClassifier, load_probe, style_shown
 from ..metrics.networks import resize
 from ..models import Model, decode_latents, encode_prompts, predict
@@ -121,21 +122,23 @@ def draw_trial(
         context = regional_context(model.unet, mask, size, **options)
     with blend_cross_attention(model.unet, contexts.text, mask, size) as hook, context as regions:
 
-        def call(x_t, t, progress, roles, regional):
+        def call(x_t, t, progress, roles, rows, regional):
             if regions is not None:
                 regions.at(progress, on=regional)
             hook.at(progress, [role for role in roles for _ in range(len(x_t))])
-            rows = contexts[[0] * len(roles)].repeat(len(x_t))  # the hook brings each row's own text
-            return predict(model, x_t.repeat(len(roles), 1, 1, 1), t, rows).unflatten(0, (len(roles), -1))
+            outputs = predict(model, x_t.repeat(len(roles), 1, 1, 1), t, rows.repeat(len(x_t)))
+            return outputs.unflatten(0, (len(roles), -1))
 
         def network(x_t, t, progress):
-            styles = [ALONE + i for i in range(mask.n)] if progress < trial.switch else [MIXED]
+            blends = progress < trial.switch  # the predictions; later the attentions mix the prompts
+            styles = [ALONE + i for i in range(mask.n)] if blends else [MIXED]
+            rows = contexts if blends else mixed_rows(contexts, weights)
             regional = trial.span[0] <= progress < trial.span[1]
             if trial.conditional:
-                uncond = call(x_t, t, progress, [UNCONDITIONAL], False)[0]
-                cond = call(x_t, t, progress, styles, regional)
+                uncond = call(x_t, t, progress, [UNCONDITIONAL], rows[:1], False)[0]
+                cond = call(x_t, t, progress, styles, rows[1:], regional)
             else:
-                uncond, *cond = call(x_t, t, progress, [UNCONDITIONAL, *styles], regional)
+                uncond, *cond = call(x_t, t, progress, [UNCONDITIONAL, *styles], rows, regional)
                 cond = torch.stack(cond)
             return Predictions(uncond, cond.expand(mask.n, *x_t.shape), weights, guidance)
 
@@ -217,7 +220,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
-    """Each trial's rate less the control's on the same images, pairs and seeds.
+    """Each trial's rate minus the control's on the same images, pairs and seeds.
 
     A difference within an image is free of what makes that image easy or hard. Its interval counts two more images,
     see `statistics.DIFFERENCE`, because a few images that agree are no certainty.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import data_path
 from ..files import write_whole
-from .measures import balance, check_images, monotonicity, side_weights, strips
+from .measures import balance, check_images, check_weights, monotonicity, side_weights, strips
 from .networks import Lpips, load_lpips, resize
 from .perceptual import Clip, isolate
 
@@ -213,14 +213,15 @@ def load_probe(path: str | Path | None = None, network: Lpips | None = None) -> 
         raise FileNotFoundError(f"there is no style probe {path}; fit_probe makes one, save_probe writes it")
     try:
         with safe_open(path, "pt") as file:
-            note, size = file.metadata(), int(file.metadata()["size"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError, KeyError) as error:
+            note = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in ("weight", "bias", "centre", "spread")}
+        fitted_on, styles, size = note["network"], tuple(json.loads(note["styles"])), int(note["size"])
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"path is {str(path)!r}, which is no style probe: {error}") from None
-    network = load_lpips(note["network"]) if network is None else network
-    if network.key != note["network"]:
-        raise ValueError(f"network is {network.key!r}, but the probe was fitted on {note['network']!r}")
-    return Probe(network, tuple(json.loads(note["styles"])), **tensors, size=size)
+    network = load_lpips(fitted_on) if network is None else network
+    if network.key != fitted_on:
+        raise ValueError(f"network is {network.key!r}, but the probe was fitted on {fitted_on!r}")
+    return Probe(network, styles, **tensors, size=size)
 
 
 def style_shown(
@@ -241,8 +242,10 @@ def style_shown(
         border.
 
     Raises:
-        ValueError: `styles` does not fit `weights`, or the classifier does not know one of them.
+        ValueError: `styles` does not fit `weights`, or the classifier does not know one of them; or `weights` does not
+            fit the images.
     """
+    weights = check_weights(weights, images.shape[2:])
     unknown = [style for style in styles if style not in classifier.styles]
     if unknown or len(styles) != len(weights):
         raise ValueError(

@@ -195,9 +195,7 @@ def smoothness(images: Tensor, width: float = 0.2, per_pixel: bool = False) -> T
     Returns:
         (B,).
     """
-    images = check_images(images)
-    if not 0 < width <= 1:
-        raise ValueError(f"width is {width}, expected a fraction of the image in (0, 1]")
+    images, width = check_images(images), checks.number("width", width, high=1, above=0)
     columns = images.shape[3]
     strip = images[..., int(columns / 2 - width / 2 * columns) : int(columns / 2 + width / 2 * columns)]
     if strip.shape[3] < 2:
@@ -273,11 +271,12 @@ def border_window(image: Tensor, weights: Tensor, side: int) -> tuple[slice, sli
         The rows and the columns. The window's centre is next to the border.
 
     Raises:
-        ValueError: the window does not fit into the image.
+        ValueError: several images, or the window does not fit into the image.
     """
-    energy = gradient_energy(check_images(image, "image"))[:1]
-    if not 1 <= side <= min(energy.shape[1:]):
-        raise ValueError(f"side is {side}, expected 1 to {min(energy.shape[1:])} pixels like the image")
+    energy = gradient_energy(check_images(image, "image"))
+    if len(energy) != 1:
+        raise ValueError(f"image is {tuple(image.shape)}, expected one image (1, 3, H, W)")
+    side = checks.integer("side", side, 1, min(energy.shape[1:]))
     # of each window, by its upper left corner
     total = torch.nn.functional.avg_pool2d(energy, side, stride=1)[0]
     middle = border_distance(check_weights(weights, energy.shape[1:]))[side // 2 :, side // 2 :]
@@ -314,12 +313,13 @@ def seam(images: Tensor, weights: Tensor, width: float = 0.2, singles: Tensor | 
             )
         expected = energy[:, ~strip].mean(1)
     else:
+        singles = checks.dense("singles", singles, Tensor, "torch.stack(images) makes one").to(images.device)
         singles = singles if singles.ndim == 5 else singles[None].expand(len(images), *singles.shape)
         if singles.shape[:2] != (len(images), len(weights)) or singles.shape[2:] != images.shape[1:]:
             right = (len(images), len(weights), *images.shape[1:])
             raise ValueError(f"singles is {tuple(singles.shape)}, expected {right}")
         each = gradient_energy(check_images(singles.flatten(0, 1), "singles")).unflatten(0, singles.shape[:2])
-        expected = (each * weights).sum(1)[:, strip].mean(1)
+        expected = (each * weights.to(each)).sum(1)[:, strip].mean(1)
     return energy[:, strip].mean(1) / expected.clamp_min(1e-12)
 
 
@@ -394,6 +394,8 @@ def balance(scores: Tensor) -> Tensor:
         (B,). It is 0 if all scores are 0.
     """
     scores = _finite("scores", scores).clamp_min(0)
+    if not scores.numel():
+        raise ValueError(f"scores is {tuple(scores.shape)}, expected (B, N), at least one score per side")
     high = scores.amax(-1)
     return torch.where(high > 0, scores.amin(-1) / high.clamp_min(1e-12), torch.zeros(()))
 
@@ -411,8 +413,8 @@ def monotonicity(values: Tensor) -> Tensor:
         (B,).
     """
     values = _finite("values", values)
-    if values.shape[-1] < 2:
-        raise ValueError(f"values has {values.shape[-1]} strips, expected at least 2")
+    if values.ndim < 1 or values.shape[-1] < 2:
+        raise ValueError(f"values is {tuple(values.shape)}, expected (B, K) with K ≥ 2 strips")
     steps = values.diff(dim=-1)
     moved = steps.abs().sum(-1)
     return torch.where(moved > 1e-9, steps.sum(-1) / moved.clamp_min(1e-9), torch.zeros(()))
@@ -440,6 +442,10 @@ def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
     weights = _finite("weights", weights).to(flat.device)
     if (weights < 0).any():
         raise ValueError("weights must not be negative")
+    if weights.ndim < 2 or weights.shape[:-2] not in ((), (1,), (batch,)):
+        raise ValueError(
+            f"weights is {tuple(weights.shape)}, expected (H, W) or ({batch}, H, W) like features"
+        )
     weights = weights.expand(batch, *weights.shape[-2:])[:, None]
     weights = torch.nn.functional.interpolate(weights, (height, width), mode="area").flatten(2)
     total = weights.sum(2, keepdim=True)
@@ -479,8 +485,9 @@ def gram_distance(
     Returns:
         (B,).
     """
-    if len(features) != len(reference):
-        raise ValueError(f"features has {len(features)} layers, expected {len(reference)} like reference")
+    shapes, expected = [tuple(mean.shape) for mean in reference], [(x.shape[1],) * 2 for x in features]
+    if shapes != expected:
+        raise ValueError(f"reference has layers of {shapes}, expected {expected} like features")
     if weights is not None and torch.as_tensor(weights).ndim != 2:
         shape = tuple(torch.as_tensor(weights).shape)
         raise ValueError(f"weights is {shape}, expected (H, W); take one side of a mask, such as weights[0]")

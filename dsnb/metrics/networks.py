@@ -22,6 +22,7 @@ from .measures import check_images
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SMALLEST = 32  # pixels on each side of an image that every layer of every network can take
 LPIPS_NETWORKS = ("st-alex", "st-vgg", "alex", "vgg")
 TRUNKS = {
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
@@ -99,9 +100,17 @@ class Lpips(nn.Module):
 
         Returns:
             (B, C, h, w) per layer.
+
+        Raises:
+            ValueError: wrong images, or ones with a side of less than `SMALLEST` pixels.
         """
         x = check_images(images).to(self.shift)
-        return self.maps(x if size is None else resize(x, size), layers)
+        x = x if size is None else resize(x, size)
+        if min(x.shape[2:]) < SMALLEST:
+            raise ValueError(
+                f"images is {tuple(x.shape[2:])} pixels, expected at least {SMALLEST} on each side"
+            )
+        return self.maps(x, layers)
 
     def maps(self, images: Tensor, layers: int = 5) -> list[Tensor]:
         """As `features`, with gradients, and without a check or a resize of the images."""

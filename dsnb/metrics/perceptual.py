@@ -57,8 +57,9 @@ def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tens
         (B,).
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or `grid` is below 1.
     """
+    grid = checks.integer("grid", grid, 1)
     if features.shape != source.shape:
         raise ValueError(f"source is {tuple(source.shape)}, expected {tuple(features.shape)} like features")
     tokens = [
@@ -117,8 +118,8 @@ def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) ->
     """Images that show one side alone. Source: this project.
 
     The box around the pixels where the style leads by 0.5 or more is mirrored until it fills the image. So a network
-    sees no empty part. Inside the box, pixels of other sides fade to the colour `ground`. Pooled patch tokens would
-    still depend on the other side.
+    sees no empty part. Inside the box, pixels of other sides fade to the colour `ground`. The network's
+    features of the whole image, averaged over one side, would depend on the other side, too.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -127,8 +128,13 @@ def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) ->
 
     Returns:
         (B, 3, H, W).
+
+    Raises:
+        ValueError: `side` has another size than the images.
     """
     side = torch.as_tensor(side).to(images)
+    if side.shape != images.shape[2:]:
+        raise ValueError(f"side is {tuple(side.shape)}, expected {tuple(images.shape[2:])} like images")
     shown = (2 * side).clamp(0, 1)
     images = check_images(images) * shown + torch.tensor(ground).to(images).view(1, 3, 1, 1) * (1 - shown)
     led = side >= min(0.5, side.max().item())

@@ -25,7 +25,7 @@ class Task(Protocol):
 
 
 class Worker(threading.Thread):
-    """Runs `task.work(what)` at the time `when` of `task.due()` → (when, what), on the clock of time.monotonic()."""
+    """Runs `task.work(what)` at the time `when`. `task.due()` gives (when, what), in seconds of time.monotonic()."""
 
     def __init__(self) -> None:
         super().__init__(name="dsnb-panels", daemon=True)
@@ -131,7 +131,8 @@ class Worker(threading.Thread):
 
     def _hold(self) -> None:
         self.held = True
-        self.condition.wait_for(lambda: not self._busy)
+        # a panel that is made inside another panel's `draw` would wait for itself
+        self.condition.wait_for(lambda: not self._busy or threading.current_thread() is self)
 
 
 _worker: Worker | None = None

@@ -2,7 +2,8 @@
 
 import os
 from decimal import Decimal
-from numbers import Number
+from inspect import Parameter
+from numbers import Integral, Number
 from typing import Any
 
 import ipywidgets
@@ -35,7 +36,7 @@ def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, An
     Args:
         name: of the control, for errors.
         given: the value, as `explore` takes it.
-        default: the start value if `given` has none, or None.
+        default: the start value if `given` has none; `Parameter.empty` if there is no default.
 
     Returns:
         The widget class, or the object given, and its options with the start `value`.
@@ -51,12 +52,12 @@ def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, An
         return ipywidgets.Text, {"value": given, "continuous_update": False}
     if isinstance(given, Number):
         checks.number(name, given)
-        kind = ipywidgets.IntText if isinstance(given, int) else ipywidgets.FloatText
+        kind = ipywidgets.IntText if isinstance(given, Integral) else ipywidgets.FloatText
         return kind, {"value": given}
     if isinstance(given, tuple) and 2 <= len(given) <= 4 and all(isinstance(part, Number) for part in given):
         for part in (*given, given[1] - given[0]):
             checks.number(name, part)
-        whole = all(isinstance(part, int) for part in given)
+        whole = all(isinstance(part, Integral) for part in given)
         low, high = given[:2]
         step = given[2] if len(given) > 2 else (1 if whole else (high - low) / 100)
         start = given[3] if len(given) > 3 else default if isinstance(default, Number) else None
@@ -68,16 +69,20 @@ def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, An
                 "low <= start <= high and step > 0"
             )
         options = {"min": low, "max": high, "step": step, "value": start}
-        if whole and isinstance(start, int):
+        if whole and isinstance(start, Integral):
             return ipywidgets.IntSlider, options
         decimals = max(0, -int(Decimal(f"{step:g}").as_tuple().exponent))
         return ipywidgets.FloatSlider, options | {"readout_format": f".{decimals}f"}
     if isinstance(given, (list, dict)) and given:
         choices = list(given.items()) if isinstance(given, dict) else given
         values = [_value_of(choice) for choice in choices]
-        if default is not None and default not in values:
+        if any(getattr(value, "ndim", 0) for value in values):
+            raise ValueError(
+                f"{name} has an array among its choices; offer the arrays' names or indices instead"
+            )
+        first = default is Parameter.empty or (default is None and None not in values)
+        if not first and default not in values:
             raise ValueError(f"{name} starts at {default!r}; expected one of {values}")
-        first = default is None and None not in values
         return ipywidgets.Dropdown, {"options": choices, "value": values[0] if first else default}
     raise ValueError(
         f"{name} is {given!r}; expected (low, high, step, start), a list or dictionary of choices, "

@@ -23,6 +23,7 @@ from ipycanvas import Canvas, MultiCanvas, hold_canvas
 from PIL import Image, ImageDraw, ImageFilter
 
 from .. import checks, plotting
+from ..images import LARGEST_SIDE
 from .controls import is_interactive
 
 
@@ -46,7 +47,7 @@ class Stroke:
 def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2, base: int = 0) -> np.ndarray:
     """The weights of a painted mask. Each stroke covers the ones before: w <- (1 - a) w + a e_style.
 
-    a in [0, 1] is the trace of the stroke with its soft edge.
+    a in [0, 1] is the trace of the stroke with its soft edge; e_style is 1 for the stroke's style and 0 for the others.
 
     Args:
         strokes: in the order of painting.
@@ -56,10 +57,15 @@ def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2, b
 
     Returns:
         (n, height, width), float32, summing to 1.
+
+    Raises:
+        ValueError, TypeError: a parameter is out of range or of a wrong type.
     """
+    height = checks.integer("height", height, 1, LARGEST_SIDE)
+    width = checks.integer("width", width, 1, LARGEST_SIDE)
     weights = np.zeros((n, height, width), np.float32)
     weights[base] = 1
-    for stroke in strokes:
+    for stroke in (_checked(each, n) for each in strokes):
         trace = _trace(stroke, height, width)
         weights *= 1 - trace
         weights[stroke.style] += trace
@@ -111,7 +117,7 @@ def paint(
 
     Raises:
         ValueError: a number out of range, a wrong stroke, or a wrong number of labels.
-        TypeError: a number of a wrong type.
+        TypeError: a parameter of a wrong type.
     """
     n = checks.integer("n", n, 2, 100)
     width = checks.integer("width", width, 16, 4096)
@@ -120,6 +126,8 @@ def paint(
     if strokes is None:
         line = tuple((0.25 + 0.5 * i / 16, 0.5 + 0.12 * np.sin(i / 16 * 2 * np.pi)) for i in range(17))
         strokes = [] if interactive else [Stroke(1, line, brush, softness)]
+    if not isinstance(strokes, Iterable):
+        raise TypeError(f"strokes must be a list of strokes, got {strokes!r}")
     painted = [_checked(stroke, n) for stroke in strokes]
     labels = [f"style {i + 1}" for i in range(n)] if labels is None else checks.texts("labels", labels)
     if len(labels) != n:
@@ -189,7 +197,8 @@ class Painter(traitlets.HasTraits):
     def weights(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The mask (n, height, width); the default resolution is the image's own."""
         own = self._picture.shape
-        return weights_of(self._strokes, height or own[0], width or own[1], self.n)
+        height, width = own[0] if height is None else height, own[1] if width is None else width
+        return weights_of(self._strokes, height, width, self.n)
 
     def _refresh(self) -> None:
         if self.box is not None:
@@ -240,11 +249,13 @@ class Painter(traitlets.HasTraits):
         self._canvas.on_touch_start(lambda touches: self.begin(*touches[0]))
         self._canvas.on_touch_move(lambda touches: self.move(*touches[0]))
         self._canvas.on_touch_end(lambda _: self.end())
+        self._canvas.on_touch_cancel(lambda _: self.end())
         self._canvas.on_client_ready(self._greet)
         self._redraw()
 
     def begin(self, x: float, y: float) -> None:
         """The mouse button goes down at (x, y), in pixels of the canvas."""
+        self.end()  # a second finger, or a button that went up elsewhere
         self._open = Stroke(self.style.value, (self._place(x, y),), self._brush.value, self._soft.value)
 
     def move(self, x: float, y: float) -> None:

@@ -32,7 +32,7 @@ from .controls import is_interactive, make_control, read_control, tidy
 Draw = Callable[..., plotting.Picture]
 PATIENCE = 2.0  # seconds; a wait that will be longer gets a progress bar
 FRAME = 0.1  # seconds; the shortest time between two images of a sweep
-FRAMES = 24  # at most, in a sweep
+FRAMES = 24  # strides of a sweep, at most
 
 
 def explore(
@@ -57,7 +57,7 @@ def explore(
         preview: a quick stand-in for `draw` while a control moves; may take `report`, too.
         rest: seconds without a change before `draw` runs.
         play: the name of the slider that the play button sweeps.
-        save_as: how the files begin that the save button writes; None for no button.
+        save_as: how the names of the saved files begin; None for no save button.
         settings: what these files note besides the controls.
         labels: {name: text beside the control}.
         width: of the image, in CSS pixels.
@@ -71,7 +71,8 @@ def explore(
         The panel.
 
     Raises:
-        ValueError: for what makes no control, and for a start outside its control.
+        ValueError: a value that makes no control, a start outside its control, or another parameter out of range.
+        TypeError: `draw` is not a function, or a parameter has a wrong type.
     """
     if not callable(draw):
         raise TypeError(f"draw must be a function of the controls' values, got a {type(draw).__name__}")
@@ -83,8 +84,8 @@ def explore(
     if save_as is not None and Path(checks.text("save_as", save_as)).name != save_as:
         raise ValueError(f"save_as must be the start of a file name, without a folder; got {save_as!r}")
     defaults = {name: parameter.default for name, parameter in inspect.signature(draw).parameters.items()}
-    defaults = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
-    specs = {name: read_control(name, given, defaults.get(name)) for name, given in controls.items()}
+    empty = inspect.Parameter.empty
+    specs = {name: read_control(name, given, defaults.get(name, empty)) for name, given in controls.items()}
     sliders = [name for name, (_, options) in specs.items() if "step" in options]
     if play is not None and play not in sliders:
         raise ValueError(f"play is {play!r}; expected the name of a slider, one of {sliders}")
@@ -142,7 +143,7 @@ class Panel:
         return json.loads(values, parse_constant=str)  # JSON has no NaN and no infinity: they become texts
 
     def set(self, **values: Any) -> None:
-        """Move controls, as a user would. Raises ValueError for a value that a control cannot have."""
+        """Move controls, as a user would; all or none. Raises ValueError for a value that a control cannot have."""
         for name, value in values.items():
             if name not in self.controls:
                 there = (
@@ -152,9 +153,13 @@ class Panel:
             control = self.controls[name]
             if isinstance(value, Number) and hasattr(control, "min"):
                 checks.number(name, value, control.min, control.max)
+        before = {name: self.controls[name].value for name in values}
+        for name, value in values.items():
             try:
-                control.value = value
+                self.controls[name].value = value
             except traitlets.TraitError as error:
+                for moved, old in before.items():
+                    self.controls[moved].value = old
                 raise ValueError(f"{name} cannot be {value!r}: {error}") from None
 
     def settle(self, timeout: float = 60.0) -> plotting.Picture:
@@ -177,7 +182,7 @@ class Panel:
         return self.picture
 
     def save(self) -> Path:
-        """Save the present image and its parameters as figures/SAVE_AS_NN.png and .json.
+        """Saves the present image as SAVE_AS_NN.png, and its parameters as .json, in `plotting.figures_folder()`.
 
         Returns:
             The path of the PNG.
@@ -196,7 +201,14 @@ class Panel:
         )
 
     def play(self, on: bool = True) -> None:
-        """Start or stop the sweep: once through the slider's range, and back to where it was."""
+        """Starts or stops the sweep: once through the slider's range, and back to where it was.
+
+        Args:
+            on: whether to start it.
+
+        Raises:
+            ValueError: the panel has no play button.
+        """
         if self.play_button is None:
             raise ValueError("play needs a slider and a front end; name one in explore(play=…)")
         self.play_button.value = on
@@ -229,7 +241,8 @@ class Panel:
             self.save_button.on_click(self._clicked_save)
             buttons.append(self.save_button)
         column = [c if isinstance(c, ipywidgets.Widget) else c.box for c in controls.values()]
-        left = ipywidgets.VBox([*column, ipywidgets.HBox(buttons)])
+        # a painter that is not interactive has no box
+        left = ipywidgets.VBox([*filter(None, column), ipywidgets.HBox(buttons)])
         self.box = ipywidgets.HBox([left, ipywidgets.VBox([self.view, self.progress_bar, self.status])])
         for part, name in ((self.box, "panel"), (self.view, "picture"), (self.status, "status")):
             part.add_class(f"dsnb-{name}")
@@ -348,7 +361,7 @@ class Panel:
                 self._show(picture, "preview" if what == "preview" else "")
         except Superseded:
             return
-        except BaseException as caught:  # whatever it is belongs into the panel, and must not end the thread
+        except BaseException as caught:  # the panel shows every error, and none may end the thread
             error = caught
             self._tell(error)
         finally:
@@ -376,7 +389,7 @@ def _call(function: Draw, values: dict[str, Any], report: Callable[..., None]) -
     reports = "report" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
     picture = function(**values, **({"report": report} if reports else {}))
     if isinstance(picture, Figure):
-        pyplot.close(picture)  # if it is one of pyplot's, which notebooks show again below and which are kept
+        pyplot.close(picture)  # pyplot keeps its figures, and a notebook would show them again below the cell
     return picture
 
 

@@ -1,7 +1,8 @@
 """The models and loops of the bench, and the source project's way of computing the same.
 
-That way: the unconditional prediction once per style, one UNet call after the other, every attention as a materialised
-softmax, and the texts' keys and values projected anew at every step.
+For the epsilon mask, it computes the unconditional prediction once per style. For attention, it makes two UNet calls,
+one after the other. Each attention computes its whole matrix of scores. The keys and values of the texts are computed
+again at every step.
 """
 
 from dataclasses import dataclass, field

@@ -127,7 +127,7 @@ def cpu_section(bench: Bench) -> None:
 
 
 def steps_section(bench: Bench) -> None:
-    """The same image in fewer steps: how much it changes, and how well it keeps style and structure."""
+    """The same image in fewer steps: how much it changes, and how well it keeps style and layout."""
     model, most = _model("bundled", bench.device, bench.dtype), bench.steps or 99
     counts = [s for s in (99, 50, 25, 12) if s <= most] or [most]
     chosen = prompts.pictures()[: 1 if bench.steps else 6]

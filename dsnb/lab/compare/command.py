@@ -26,7 +26,7 @@ from .tasks import GROUND_TRUTH, Task, drawn_tasks, read_pairs
 
 IMAGES, FROM_NOISE, FEWER, SEEDS = 96, 24, 12, 4  # what the tables in figures/ are made of
 MASKS = ("linear", "logistic")
-# What the paper leaves open: a setting, and values to try. Asked on the validation set, one setting at a time.
+# What the source project leaves open: settings, and values to try. One setting at a time, on the validation set.
 QUESTIONS: dict[str, list[float]] = {
     "guidance": [3, 5, 8, 20],
     "eta": [0.1, 0.3, 1.0],
@@ -133,7 +133,8 @@ def compare_all(given: argparse.Namespace) -> Path:
     for run in runs:
         if run.part in COMPARED:
             stem = "14_images" if run.part == "compare" else f"14_{run.part}_images"
-            save_figure(draw_examples(run, given.output), folder / stem)
+            if figure := draw_examples(run, given.output):
+                save_figure(figure, folder / stem)
     return folder
 
 
@@ -210,8 +211,8 @@ def _tasks(which: str, images: int, chosen: dict, model: Model) -> list[Task]:
     return [task for task in own if task.name in names]
 
 
-def draw_examples(run: Run, folder: Path) -> Figure:
-    """The first tasks, two seeds each: one row per task and seed, one column per method."""
+def draw_examples(run: Run, folder: Path) -> Figure | None:
+    """The first tasks, two seeds each: one row per task and seed, one column per method. None without their PNGs."""
     shown, titles = [], []
     for k, task in enumerate(run.tasks[:EXAMPLES]):
         for seed in range(2):
@@ -220,6 +221,8 @@ def draw_examples(run: Run, folder: Path) -> Figure:
                 strip, width = Image.open(file), task.image.shape[3]
                 shown += [strip.crop((x, 0, x + width, strip.height)) for x in range(0, strip.width, width)]
                 titles.append(f"{task.pair}\nseed {seed}")
+    if not titles:
+        return None
     columns = len(shown) // len(titles)
     names = [*([] if run.settings.from_noise else ["source"]), *run.methods, GROUND_TRUTH]
     return show_grid(shown, names[:columns], columns=columns, row_titles=titles, width=1.2)

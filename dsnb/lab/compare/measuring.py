@@ -56,6 +56,9 @@ def open_networks(
         lpips_network: see `networks.load_lpips`.
         clip_model: a folder or hub id; "" for the bundled evaluator CLIP.
         device: where they run.
+
+    Returns:
+        The networks.
     """
     lpips = networks.load_lpips(lpips_network, device)
     clip = networks.load_clip(clip_model or networks.bundled_clip(), device)

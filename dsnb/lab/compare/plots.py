@@ -53,7 +53,10 @@ def draw_differences(gaps: pd.DataFrame, table: pd.DataFrame, method: str) -> Fi
     Args:
         gaps: paired differences of methods, over all images.
         table: the rows, for the standard deviations.
-        method: the method; right of the line speaks for it.
+        method: the method. Points to the right of the line mean that it is better.
+
+    Returns:
+        The figure.
     """
     against = gaps[(gaps["first"] == method) | (gaps.second == method)]
     rivals = against.second.where(against["first"] == method, against["first"])

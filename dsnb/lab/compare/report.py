@@ -64,7 +64,7 @@ def with_all(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def overview(table: pd.DataFrame) -> pd.DataFrame:
-    """What decides, over all masks and over all pairs of styles and each: `summary` by pair and method."""
+    """The headline measures over all masks: `summary` by method, for each pair of styles and for all pairs."""
     measures = [name for name in (*HEADLINE, "samples") if name in present(table)]
     return summary(with_all(table), ["pair", "method"], measures)
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pandas as pd
@@ -37,7 +38,7 @@ class Settings:
         steps, skip, eta: of the inversion, see `dsnb.invert`.
         guidance: of every method; None is each method's own, see `methods.default_guidance`.
         sharpness: of the logistic mask.
-        switch: when "combined" changes from epsilon to attention, in [0, 1].
+        switch: the progress at which "combined" changes from epsilon to regional, in [0, 1].
         from_noise: start from random noise in the place of the source image's inversion.
     """
 
@@ -50,7 +51,7 @@ class Settings:
     from_noise: bool = False
 
     def for_model(self, model: Model) -> Settings:
-        """The same with the model's own values in the place of None, but of guidance; no step is skipped from noise."""
+        """These settings with the model's values for each None except guidance. From noise, no step is skipped."""
         own, steps = model.settings, self.steps or model.settings.steps
         usual = {"steps": steps, "skip": round(own.skip * steps / own.steps), "eta": own.eta}
         given = {name: value for name, value in vars(self).items() if value is not None}
@@ -217,8 +218,15 @@ def compute(run: Run, model: Model, nets: Networks, seeds: Sequence[int], folder
                 write_whole(files[k, seed].with_suffix(".png"), png_bytes(to_pil(torch.cat(shown, dim=3))))
             text = table[table.seed == seed].to_json(orient="records", double_precision=15)
             write_whole(files[k, seed], text.encode())
-    kept = [pd.DataFrame(json.loads(file.read_text(encoding="utf-8"))) for file in files.values()]
-    return pd.concat(kept, ignore_index=True)
+    return pd.concat([pd.DataFrame(_read_json(file)) for file in files.values()], ignore_index=True)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        wanted = "mend it; a file of rows may be deleted, and its rows are computed again"
+        raise ValueError(f"{file} cannot be read as JSON: {error}; {wanted}") from None
 
 
 def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
@@ -230,7 +238,7 @@ def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
         settings: everything else that changes the rows.
 
     Raises:
-        ValueError: the folder holds rows of another model or of other settings.
+        ValueError: the folder holds rows of another model, or of other or unknown settings.
     """
     digest = hashlib.sha256()
     for part in model.pipe.components.values():
@@ -243,8 +251,12 @@ def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
     file = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not file.is_file():
+        if any(folder.glob("*-[0-9][0-9][0-9]-*.json")):
+            raise ValueError(
+                f"{folder} holds rows without their settings.json; choose another --output, or delete the folder"
+            )
         write_whole(file, json.dumps(given, indent=1).encode())
-    kept = json.loads(file.read_text(encoding="utf-8"))
+    kept = _read_json(file)
     for name in given.keys() | kept.keys():
         if given.get(name) != kept.get(name):
             raise ValueError(

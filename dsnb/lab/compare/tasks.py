@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ... import prompts as written
-from ...images import read_image
+from ...images import FORMATS, read_image
 from ...metrics.networks import resize
 from ..world import STYLES, Pictures, draw, phrase
 
 GROUND_TRUTH = "ground-truth blend"  # stands among the methods: the layers, blended by the mask
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # tried for a name without a suffix
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=No
     A list of entries {encode_text, decode_text, decode_text_total, img_path}. `decode_text` is an object with
     left_prompt and right_prompt; or one text, which the left side takes, while the right side keeps encode_text.
     `encode_img` may stand for img_path. `style_left` and `style_right` name the styles; so does a single pair in
-    `pairs`. Or an object of such entries, or of captions by the name of an image file, which get the workbook's
-    prompts for each of `pairs`. Images are searched from the file's folder upwards, then in the working folder.
+    `pairs`. The file may also hold an object of such entries, or of captions by image file; captions get the workbook's
+    prompts for each of `pairs`. Images are searched from the file's folder upwards, then in the working folder, then
+    one folder below the file.
 
     Args:
         path: the file, UTF-8.
@@ -102,15 +105,15 @@ def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=No
         FileNotFoundError: the file or one of its images does not exist.
         ValueError: something in the file is wrong; the message names the entry.
     """
-    path, tasks, numbers = Path(path), [], {}  # one number for each image file
+    path, tasks, titles = Path(path), [], {}  # one title for each image file
     for name, entry in _entries(path).items():
         where = f"pairs file {str(path)!r}, entry {name}"
         if isinstance(entry, dict):
-            tasks.append(_read_entry(path, numbers, entry, pairs, model, where))
+            tasks.append(_read_entry(path, titles, entry, pairs, model, where))
             continue
         if not entry.strip():
             raise ValueError(f"{where} must be a caption, got {entry!r}")
-        image, title = _read_image(path, name, numbers, model, where)
+        image, title = _read_image(path, name, titles, model, where)
         caption = entry.removeprefix("A picture of ")
         tasks += [_styled(title, image, caption, pair) for pair in pairs or written.pairs()]
     return tasks
@@ -148,14 +151,16 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _read_image(path: Path, file: str, numbers: dict[Path, int], model, where: str) -> tuple[Tensor, str]:
+def _read_image(path: Path, file: str, titles: dict[Path, str], model, where: str) -> tuple[Tensor, str]:
     """An image, and its name in the tables: entries with the same image share it."""
     found = _find(path, file, where).resolve()
-    k = numbers.setdefault(found, sum(other.stem == found.stem for other in numbers))
-    return read_image(found, model), f"{found.stem} {k + 1}" if k else found.stem
+    if found not in titles:
+        free = (f"{found.stem} {k}" if k > 1 else found.stem for k in count(1))
+        titles[found] = next(title for title in free if title not in titles.values())
+    return read_image(found, model), titles[found]
 
 
-def _read_entry(path: Path, numbers: dict[Path, int], entry: dict, pairs, model, where: str) -> Task:
+def _read_entry(path: Path, titles: dict[Path, str], entry: dict, pairs, model, where: str) -> Task:
     """The task of one entry with its own prompts."""
 
     def text(key: str, inside: dict = entry) -> str:
@@ -173,7 +178,7 @@ def _read_entry(path: Path, numbers: dict[Path, int], entry: dict, pairs, model,
         one_prompt = text("decode_text")
         sides = (one_prompt, caption)
     file = text("encode_img" if "encode_img" in entry and "img_path" not in entry else "img_path")
-    image, title = _read_image(path, file, numbers, model, where)
+    image, title = _read_image(path, file, titles, model, where)
     given = [entry[key] for key in ("style_left", "style_right") if key in entry]
     named = [_known_style(style) for style in given]
     pair = tuple(named) if len(named) == 2 and all(named) else ()
@@ -195,14 +200,15 @@ def _find(path: Path, image: str, where: str) -> Path:
     A file of another folder than the entry's is used with a warning.
     """
     folder, name = path.resolve().parent, Path(image).name
-    names = [name] if Path(image).suffix.lower() in IMAGE_SUFFIXES else [name + s for s in IMAGE_SUFFIXES]
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    names = [name] if Path(image).suffix.lower() in known else [name + s for s in IMAGE_SUFFIXES]
     for above in (folder, *folder.parents, Path.cwd()):
-        if (file := above / image).is_file() and file.suffix.lower() in IMAGE_SUFFIXES:
+        if (file := above / image).is_file() and file.suffix.lower() in known:
             return file
     near = [
         file
         for name in names
-        for file in (folder / name, *sorted(folder.glob(f"*/{name}")))
+        for file in (folder / name, *sorted(folder.glob(f"*/{glob.escape(name)}")))
         if file.is_file()
     ]
     if len(near) > 1:

@@ -40,7 +40,7 @@ def _main(argv: Sequence[str] | None) -> int:
     varied = {name: parse_values(text) for name, text in parse_settings(given.pop("grid"), "--grid").items()}
 
     try:
-        from .runner import run  # here, since it is slow, and Ctrl-C is already a sentence
+        from .runner import run  # a slow import: Ctrl-C prints a message from here on
     except ModuleNotFoundError as error:
         raise GridError(f"{error.name} is missing; install it with: pip install 'dsnb[grid]'") from None
     report = run(given.pop("notebook"), varied, fixed, **given)

@@ -59,7 +59,7 @@ def claim(path: Path, grid: Grid) -> Iterator[None]:
 def _check_identity(path: Path, grid: Grid) -> None:
     """Check that the folder belongs to this grid, or make it so."""
     file, ours = path / "grid.json", grid.identity
-    used = file.exists() or any(path.glob("table.*")) or any(path.glob("points/*"))
+    used = file.exists() or any(path.glob("table.*")) or any(path.glob("points/[!.]*"))
     theirs = _read_json(file) if used else ours
     if not (
         isinstance(theirs, dict) and ours.keys() <= theirs.keys() and isinstance(theirs["weights"], dict)
@@ -74,7 +74,8 @@ def _check_identity(path: Path, grid: Grid) -> None:
                 f"output folder {str(path)!r} holds a table from another grid: {what} "
                 f"({_short(theirs[key])} there, {_short(ours[key])} now); choose another --output"
             )
-    extra = sorted({p.name for p in path.glob("points/*")} - set(grid.points))
+    found = {p.name for p in path.glob("points/[!.]*")}  # not macOS's .DS_Store
+    extra = sorted(found - set(grid.points))
     if extra:
         raise GridError(
             f"output folder {str(path)!r} holds a table from another grid: {len(extra)} points that "
@@ -120,13 +121,20 @@ def write_point(path: Path, grid: Grid, name: str, outcome: Outcome) -> list[dic
 
 def write_table(path: Path, grid: Grid, points: dict[str, list[dict]]) -> None:
     """Write table.csv and table.parquet, in the order of the grid; nothing if no point has rows yet."""
-    table = pd.DataFrame([row for name in grid.points if name in points for row in points[name]])
-    if table.empty:
+    rows = [row for name in grid.points if name in points for row in points[name]]
+    given = pd.DataFrame(rows, dtype=object)
+    if given.empty:
         return
-    mixed = [name for name in table if table[name].dropna().map(type).nunique() > 1]  # not for Parquet
-    flat = table.assign(**{name: table[name].map(str, na_action="ignore") for name in mixed})
+    table = given.infer_objects()
+    for name, values in given.items():
+        known = values.dropna()
+        kinds = set(known.map(type))
+        if kinds == {int} and -(2**63) <= known.min() and known.max() < 2**63:
+            table[name] = values.astype("Int64" if values.hasnans else "int64")  # no digit is lost to float64
+        elif kinds == {int} or len(kinds) > 1 and table[name].dtype == object:
+            table[name] = values.map(str, na_action="ignore")  # Parquet has no other type for them
     with _writing(path):
-        csv, parquet = table.to_csv(index=False).encode(), flat.to_parquet(index=False)
+        csv, parquet = table.to_csv(index=False).encode(), table.to_parquet(index=False)
         write_all_whole({path / "table.csv": csv, path / "table.parquet": parquet})
 
 
@@ -136,7 +144,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     if path.suffix == ".csv":
-        return pd.read_csv(path)
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])  # "NA" and "None" are texts
     raise ValueError(f"table is {str(path)!r}, expected a .csv or .parquet file")
 
 
@@ -151,11 +159,15 @@ def _rows(grid: Grid, name: str, outcome: Outcome) -> list[dict]:
     tail |= {"seconds": outcome.seconds, "worker": outcome.worker}
     tail["notebook"] = f"points/{name}/notebook.ipynb"
     tail |= {f"version_{package}": number for package, number in outcome.versions.items()}
-    taken = head | tail  # a recorded value never hides a parameter of the same name
-    return [
-        head | {f"recorded_{key}" if key in taken else key: value for key, value in row.items()} | tail
-        for row in outcome.rows or [{}]
-    ]
+    rows = []
+    for recorded in outcome.rows or [{}]:
+        row = head.copy()
+        for key, value in recorded.items():
+            while key in row or key in tail:  # a recorded value never hides a parameter or another value
+                key = f"recorded_{key}"
+            row[key] = value
+        rows.append(row | tail)
+    return rows
 
 
 def _is_row(row: object) -> bool:

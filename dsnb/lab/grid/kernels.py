@@ -139,12 +139,13 @@ def versions() -> dict[str, str]:
 
 
 def _set_parameters(notebook, parameters: Mapping) -> None:
-    """Insert a cell that sets the parameters after the cell that has their defaults."""
+    """Insert a cell that sets the parameters after the last cell with defaults; it replaces that of an earlier run."""
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     tagged = [k for k, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])]
     if parameters:
         code = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
         cell = nbformat.v4.new_code_cell(code, metadata={"tags": ["injected-parameters"]})
-        notebook.cells.insert(tagged[0] + 1, cell)
+        notebook.cells.insert(tagged[-1] + 1, cell)
 
 
 async def _execute(notebook, job: Job, figures: str) -> None:

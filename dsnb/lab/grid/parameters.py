@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from ...checks import did_you_mean
 MOST = 100_000  # points of a grid
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+UNREADABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)  # of ast.literal_eval
 HASHED = (".safetensors", ".json", ".txt")  # a model folder's files that decide what it draws
 HISTORY = (
     "training.json"  # beside them: one entry per stage and training, the oldest first; it decides nothing
@@ -41,7 +43,7 @@ class Grid:
 
     @cached_property
     def identity(self) -> dict:
-        """What two runs have in common that may share a table."""
+        """What must be equal in two runs that share a table."""
         models = self.varied.get("model", [(self.defaults | self.fixed).get("model")])
         paths = {"bundled": data_path("models")} | {str(m): Path(m).expanduser() for m in models if m}
         given = [*(self.defaults | self.fixed).values(), *itertools.chain(*self.varied.values())]
@@ -70,9 +72,12 @@ def make_grid(
     """Check a notebook and the values for its parameters.
 
     Args:
-        notebook: an .ipynb file. Its parameters are assigned in the cell with the tag `parameters`.
+        notebook: an .ipynb file. Its parameters are assigned in the cells with the tag `parameters`.
         varied: parameter → values. The grid is made of all combinations.
         fixed: parameter → value for all points. Values may be texts, which take the type of the default.
+
+    Returns:
+        The grid.
 
     Raises:
         GridError: if the file is not a notebook, a parameter does not exist, or a value has another type.
@@ -117,9 +122,11 @@ def _read(path: Path) -> tuple[str, dict[str, tuple[type | None, object]]]:
 
 
 def _code_cells(source: str) -> list:
-    import nbformat  # here, since it is slow, and Ctrl-C should be a sentence by then
+    """The code cells that a point runs: without the parameters that an earlier run has set."""
+    import nbformat  # a slow import: Ctrl-C prints a message when this is called
 
-    return [c for c in nbformat.reads(source, as_version=4).cells if c.cell_type == "code"]
+    cells = [c for c in nbformat.reads(source, as_version=4).cells if c.cell_type == "code"]
+    return [c for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
 
 
 def _parameters(source: str) -> dict[str, tuple[type | None, object]]:
@@ -149,20 +156,24 @@ def convert(name: str, value: object, kind: type | None, default: object = None)
         kind: the type; None takes anything.
         default: the notebook's default, for the message.
 
+    Returns:
+        The value.
+
     Raises:
-        GridError: for a value of another type, or a number that is not finite.
+        GridError: for a value of another type, a number that is not finite, or a text that is not valid Unicode.
     """
     given = value
-    value = value.item() if hasattr(value, "item") else value  # a scalar of numpy or torch
+    value = value.tolist() if hasattr(value, "tolist") else value  # of numpy or torch
     if isinstance(value, str) and kind is bool:
         value = TRUTHS.get(value.strip().lower(), value)
     elif isinstance(value, str) and kind is not str:
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except UNREADABLE:
             pass  # a parameter of any type takes the text
     if kind is float and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):
+            value = float(value)
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     if kind is not None and type(value) is not kind:
@@ -170,9 +181,9 @@ def convert(name: str, value: object, kind: type | None, default: object = None)
             f"parameter {name!r} is {given!r}, expected {kind.__name__} like the notebook's default {default!r}"
         )
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError):
-        wanted = "finite numbers, texts, truth values, or lists or dictionaries of them"
+        wanted = "finite numbers, texts of valid Unicode, truth values, or lists or dictionaries of them"
         raise GridError(f"parameter {name!r} is {given!r}, expected {wanted}") from None
     return value
 
@@ -191,12 +202,16 @@ def parse_settings(settings: Sequence[str], option: str) -> dict[str, str]:
 
 
 def parse_values(text: str) -> list:
-    """The values of `--grid name=…`: "a,b,c", a range of integers "0:96:8", or a list "['a, b', 'c']"."""
+    """The values of `--grid name=…`: "a,b,c", a range of integers "0:96:8", or a list "['a, b', 'c']".
+
+    Raises:
+        GridError: a list that cannot be read, or too many values.
+    """
     text = text.strip()
     if text.startswith("["):
         try:
             return list(ast.literal_eval(text))
-        except (ValueError, SyntaxError):
+        except UNREADABLE:
             raise GridError(f"grid values {text!r} start like a list but cannot be read as one") from None
     if re.fullmatch(r"-?\d+:-?\d+(:-?0*[1-9]\d*)?", text):
         values = range(*map(int, text.split(":")))
@@ -210,7 +225,7 @@ def point_name(values: Mapping) -> str:
     """A folder name for a point: readable, and unique by a hash of its values."""
     text = json.dumps(values, sort_keys=True)
     readable = re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{k}={v}" for k, v in values.items()))[:80].strip("._")
-    return f"{readable or 'point'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{readable or 'point'}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _is_file(text: str) -> bool:

@@ -11,6 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import ModuleType
+
+from ... import checks
 
 ROWS = "application/vnd.dsnb.rows+json"  # a type of our own, since viewers show plain JSON as a tree
 _kept: dict[tuple, object] = {}
@@ -25,12 +28,15 @@ def record(rows: Sequence[dict] | dict | None = None, /, **values: object) -> No
             numpy are numbers.
 
     Raises:
-        ValueError: for a value of another type.
+        ValueError: for rows or a value of another type, or a text that is not valid Unicode.
     """
     from IPython.display import display
 
     rows = [values] if rows is None else [rows] if isinstance(rows, Mapping) else rows
-    rows = [dict(row) | values for row in rows]
+    try:
+        rows = [dict(row) | values for row in rows]
+    except (TypeError, ValueError):
+        raise ValueError(f"rows must be a dictionary or a list of dictionaries, got {rows!r:.80}") from None
     rows = [{str(name): _plain(name, value) for name, value in row.items()} for row in rows]
     text = f"{len(rows)} row{'s' * (len(rows) != 1)} recorded"
     display({ROWS: rows, "text/plain": text}, raw=True)
@@ -43,7 +49,7 @@ def _plain(name: str, value: object) -> object:
         return {"float": str(value)}  # JSON has no such numbers
     if value is not None and not isinstance(value, bool | int | float | str):
         raise ValueError(f"{name} is {type(value).__name__}, expected one number, text, truth value or None")
-    return value
+    return checks.text(name, value) if isinstance(value, str) else value
 
 
 def recorded(notebook) -> list[dict]:
@@ -59,21 +65,26 @@ def once(make: Callable, *args, **options):
     The object is kept until the process ends. A grid therefore loads a model once per kernel, not once per point.
 
     Args:
-        make: a named function; with `args` and `options` it identifies the object.
+        make: a function, class or class method; its name, `args` and `options` identify the object.
         args, options: numbers, texts or paths, since they are compared by their `repr`.
 
     Raises:
-        TypeError: for a lambda, or an array among the arguments.
+        TypeError: for a lambda, a function inside a function, a method of an object, or an array among the arguments.
     """
-    if make.__name__ == "<lambda>":
-        raise TypeError("make is a lambda, which cannot be told from others; expected a named function")
+    qualname, owner = getattr(make, "__qualname__", "<"), getattr(make, "__self__", None)
+    # the names of lambdas and of functions inside functions have "<": "<lambda>", "outer.<locals>.inner"
+    if "<" in qualname or not isinstance(owner, type | ModuleType | None):
+        raise TypeError(
+            f"make is {make!r}, which cannot be told from others by its name; expected a function or class "
+            "that is not inside a function, or a class method"
+        )
     for name, value in [*enumerate(args), *options.items()]:
         if _holds_array(value):
             raise TypeError(
                 f"argument {name!r} of once is a {type(value).__name__} that is or holds an array; "
                 "expected numbers, texts or paths, which their repr identifies"
             )
-    key = (make.__module__, make.__qualname__, repr(args), repr(sorted(options.items())))
+    key = (make.__module__, qualname, repr(owner), repr(args), repr(sorted(options.items())))
     if key not in _kept:
         _kept[key] = make(*args, **options)
     return _kept[key]

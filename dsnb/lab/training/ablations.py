@@ -80,6 +80,9 @@ def plot_changes(table: pd.DataFrame, titles: Mapping[str, str]) -> Sheet:
     Args:
         table: from `compare_with_control`.
         titles: the deciding measures, and the title of each panel.
+
+    Returns:
+        The figure.
     """
     figure = Sheet(9, 2.8)
     changes = table.drop("control").iloc[::-1]

@@ -65,7 +65,7 @@ def reconstruction_loss(
     """|x̂ - x| + 10 (x̂ - x)² + |∇x̂ - ∇x| / 2 + a pull of the latents to mean 0 and deviation 1.
 
     With a perceptual network also 0.3 of its distance, which keeps textures sharp. The decoder sees latents with a
-    little of the generator's noise, as a sampler will hand it. Images (B,3,H,W) in [0, 1].
+    little random noise, like those that a sampler gives. Images (B,3,H,W) in [0, 1].
     """
     with autocast(images.device):
         latents = autoencoder.encode(images * 2 - 1).latents.float()
@@ -88,7 +88,7 @@ def reconstruction_loss(
 
 
 def train(plan: Plan, folder: Path, device, good=None, frozen: bool = False, **sizes) -> AutoencoderTiny:
-    """Train within the plan's budget, from the last checkpoint where there is one; the averaged network.
+    """Train within the plan's budget, from the last checkpoint if there is one. Returns the averaged network.
 
     `frozen`: only the decoder, since a UNet has learnt these latents already, and with a perceptual loss.
     """

@@ -14,7 +14,7 @@ from ..grid.parameters import HISTORY
 from ..world import COLOURS, DRAWINGS, PAINTABLE, SCENES, STYLES
 from .clip import WIDTH
 from .evaluate import Row, as_markdown
-from .export import SETTINGS, read_log
+from .export import SETTINGS
 from .loop import number_format
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def stage_rows(state: Path, batches: dict[str, int]) -> list[dict]:
     for stage, batch in batches.items():
         file = Path(state) / f"{stage}.csv"
         if file.is_file():
-            log = read_log(file)
+            log = pd.read_csv(file)
             tenth = max(1, len(log) // 10)
             last, before = log.loss[-tenth:], log.loss[-2 * tenth : -tenth]
             # the seconds of a log start anew with each training run
@@ -41,7 +41,7 @@ def stage_rows(state: Path, batches: dict[str, int]) -> list[dict]:
 
 
 def write_history(folder: Path, state: Path, batches: dict[str, int], recipe: "Recipe") -> Path:
-    """Write HISTORY beside the weights: what the weights it started from went through, and what came after.
+    """Write HISTORY beside the weights: the training stages of the weights that it started from, then its own.
 
     Number format and fraction are those of this run, also where a stage had earlier ones.
     """
@@ -57,7 +57,7 @@ def write_history(folder: Path, state: Path, batches: dict[str, int], recipe: "R
 
 
 def named(rows: list[Row]) -> list[tuple[str, Row]]:
-    """The rows with their full names: one that begins with "…" is about the last one that does not."""
+    """The rows with their full names: a name that begins with "…" continues the last full name before it."""
     found, subject = [], ""
     for row in rows:
         more = row.name.startswith("…")
@@ -99,7 +99,7 @@ def uncertain(rows: list[Row]) -> str:
         before = name, row
     if not lines:
         return ""
-    return "Uncertain, or less often than in the ground truth:\n\n" + "\n".join(lines) + "\n"
+    return "Uncertain, or read less often than in the ground truth:\n\n" + "\n".join(lines) + "\n"
 
 
 def write_card(folder: Path, rows: list[Row], recipe: "Recipe", *, unet_parameters: int) -> Path:

@@ -190,7 +190,7 @@ def contrast_loss(network: Contrast, images, tokens, labels: torch.Tensor, head_
 
 
 def train(kind: str, tokenizer: CLIPTokenizer, plan: Plan, folder: Path, device, good=None) -> Contrast:
-    """Train one of the two within the plan's budget, from its last checkpoint; the averaged network."""
+    """Train one of the two within the plan's budget, from its last checkpoint. Returns the averaged network."""
     torch.manual_seed(plan.seed)
     network = build(kind, tokenizer).to(device)
 

@@ -144,7 +144,7 @@ def train(
         texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         context = embed(text_encoder, tokenizer, texts)
         local = step_generator(plan.seed, "noise", step, device)  # on the device, so that nothing has to wait
-        # one time from each part of the schedule, in a random order, since an image that comes again has the same row
+        # one time from each part of the schedule, in random order, because a repeated batch has the same order
         parts = torch.randperm(len(texts), generator=local, device=device)
         spread = (parts + torch.rand(len(texts), generator=local, device=device)) / len(texts)
         timesteps = (spread * len(alphas)).long().clamp(max=len(alphas) - 1)

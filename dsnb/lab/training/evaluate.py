@@ -55,7 +55,7 @@ def mean(name: str, values: torch.Tensor, bar: float | None = None, extra: Seque
 
 
 def rate(name: str, right: torch.Tensor, bar: float | None = None) -> Row:
-    """The fraction of images (B,) that are right (1) or not (0), or that of each image over seeds."""
+    """The mean of `right` (B,): 1 or 0 for each image, or each image's rate over its seeds."""
     return mean(name, right, bar, RATE)
 
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from .diffusion import make_scheduler
 
 # Steps: the fewest that the validation images do not tell apart from 25 (figures/14_questions.md). Guidance: of each
-# method the one with the largest sum of rate (both styles shown) and layout kept on the first six validation images.
+# method, the value with the largest sum of two numbers: the rate of both styles shown, and the layout kept. They are
+# measured on the first six validation images.
 SETTINGS = {
     "steps": 18,
     "skip": 1,
@@ -62,11 +63,6 @@ def export(autoencoder, text_encoder, tokenizer, unet, folder: Path) -> Path:
     return folder
 
 
-def read_log(path: Path) -> pd.DataFrame:
-    """A stage's CSV log; where a resumed run repeated steps, the later row counts."""
-    return pd.read_csv(path).drop_duplicates("step", keep="last").sort_values("step")
-
-
 STAGE_TITLES = {"generator": "text encoder", "evaluator": "evaluator CLIP"}
 
 
@@ -76,7 +72,7 @@ def plot_logs(folder: Path) -> Figure:
     files = [file for file in files if file.is_file()]
     figure = Figure(figsize=(3.2 * max(1, len(files)), 2.6), layout="constrained")
     for axes, file in zip(figure.subplots(1, max(1, len(files)), squeeze=False)[0], files, strict=False):
-        log = read_log(file)
+        log = pd.read_csv(file)
         axes.plot(log.step, log.loss, alpha=0.25)
         axes.plot(log.step, log.loss.rolling(min(20, len(log)), center=True).mean())
         axes.set(title=STAGE_TITLES.get(file.stem, file.stem), xlabel="step", ylabel="loss")

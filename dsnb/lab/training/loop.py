@@ -130,8 +130,14 @@ def fit(
     The state lives in `folder/stage.pt` and the log in `folder/stage.csv`. A later training run continues both.
 
     Args:
+        stage: the name of the files, and of the random numbers.
+        network: the network.
         loss: `loss(network, step, generator)` gives the loss of a step, and numbers to log.
-        good: `good(average)`, called at the start and at every checkpoint, ends the stage when it is true.
+        plan: batch, learning rate and budget.
+        folder: of the checkpoint and the log.
+        device: of the network.
+        good: `good(average)` ends the stage when it is true. It is called on a loaded checkpoint, and after each
+            checkpoint during training.
 
     Returns:
         The moving average of the network's weights.

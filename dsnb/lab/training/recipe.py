@@ -56,9 +56,12 @@ class Recipe:
         out: folder the model is written to, the evaluator CLIP beside it; None writes nothing.
         source: folder of exported weights to start from; None starts from nothing.
         size: of the UNet, see `diffusion.SIZES`.
+        latent_channels: channels of the latents.
         latent_scale: the autoencoder's scaling factor; None measures it.
-        fraction: fraction of the UNet's training images in several styles. With 0.2 of them, 36 % of the
-            captions that name a style belong to images that show it in a part only.
+        seed: of training.
+        compiled: whether the UNet runs through torch.compile.
+        fraction: fraction of the UNet's training images in several styles. With 0.2, a third (the workbook's four
+            styles) to a half (the others) of the images whose caption names a style show it in a part only.
         steps: at which each stage ends, if its time is not over before.
         stages: the stages to work on.
         pictures: number of images that the evaluation uses; 0 leaves it out.
@@ -119,7 +122,7 @@ def settle(recipe: Recipe) -> Recipe:
 
 
 def start_from(recipe: Recipe) -> Recipe:
-    """Lay exported weights into the state folder as checkpoints of step 0; the recipe with their sizes.
+    """Copy exported weights to the state folder, as checkpoints of step 0. Returns the recipe with their sizes.
 
     Raises:
         ValueError: where the folder holds no model of this recipe.

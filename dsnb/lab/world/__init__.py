@@ -8,7 +8,7 @@
     faults                           images with known faults, to test measures on
     atlas                            makes the sheet of drawings anew
 
-`world.captions` is the module, whose other functions training uses.
+`world.captions` is the module, not its function `captions`. Training uses more of its functions.
 """
 
 from . import captions

@@ -33,7 +33,7 @@ def rasterise(icon: dict, size: dict) -> Image.Image:
 
 
 def build_atlas(node_modules: Path) -> Image.Image:
-    """Draw all objects of all sets from Iconify's npm packages into one sheet, rows objects, columns sets."""
+    """Draw all objects of all sets from Iconify's npm packages into one sheet: a row per object, a column per set."""
     sheet = Image.new("RGBA", (len(SETS) * CELL, len(OBJECTS) * CELL))
     for column, name in enumerate(SETS):
         path = Path(node_modules) / "@iconify-json" / name / "icons.json"

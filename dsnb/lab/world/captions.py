@@ -36,7 +36,7 @@ def templates(style: str) -> tuple[str, ...]:
 
 
 def describe(what: str, scene: int, wording: int | None = 0) -> str:
-    """ "an apple in a room": what, with its article, in a scene by index; wording None leaves the scene out."""
+    """`what` with its article and a scene (an index), such as "an apple in a room"; wording None omits the scene."""
     article = "an" if what[0] in "aeiou" else "a"
     if wording is None:
         return f"{article} {what}"

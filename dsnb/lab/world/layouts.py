@@ -57,6 +57,9 @@ def random_batch(count: int, generator: torch.Generator, fraction: float = 0.0, 
         fraction: the fraction of images in several styles, from 0 to 1. Their styles are all different, never plain,
             and never the one held out for the object and scene.
         even: all styles equally often in the images of one style, otherwise in the proportions of training.
+
+    Returns:
+        What the images show, on the CPU.
     """
     pictures = random_pictures(count, generator)
     styles = torch.full((count, MOST), -1)
@@ -124,8 +127,8 @@ def draw_batch(batch: Batch) -> torch.Tensor:
 def batch_captions(batch: Batch, generator: torch.Generator) -> list[str]:
     """A caption for each image.
 
-    With one style: see `captions.captions`. With several: half the captions begin with a whole template of one style,
-    the workbook's long ones included, and add the nouns of the others. The rest list nouns alone. A collage names
+    With one style: see `captions.captions`. With several: half the captions contain a whole template of one style,
+    the workbook's long ones included, before or after the nouns of the others. The rest list nouns. A collage names
     each style with its own scene.
     """
     texts, names = captions(batch.pictures, batch.styles[:, 0], generator), list(STYLES)

@@ -277,7 +277,7 @@ SCENES = {
 
 
 def draw_scenes(scene: torch.Tensor, numbers: torch.Tensor, size: int) -> torch.Tensor:
-    """Draw the scenes that (B,) names by index into SCENES, from numbers (B,K): (B,3,size,size) in [0, 1]."""
+    """Draw the scenes `scene` (B,), indices into SCENES, from numbers (B,K): (B,3,size,size) in [0, 1]."""
     image = torch.empty(len(scene), 3, size, size, device=numbers.device)
     for index, kind in enumerate(SCENES.values()):
         rows = (scene == index).nonzero().flatten()

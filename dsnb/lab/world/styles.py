@@ -240,7 +240,7 @@ PROPORTIONS = {"plain": 0.2, **dict.fromkeys(("minecraft", "vangogh", "mosaic", 
 
 
 def held_out(pictures: Pictures) -> torch.Tensor:
-    """The one style (B,) in which each object is never shown in each scene while the generator trains."""
+    """For each image, the style (B,) in which training never shows its object in its scene."""
     return (pictures.object + pictures.scene) % len(STYLES)
 
 

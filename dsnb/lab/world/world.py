@@ -76,7 +76,7 @@ def random_pictures(count: int, generator: torch.Generator, object=None, scene=N
 
 
 def index_of(what: str, name: str, names: Collection[str]) -> int:
-    """Position of `name` in `names`; a ValueError that lists them where it is not there."""
+    """Position of `name` in `names`. Raises ValueError, which lists the names, for an unknown one."""
     return list(names).index(checks.one_of(what, name, names))
 
 
@@ -87,7 +87,7 @@ def _atlas(device: str) -> torch.Tensor:
 
 
 def paint(rgba: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
-    """Give the saturated parts of premultiplied `rgba` (B,4,h,w) the hue `colour` (B,) names; -1 keeps it."""
+    """Give the saturated parts of premultiplied `rgba` (B,4,h,w) the hue of index `colour` (B,); -1 keeps theirs."""
     palette = torch.tensor(list(COLOURS.values()), device=rgba.device)
     rgb, alpha = rgba[:, :3], rgba[:, 3:]
     bright, dark = rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)
