@@ -193,17 +193,18 @@ def show_grid(
         axes.imshow(array, interpolation="bicubic")
         axes.spines[:].set(color="0.8", linewidth=0.5)
         if index < len(titles) and titled[row]:
-            axes.set_title(_plain(titles[index]), fontsize=8, pad=3)
+            axes.set_title(_escape_amounts(titles[index]), fontsize=8, pad=3)
         if column == 0 and row_titles:
-            title = _plain(row_titles[row])
+            title = _escape_amounts(row_titles[row])
             side = axes.text(-0.03, 0.5, title, fontsize=8, rotation=90, transform=axes.transAxes)
             side.set(va="center", ha="right")
     return figure
 
 
-def _plain(title: str) -> str:
-    """The title, in which matplotlib reads a `$` as the start of a formula only where one is meant."""
-    return str(title) if MATH.search(str(title)) else re.sub(r"\\?\$", r"\\$", str(title))
+def _escape_amounts(title: str) -> str:
+    """A title without a formula has each `$` as `\\$`, which matplotlib shows as it is."""
+    title = str(title)
+    return title if MATH.search(title) else re.sub(r"\\?\$", r"\\$", title)
 
 
 def several(name: str, images: Pictures) -> Pictures:

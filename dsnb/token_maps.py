@@ -93,10 +93,10 @@ class AttentionMaps:
         """
         text, spans = self.prompts[self._prompt(prompt)], self._spans[prompt]
         names = self._tokenizer.convert_ids_to_tokens(self._ids[prompt])
-        # a name may hold marks or bytes, so it is used only for the start and end, which have no characters;
+        # a name may hold marks or bytes, so it is used only for the start and end, which have no characters
+        shown = [text[a:b].strip() if a < b else name for name, (a, b) in zip(names, spans, strict=True)]
         # T5's mark of a space has the characters of the next token
-        shown = lambda name, a, b: name if a == b else "" if name == "\u2581" else text[a:b].strip()
-        return [shown(name, *span) for name, span in zip(names, spans, strict=True)]
+        return ["" if name == "\u2581" else each for name, each in zip(names, shown, strict=True)]
 
     def words(self, prompt: int = 0) -> dict[str, list[int]]:
         """The words of a prompt that have a map.
