@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from . import __version__
@@ -12,29 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 
-def run(argv: list[str]) -> int:
-    """run a notebook over a grid of parameters and write one table"""
-    from .lab.grid import main
-
-    return main(argv)
-
-
-def bench(argv: list[str]) -> int:
-    """measure what each method and kernel costs on this machine"""
-    from .lab.bench import main
-
-    return main(argv)
-
-
-def compare(argv: list[str]) -> int:
-    """compare all methods on 96 images with 4 seeds: the tables and figures of notebook 14"""
-    from .lab.compare.command import main
-
-    return main(argv)
-
-
 def demo(argv: list[str]) -> int:
-    """blend two styles in one bundled image and write two files into the current folder"""
+    """Blend two styles in one bundled image and write two files into the current folder."""
     parser = argparse.ArgumentParser("dsnb demo", description="Blend two styles in one bundled image.")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="denoising steps, at least 2")
     given = parser.parse_args(argv)
@@ -51,21 +31,24 @@ def demo(argv: list[str]) -> int:
     return 0
 
 
-def figures(argv: list[str]) -> int:
-    """run the notebooks that are out of date, write their outputs into them and redraw `figures/`"""
-    from .lab.outputs import main
-
-    return main(argv)
+def _laboratory(module: str) -> Callable[[list[str]], int]:
+    """The `main` of a module of the laboratory, which is imported only when it is called."""
+    return lambda argv: import_module(f"dsnb.lab.{module}").main(argv)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "demo": demo,
-    "run": run,
-    "compare": compare,
-    "bench": bench,
-    "figures": figures,
+COMMANDS = {  # name -> the call, and what it does
+    "demo": (demo, "blend two styles in one bundled image and write two files into the current folder"),
+    "run": (_laboratory("grid"), "run a notebook over a grid of parameters and write one table"),
+    "compare": (
+        _laboratory("compare.command"),
+        "compare all methods on 96 images with 4 seeds: the tables and figures of notebook 14",
+    ),
+    "bench": (_laboratory("bench"), "measure what each method and kernel costs on this machine"),
+    "figures": (
+        _laboratory("outputs"),
+        "run the notebooks that are out of date, write their outputs into them and redraw `figures/`",
+    ),
 }
-IN_A_CLONE = ("figures",)  # commands that run the repository's notebooks
 REDRAWING = ("compare", "bench", "figures")  # commands that write into the committed figures/
 
 
@@ -80,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__, *(f"  {name:8} {call.__doc__}" for name, call in COMMANDS.items()), sep="\n")
+        print(__doc__, *(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items()), sep="\n")
         return 0
     if argv[0] == "--version":
         print(f"dsnb {__version__}")
@@ -88,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"error: unknown command {argv[0]!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if argv[0] in IN_A_CLONE and not NOTEBOOKS.is_dir():
+    if argv[0] == "figures" and not NOTEBOOKS.is_dir():
         print(
-            f"error: `dsnb {argv[0]}` runs the notebooks of the repository, and {NOTEBOOKS} does not exist. "
+            f"error: `dsnb figures` runs the notebooks of the repository, and {NOTEBOOKS} does not exist. "
             "Clone the repository and install it with `pip install -e .`",
             file=sys.stderr,
         )
@@ -98,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] in REDRAWING and NOTEBOOKS.is_dir():
         os.environ.setdefault("DSNB_FIGURES", str(ROOT / "figures"))
     try:
-        return COMMANDS[argv[0]](argv[1:])
+        call, _ = COMMANDS[argv[0]]
+        return call(argv[1:])
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

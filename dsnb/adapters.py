@@ -8,40 +8,35 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 
-def check_adapters(
-    pipe: DiffusionPipeline, name: str, given: Sequence[str | None], n: int
-) -> tuple[str | None, ...]:
+def check_adapters(pipe: DiffusionPipeline, loras: Sequence[str | None], n: int) -> tuple[str | None, ...]:
     """Checks a list of n names of loaded adapters, each perhaps None for no adapter.
 
     Args:
         pipe: the pipeline, after `load_lora_weights`.
-        name: the parameter that an error names.
-        given: what the user passed.
+        loras: what the user passed.
         n: the number of styles.
 
     Returns:
         The n names.
 
     Raises:
-        TypeError: `given` is not a list.
+        TypeError: `loras` is not a list.
         ValueError: another number of names, a name that is not loaded, or fused adapters.
     """
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise TypeError(f"{name} must be a list with one name per style, got {given!r}")
-    if len(given) != n:
-        raise ValueError(f"{name} must have one name for each of the {n} styles, got {len(given)}")
+    if isinstance(loras, str) or not isinstance(loras, Sequence):
+        raise TypeError(f"loras must be a list with one name per style, got {loras!r}")
+    if len(loras) != n:
+        raise ValueError(f"loras must have one name for each of the {n} styles, got {len(loras)}")
     loaded = sorted({each for names in pipe.get_list_adapters().values() for each in names})
-    for i, each in enumerate(given):
+    for i, each in enumerate(loras):
         if each is not None and each not in loaded:
             raise ValueError(
-                f"{name}[{i}] must be None or the name of a loaded adapter, one of {loaded}; got {each!r}. "
+                f"loras[{i}] must be None or the name of a loaded adapter, one of {loaded}; got {each!r}. "
                 "model.pipe.load_lora_weights(file, adapter_name=...) loads one"
             )
     if any(layer.merged for layer in _layers(pipe)):
-        raise ValueError(
-            f"{name} cannot be switched while they are fused; call model.pipe.unfuse_lora() first"
-        )
-    return tuple(given)
+        raise ValueError("loras cannot be switched while they are fused; call model.pipe.unfuse_lora() first")
+    return tuple(loras)
 
 
 @contextmanager

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from . import checks, data_path
-from .families import Settings
+from .families import Settings, family_of
 from .methods import JOINT_METHODS, METHODS
 from .models import DiffusionPipeline, Model
-from .weights import PICKLES, family_named, fetch, open_file, open_folder
+from .weights import PICKLES, fetch, open_file, open_folder
 
 BUNDLED = "drawn-world"
 DTYPES = {
@@ -72,7 +72,7 @@ def load(
             f"source must be a folder, a file, a hub id or a diffusers pipeline, got a {type(source).__name__}"
         )
     device = choose_device(device)
-    dtype = choose_dtype(device) if dtype is None else parse_dtype(dtype)
+    dtype = choose_dtype(device) if dtype is None else _parse_dtype(dtype)
     bundled = source is None or str(source) == BUNDLED
     path = data_path("models", BUNDLED) if bundled else Path(str(source)).expanduser()
     name = BUNDLED if bundled else str(source)
@@ -145,18 +145,7 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Reads a dtype.
-
-    Args:
-        dtype: float32, float16 or bfloat16, as a torch.dtype or by one of the names in `DTYPES`.
-
-    Returns:
-        The torch.dtype.
-
-    Raises:
-        ValueError: for anything else.
-    """
+def _parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if found is None or found not in DTYPES.values():
         raise ValueError(f"dtype must be a torch.dtype or one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -165,7 +154,7 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 def _model(pipe: DiffusionPipeline, name: str, folder: Path) -> Model:
     """Checks an open pipeline and makes a model of it."""
-    family = family_named(type(pipe).__name__, name)
+    family = family_of(type(pipe).__name__, name)
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     try:
         family.check(pipe)

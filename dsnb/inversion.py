@@ -206,9 +206,8 @@ def invert(
         RuntimeError: the call is inside the callback of a cross-attention blend with the same model.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
-    most = model.scheduler.config.num_train_timesteps // 2
-    steps = settings.steps if steps is None else checks.integer("steps", steps, 1, most)
-    skip = round(settings.skip * steps / settings.steps) if skip is None else checks.integer("skip", skip, 0)
+    steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
+    skip = round(settings.skip * steps / settings.steps) if skip is None else skip
     guidance = settings.encoder_guidance if guidance is None else checks.number("guidance", guidance)
     negative_prompt = check_negative_prompt(model, negative_prompt)
     checks.one_of("method", method, METHODS)
@@ -271,8 +270,7 @@ def from_noise(
         TypeError: a parameter of a wrong type.
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
-    most = model.scheduler.config.num_train_timesteps // 2
-    steps = settings.steps if steps is None else checks.integer("steps", steps, 1, most)
+    steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
     eta = settings.eta if eta is None else checks.number("eta", eta, 0, 1)
     batch = checks.integer("batch", batch, 1, MOST_IMAGES)
     factor = model.latent_factor

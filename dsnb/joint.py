@@ -36,7 +36,7 @@ def joint_bias(weights: Tensor, length: int) -> Tensor:
     return bias
 
 
-def joint_rows(rows: Prompts, n: int, weights: Tensor, area: Tensor) -> Prompts:
+def joint_rows(rows: Prompts, weights: Tensor) -> Prompts:
     """Rows for one network call: one row with the texts of all n styles.
 
     If there is a negative prompt, a row with n copies of its text comes first. Pooled vectors, and a
@@ -44,13 +44,12 @@ def joint_rows(rows: Prompts, n: int, weights: Tensor, area: Tensor) -> Prompts:
 
     Args:
         rows: one per style, perhaps after one negative prompt.
-        n: the number of styles.
         weights: the mask (N, T) at the image's positions.
-        area: each style's fraction of the image (N,).
 
     Returns:
         One or two rows.
     """
+    n, area = len(weights), weights.mean(1)
     styles, negative = rows[-n:], rows[:-n]
     bias = joint_bias(weights, rows.text.shape[1]).to(rows.text.dtype)
     merge = lambda part: None if part is None else torch.tensordot(area.to(part), part, 1)[None]

@@ -122,7 +122,7 @@ def blend(
         (1.0,) if passes is None else tuple(checks.numbers("passes", passes, None, 0, 1)),
         callback,
         progress,
-        None if loras is None else check_adapters(model.pipe, "loras", loras, mask.n),
+        None if loras is None else check_adapters(model.pipe, loras, mask.n),
     )
     with drawing(model):
         refuse_blending(model.network)
@@ -334,7 +334,7 @@ def _joint(job: Job) -> Tensor:
 
     def network(x_t: Tensor, t: Tensor, progress: float) -> Predictions:
         at_tokens = job.mask.weights(height, width, progress).flatten(1).to(x_t.device)
-        rows = joint_rows(contexts, job.mask.n, at_tokens, at_tokens.mean(1))
+        rows = joint_rows(contexts, at_tokens)
         return job.predict(x_t, t, rows, weights(progress))
 
     with family.biased(pipe):

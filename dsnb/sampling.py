@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import checks
 from .epsilon import Predictions
 from .kernels import StepCoefficients, blend_step, linear_step
 
@@ -141,14 +142,9 @@ def make_schedule(scheduler: SchedulerMixin, steps: int, skip: int = 0, **timing
     Raises:
         ValueError: `steps` or `skip` is out of range, or the first step has no signal and the network predicts noise.
     """
-    most = scheduler.config.num_train_timesteps // 2
-    if not 1 <= steps <= most:
-        raise ValueError(
-            f"steps must be between 1 and {most}, half of the scheduler's training steps, got {steps}"
-        )
-    if not 0 <= skip < steps:
-        raise ValueError(f"skip must be at least 0 and below steps ({steps}), got {skip}")
-    if is_flow(scheduler):
+    steps = checks.integer("steps", steps, 1, scheduler.config.num_train_timesteps // 2)
+    skip = checks.integer("skip", skip, 0, steps - 1)
+    if type(scheduler).__name__.startswith("FlowMatch"):
         flow = type(scheduler).from_config(scheduler.config)
         flow.set_timesteps(steps, **timing)
         times, prediction = flow.timesteps, "flow"
@@ -164,11 +160,6 @@ def make_schedule(scheduler: SchedulerMixin, steps: int, skip: int = 0, **timing
         )
     a, s = a[skip:].float(), s[skip:].float()
     return Schedule(times[skip:], a[:-1], s[:-1], a[1:], s[1:], prediction)
-
-
-def is_flow(scheduler: SchedulerMixin) -> bool:
-    """Whether a diffusers scheduler is for flow matching."""
-    return type(scheduler).__name__.startswith("FlowMatch")
 
 
 def _ddim_times(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ class AttentionMaps:
         self._trained = model.scheduler.config.num_train_timesteps
         self._time_unit = model.family.time_unit
         self._sizes = token_sizes(*(side // model.family.patch for side in self.size))
-        self._indices = torch.arange(max(map(len, self._ids)), device=model.device)
+        self._longest = max(map(len, self._ids))
         self._sums: dict[str, Tensor] = {}  # layer -> (buckets, prompts, groups, T, tokens)
         self._counts: dict[str, Tensor] = {}  # layer -> (buckets, prompts), rows added to each
         self._times: dict[int, tuple[int, int]] = {}  # bucket -> the first and the last timestep
@@ -311,8 +311,7 @@ class AttentionMaps:
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Attention (B, heads, T, d), and its maps (groups, B, T, tokens), means over each group."""
         split = [x.tensor_split(self.groups, 1) for x in (query, keys, values)]
-        tokens = self._indices + first
-        both = [attention_with_maps(q, k, v, tokens) for q, k, v in zip(*split, strict=True)]
+        both = [attention_with_maps(q, k, v, first, self._longest) for q, k, v in zip(*split, strict=True)]
         return torch.cat([out for out, _ in both], 1), torch.stack([maps for _, maps in both])
 
     def _add(self, layer: str, prompt: int, maps: Tensor, rows: int) -> None:

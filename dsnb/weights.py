@@ -12,7 +12,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, t
 from torch import nn
 
 from . import checks
-from .families import Family, family_of
+from .families import family_of
 from .models import DiffusionPipeline, quietly
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -24,25 +24,6 @@ FILE_KINDS = {
 }
 TRANSFORMERS = ("flux-2", "z-image", "qwen-image")  # kinds of files that hold no other part of the pipeline
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-
-
-def family_named(kind: str, name: str) -> Family:
-    """The family of a pipeline class.
-
-    Args:
-        kind: the name of the class.
-        name: the model that an error names.
-
-    Returns:
-        The family.
-
-    Raises:
-        ValueError: no family opens this class.
-    """
-    try:
-        return family_of(kind)
-    except ValueError as error:
-        raise ValueError(f"model {name!r} {error}") from None
 
 
 def open_folder(folder: Path, name: str, dtype: torch.dtype, allow_pickle: bool) -> DiffusionPipeline:
@@ -62,7 +43,7 @@ def open_folder(folder: Path, name: str, dtype: torch.dtype, allow_pickle: bool)
     """
     index = _index(folder, name)
     kind = index["_class_name"]
-    family_named(kind, name)
+    family_of(kind, name)
     parts: dict[str, Any] = {
         part: _open_network(folder / part, kind, name, dtype, allow_pickle)
         for part, kind in _networks(index).items()
@@ -186,7 +167,7 @@ def open_file(
     )
     if config is not None and Path(config).is_dir():
         kind = _index(Path(config), str(config))["_class_name"]
-    family_named(kind, str(path))
+    family_of(kind, str(path))
     options: dict[str, Any] = {"torch_dtype": dtype} | ({} if config is None else {"config": str(config)})
     if kind == "StableDiffusionPipeline":
         options |= {"safety_checker": None, "requires_safety_checker": False}
@@ -221,7 +202,7 @@ def fetch(name: str, allow_pickle: bool) -> Path:
     try:
         with quietly():
             _ask_hub(name)
-            family_named(DiffusionPipeline.load_config(name)["_class_name"], name)  # before any weights
+            family_of(DiffusionPipeline.load_config(name)["_class_name"], name)  # before any weights
             for variant in (None, "fp16"):
                 options = {"variant": variant, "use_safetensors": None if allow_pickle else True}
                 try:

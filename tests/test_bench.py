@@ -150,5 +150,5 @@ def test_the_committed_report_is_what_the_committed_rows_say():
     """`dsnb bench --redraw` writes it anew."""
     assert (FIGURES / "15_cost.md").read_text(encoding="utf-8") == bench.markdown(FIGURES)
     rows = bench.read_csv(FIGURES / "15_cost_cpu.csv")[1]
-    for plot in (bench.plot_pictures, bench.plot_kernels, report.plot_steps):
+    for plot in (bench.plot_pictures, bench.plot_kernels):
         assert plot(rows).axes

@@ -29,7 +29,7 @@ def test_only_some_commands_redraw_the_committed_figures(monkeypatch):
     saved_in = []
     for name in command.COMMANDS:
         monkeypatch.setitem(
-            command.COMMANDS, name, lambda argv: saved_in.append(plotting.figures_folder()) or 0
+            command.COMMANDS, name, (lambda argv: saved_in.append(plotting.figures_folder()) or 0, "")
         )
     for name in ("run", "demo", "figures"):
         assert command.main([name]) == 0
@@ -51,7 +51,7 @@ def test_a_stopped_command_is_a_sentence(monkeypatch, capsys):
     def stop(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(command.COMMANDS, "demo", stop)
+    monkeypatch.setitem(command.COMMANDS, "demo", (stop, ""))
     assert command.main(["demo"]) == 130 and capsys.readouterr().err == "stopped\n"
 
 

@@ -129,7 +129,7 @@ def test_usual_lpips_has_the_published_shape(monkeypatch, tmp_path):
     )
     heads = {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}
     torch.save(heads, tmp_path / "heads.pth")
-    monkeypatch.setattr(networks, "_usual_heads", lambda trunk: tmp_path / "heads.pth")
+    monkeypatch.setattr(networks, "_package_file", lambda package, path: tmp_path / "heads.pth")
     network = networks.load_lpips("alex")
     assert network.name == "LPIPS (alex)"
     maps = network.features(noise(1, 3, 64, 64))
@@ -150,14 +150,14 @@ def test_lpips_refusals(monkeypatch, tmp_path):
         nothing.setattr(networks.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match="pip install stlpips_pytorch"):
             networks.load_lpips("st-alex")
-        with pytest.raises(ImportError, match="the usual LPIPS takes its heads from torchmetrics"):
+        with pytest.raises(ImportError, match="pip install torchmetrics"):
             networks.load_lpips("alex")
 
     def offline(*args, **options):
         raise OSError("no network")
 
     torch.save({}, tmp_path / "heads.pth")  # as if torchmetrics were there
-    monkeypatch.setattr(networks, "_usual_heads", lambda trunk: tmp_path / "heads.pth")
+    monkeypatch.setattr(networks, "_package_file", lambda package, path: tmp_path / "heads.pth")
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(OSError, match="offline, use 'st-alex'"):
         networks.load_lpips("alex")

@@ -199,7 +199,7 @@ def test_one_call_of_a_joint_transformer(joint):
     weights = masks.linear().weights(SIDE // 2, SIDE // 2).flatten(1).to("meta")
     if not joint.guided:
         styles = Prompts(styles.text, styles.pooled, torch.ones(N, device="meta"))
-    rows = joint_rows(styles, N, weights, weights.mean(1))
+    rows = joint_rows(styles, weights)
     with joint.family.biased(joint.pipe):
         out = models.predict(joint, latents(joint, len(rows)), 1.0, rows)
     assert out.shape == (len(rows), joint.channels, SIDE, SIDE)

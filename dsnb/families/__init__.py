@@ -22,11 +22,12 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def family_of(pipeline: str) -> Family:
+def family_of(pipeline: str, model: str) -> Family:
     """The family of a diffusers pipeline class.
 
     Args:
         pipeline: the name of the class.
+        model: its name in an error.
 
     Returns:
         The family.
@@ -41,4 +42,4 @@ def family_of(pipeline: str) -> Family:
     hint = ""
     if any(word in pipeline for word in ("ControlNet", "Adapter", "PAG", "Inpaint", "Img2Img")):
         hint = "; make a plain one from the same parts, e.g. StableDiffusionPipeline.from_pipe(pipe)"
-    raise ValueError(f"holds a {pipeline}; needed is one of {known}{hint}")
+    raise ValueError(f"model {model!r} holds a {pipeline}; needed is one of {known}{hint}")

@@ -197,6 +197,9 @@ class FlowFamily(Family):
     network = "transformer"
     patch = 2
 
+    def image_size(self, pipe: Any) -> int:
+        return pipe.default_sample_size * pipe.vae_scale_factor
+
     def check_scheduler(self, scheduler: Any) -> None:
         kind = type(scheduler).__name__
         if kind != "FlowMatchEulerDiscreteScheduler":

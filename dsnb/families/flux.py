@@ -44,9 +44,6 @@ class Flux(FlowFamily):
     def channels(self, pipe: Any) -> int:
         return pipe.transformer.config.in_channels // 4
 
-    def image_size(self, pipe: Any) -> int:
-        return pipe.default_sample_size * pipe.vae_scale_factor
-
     def text_room(self, pipe: Any) -> tuple[Any, int]:
         return pipe.tokenizer_2, TEXT_LENGTH - 1
 

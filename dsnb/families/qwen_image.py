@@ -31,9 +31,6 @@ class QwenImage(FlowFamily):
     def channels(self, pipe: Any) -> int:
         return pipe.transformer.config.in_channels // 4
 
-    def image_size(self, pipe: Any) -> int:
-        return pipe.default_sample_size * pipe.vae_scale_factor
-
     def encode_image(self, pipe: Any, pixels: Tensor) -> Tensor:
         """The autoencoder is for videos; an image is one frame."""
         return pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0]

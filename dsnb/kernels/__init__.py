@@ -108,21 +108,21 @@ def _(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Tensor) -> Tensor
     return q.new_empty(batch, n_queries, heads, dim).transpose(1, 2)
 
 
-def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
     """Plain attention, and how much each query attends to the chosen tokens, averaged over the heads.
 
     Args:
         q: queries (B, heads, T, d).
         k: keys (B, heads, L, d).
         v: values, like k.
-        tokens: (n,) indices into L, int64, on q's device.
+        first, count: the chosen tokens.
 
     Returns:
-        The output (B, heads, T, d) in q's dtype, and float32 maps (B, T, n) in [0, 1].
+        The output (B, heads, T, d) in q's dtype, and float32 maps (B, T, count) in [0, 1].
     """
-    if _fused_takes("attention_with_maps", q, k, v, tokens):
-        return _run_fused("attention_with_maps", q, k, v, tokens)
-    return cpu.attention_with_maps(q, k, v, tokens)
+    if _fused_takes("attention_with_maps", q, k, v, first, count):
+        return _run_fused("attention_with_maps", q, k, v, first, count)
+    return cpu.attention_with_maps(q, k, v, first, count)
 
 
 def blend_step(

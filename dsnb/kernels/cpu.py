@@ -52,14 +52,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
     """`reference.attention_with_maps`, one block of queries at a time, so that its probabilities stay in the cache."""
     rows = max(1, BLOCK // (q.shape[0] * q.shape[1] * k.shape[2]))
     out, maps = [], []
     for part in q.split(rows if q.device.type == "cpu" else q.shape[2], 2):
         probabilities = _probabilities(part, k)
         out.append(probabilities.to(v.dtype) @ v)
-        maps.append(probabilities.index_select(-1, tokens).mean(1))
+        maps.append(probabilities[..., first : first + count].mean(1))
     return torch.cat(out, 2), torch.cat(maps, 1).float()
 
 

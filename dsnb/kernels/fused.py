@@ -108,19 +108,15 @@ def _blend_attention(q, k, v, out, weights, roles, n_queries, n_keys, n_prompts,
 
 
 @triton.jit
-def _store_maps(maps, m, chosen, n_chosen, first, N: tl.constexpr, tokens, n_queries):
-    """Write the columns of m (keys from `first` on) that are chosen, each to its position among the chosen."""
-    keys = first + tl.arange(0, N)
-    slot = tl.full((N,), -1, tl.int32)
-    for j in range(n_chosen):
-        slot = tl.where(keys == tl.load(chosen + j), j, slot)
-    mask = (tokens < n_queries)[:, None] & (slot >= 0)[None, :]
+def _store_maps(maps, m, first, n_chosen, start, N: tl.constexpr, tokens, n_queries):
+    """Write the columns of m (keys from `start` on) that are among the n_chosen keys from `first` on."""
+    slot = start + tl.arange(0, N) - first
+    mask = (tokens < n_queries)[:, None] & ((slot >= 0) & (slot < n_chosen))[None, :]
     tl.store(maps + tokens[:, None] * n_chosen + slot[None, :], m, mask)
-    return tl.sum((slot >= 0).to(tl.int32), 0)
 
 
 @triton.jit
-def _attention_with_maps(q, k, v, out, maps, chosen, n_queries, n_keys, n_chosen, heads, heads_per, scale,
+def _attention_with_maps(q, k, v, out, maps, first, n_queries, n_keys, n_chosen, heads, heads_per, scale,
                          q_b, q_t, k_b, k_l, v_b, v_l, o_b, o_t, m_g, m_b,
                          Q_H: tl.constexpr, K_H: tl.constexpr, V_H: tl.constexpr, O_H: tl.constexpr,
                          DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L0: tl.constexpr,
@@ -149,16 +145,9 @@ def _attention_with_maps(q, k, v, out, maps, chosen, n_queries, n_keys, n_chosen
             out1 = _add_values(out1, p0, p1, v_i, v_l, n_keys, D0, D1, DIM, L0, L1, UP, PRECISION)
             _store(o_i, out1, tokens, n_queries, o_t, D0, D1, DIM)
     maps += group * m_g + row * m_b
-    found = _store_maps(maps, sum0 / heads, chosen, n_chosen, 0, L0, tokens, n_queries)
+    _store_maps(maps, sum0 / heads, first, n_chosen, 0, L0, tokens, n_queries)
     if L1 > 0:
-        found += _store_maps(maps, sum1 / heads, chosen, n_chosen, L0, L1, tokens, n_queries)
-    if found < n_chosen:  # a token chosen twice has two columns: write them one by one
-        for j in range(n_chosen):
-            key = tl.load(chosen + j)
-            m = tl.sum(tl.where((tl.arange(0, L0) == key)[None, :], sum0, 0.0), 1)
-            if L1 > 0:
-                m += tl.sum(tl.where((L0 + tl.arange(0, L1) == key)[None, :], sum1, 0.0), 1)
-            tl.store(maps + tokens * n_chosen + j, m / heads, tokens < n_queries)
+        _store_maps(maps, sum1 / heads, first, n_chosen, L0, L1, tokens, n_queries)
 
 
 @triton.jit
@@ -195,7 +184,7 @@ def unsupported(name: str, *args) -> str | None:
         if args[4].dtype == torch.float64:
             return "x_t is float64, and it computes in float32"
         return None
-    q, k, v, last = args
+    q, k, v, last, *_ = args
     if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         return f"q, k and v must share one of float16, bfloat16 and float32, got {q.dtype} and {k.dtype}"
     if q.shape[3] > 160:
@@ -222,7 +211,7 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Ten
     return out
 
 
-def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
     """`reference.attention_with_maps`."""
     batch, heads, n_queries, dim = q.shape
     q, k, v = (_rows(x) for x in (q, k, v))
@@ -232,9 +221,9 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tupl
     groups = min(heads, triton.cdiv(2 * _processors(q.device), tiles * batch))
     per = triton.cdiv(heads, groups)
     groups = triton.cdiv(heads, per)
-    maps = q.new_empty(groups, batch, n_queries, len(tokens), dtype=torch.float32)
+    maps = q.new_empty(groups, batch, n_queries, count, dtype=torch.float32)
     _attention_with_maps[(tiles, batch, groups)](
-        q, k, v, out, maps, tokens.contiguous(), n_queries, k.shape[2], len(tokens), heads, per,
+        q, k, v, out, maps, first, n_queries, k.shape[2], count, heads, per,
         LOG2_E * dim**-0.5, *_strides(q, k, v, out), maps.stride(0), maps.stride(1), **launch,
         **_constants(q, k, v),
     )  # fmt: skip

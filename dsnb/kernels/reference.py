@@ -25,19 +25,19 @@ def blend_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, roles: Ten
     return torch.einsum("bpt,bphtl,phld->bhtd", weights[roles], scores.softmax(-1), v)
 
 
-def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
     """Attention, and the probabilities of the chosen tokens, averaged over the heads.
 
     Args:
         q: queries (B, heads, T, d).
         k, v: keys and values (B, heads, L, d).
-        tokens: (n,), indices into L.
+        first, count: the chosen tokens.
 
     Returns:
-        The output (B, heads, T, d), and the maps (B, T, n).
+        The output (B, heads, T, d), and the maps (B, T, count).
     """
     probabilities = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
-    return probabilities @ v, probabilities.mean(1)[..., tokens]
+    return probabilities @ v, probabilities.mean(1)[..., first : first + count]
 
 
 def blend_step(

@@ -53,20 +53,19 @@ def student(mean: Values, error: Values, freedom: float, level: float = 0.95) ->
     return mean - reach, mean + reach
 
 
-def bootstrap(statistic: Callable, *columns: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic (Efron 1979).
+def bootstrap(statistic: Callable, *columns: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a statistic (Efron 1979).
 
     Args:
         statistic: of as many arrays as there are columns, and `axis`.
         columns: the values, one per image. All columns have the same images, which are resampled together.
-        level: of confidence, in (0, 1).
 
     Returns:
         Lower and upper end; (NaN, NaN) for fewer than two images.
     """
     if len(columns[0]) < 2:
         return math.nan, math.nan
-    options = {"n_resamples": 2000, "confidence_level": level, "rng": np.random.default_rng(0)}
+    options = {"n_resamples": 2000, "confidence_level": 0.95, "rng": np.random.default_rng(0)}
     with np.errstate(divide="ignore", invalid="ignore"):  # a resampled denominator can be 0
         found = stats.bootstrap(columns, statistic, paired=True, method="percentile", **options)
     return tuple(float(end) for end in found.confidence_interval)

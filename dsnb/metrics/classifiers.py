@@ -72,7 +72,7 @@ class ZeroShotClassifier:
         return (self.clip.scale * torch.stack(views, 1) @ self._text.T).softmax(-1)
 
 
-def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 3, batch: int = 32) -> Tensor:
+def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 3) -> Tensor:
     """Pools features over regions: the weighted mean and standard deviation of every channel.
 
     Features of early layers depend on a few dozen pixels only, so other regions have little effect.
@@ -82,7 +82,6 @@ def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 
         images: (B, 3, H, W) in [0, 1].
         regions: (R, H, W), weights of at least 0.
         layers: how many layers, counted from the first.
-        batch: images per call of the network.
 
     Returns:
         (B, R, D).
@@ -101,7 +100,7 @@ def pool_regions(network: Lpips, images: Tensor, regions: Tensor, layers: int = 
             f"{regions.sum((1, 2)).min():.3g}"
         )
     rows = []
-    for chunk in check_images(images).split(batch):
+    for chunk in check_images(images).split(32):
         parts = []
         for maps in network.features(chunk, layers=layers):
             weights = F.interpolate(regions[:, None].to(maps), maps.shape[2:], mode="area").flatten(1)

@@ -6,7 +6,6 @@ None of them shares weights with the model that is measured.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,7 +156,8 @@ def load_lpips(name: str = "st-alex", device: str | torch.device = "cpu") -> Lpi
         state = torch.load(file, map_location="cpu", weights_only=True)
         body, heads = {k: v for k, v in state.items() if k.startswith("net.")}, state
     else:
-        heads = torch.load(_usual_heads(trunk), map_location="cpu", weights_only=True)
+        file = _package_file("torchmetrics", f"functional/image/lpips_models/{trunk}.pth")
+        heads = torch.load(file, map_location="cpu", weights_only=True)
         try:
             body = torch.hub.load_state_dict_from_url(TRUNKS[trunk], map_location="cpu", weights_only=True)
         except OSError as error:
@@ -193,19 +193,6 @@ def _package_file(package: str, path: str) -> Path:
     if file is None or not file.is_file():
         raise ImportError(f"the perceptual distance needs the package {package}: pip install {package}")
     return file
-
-
-def _usual_heads(trunk: str) -> Path:
-    heads = [
-        ("torchmetrics", f"functional/image/lpips_models/{trunk}.pth"),
-        ("lpips", f"weights/v0.1/{trunk}.pth"),
-    ]
-    for package, path in heads:
-        try:
-            return _package_file(package, path)
-        except ImportError:
-            continue
-    raise ImportError("the usual LPIPS takes its heads from torchmetrics or lpips: pip install 'dsnb[lpips]'")
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -306,13 +293,5 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Transfo
 
 
 def bundled_clip() -> Path:
-    """The folder of the bundled evaluator CLIP. Raises FileNotFoundError if it is missing."""
-    for file in sorted(data_path("models").glob("*/config.json")):
-        if json.loads(file.read_text(encoding="utf-8")).get("model_type") in (
-            "clip",
-            "vision-text-dual-encoder",
-        ):
-            return file.parent
-    raise FileNotFoundError(
-        f"there is no CLIP in {data_path('models')}; pass the folder or the hub id of one"
-    )
+    """The folder of the bundled evaluator CLIP."""
+    return data_path("models", "drawn-world-judge")

@@ -16,8 +16,6 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-import torch
-import torch.nn.functional as F
 import traitlets
 from ipycanvas import Canvas, MultiCanvas, hold_canvas
 from PIL import Image, ImageDraw, ImageFilter
@@ -44,7 +42,7 @@ class Stroke:
     softness: float = 0.3
 
 
-def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2, base: int = 0) -> np.ndarray:
+def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2) -> np.ndarray:
     """The weights of a painted mask. Each stroke covers the ones before: w <- (1 - a) w + a e_style.
 
     a in [0, 1] is the trace of the stroke with its soft edge; e_style is 1 for the stroke's style and 0 for the others.
@@ -53,7 +51,6 @@ def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2, b
         strokes: in the order of painting.
         height, width: of the result.
         n: the number of styles.
-        base: the style of the unpainted image.
 
     Returns:
         (n, height, width), float32, summing to 1.
@@ -64,7 +61,7 @@ def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2, b
     height = checks.integer("height", height, 1, LARGEST_SIDE)
     width = checks.integer("width", width, 1, LARGEST_SIDE)
     weights = np.zeros((n, height, width), np.float32)
-    weights[base] = 1
+    weights[0] = 1
     for stroke in (_checked(each, n) for each in strokes):
         trace = _trace(stroke, height, width)
         weights *= 1 - trace
@@ -299,9 +296,6 @@ class Painter(traitlets.HasTraits):
 
     def _redraw(self) -> None:
         size = (self._canvas.height, self._canvas.width)
-        picture = torch.from_numpy(self._picture.copy()).permute(2, 0, 1)[None].float() / 255
-        picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
-        seen = plotting.color_weights(
-            self.weights(*size), picture.clamp(0, 1), 0.45 if self._strokes else 0.2
-        )
+        picture = Image.fromarray(self._picture).resize(size[::-1])
+        seen = plotting.color_weights(self.weights(*size), picture, 0.45 if self._strokes else 0.2)
         self._canvas[0].put_image_data(plotting.to_array(seen), 0, 0)

@@ -17,8 +17,8 @@ from torch import Tensor
 from ...attention import cross_attention_layers, replaced_processors, token_sizes
 from ...families import Prompts
 from ...inversion import Trajectory
+from ...job import Job, decode_trajectory
 from ...masks import Mask
-from ...methods import Job, decode_trajectory
 from ...models import Model, predict
 from ...sampling import Network
 

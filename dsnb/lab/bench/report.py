@@ -71,7 +71,7 @@ def write_report(folder: Path) -> list[Path]:
     """Writes 15_cost.md and the figures from the CSV files in a folder -> the files."""
     written = [Path(folder) / "15_cost.md"]
     write_whole(written[0], markdown(folder).encode())
-    figures = {"pictures": plot_pictures, "kernels": plot_kernels, "steps": plot_steps}
+    figures = {"pictures": plot_pictures, "kernels": plot_kernels}
     for kind in KINDS:
         if csv_path(folder, kind).is_file():
             rows, suffix = read_csv(csv_path(folder, kind))[1], "" if kind == "cpu" else "_gpu"
@@ -105,24 +105,6 @@ def plot_kernels(rows: pd.DataFrame) -> Figure:
         axes.axvline(1, color="black", linewidth=1)
         axes.set_title(case, fontsize=8)
         axes.set_xlabel("time / lower bound (1: as fast as memory allows)")
-    return figure
-
-
-def plot_steps(rows: pd.DataFrame) -> Figure:
-    """Each measure against the number of steps, a line per method."""
-    found = rows[rows.section == "steps"]
-    parts = found.variant.str.extract(r"(?P<method>.*), (?P<steps>\d+) steps")
-    found = found.join(parts.astype({"steps": int}))
-    figure, panels = _panels(found.metric.nunique())
-    for axes, (metric, lines) in zip(panels, found.groupby("metric", sort=False), strict=True):
-        for color, (method, line) in zip(STYLE_COLORS, lines.groupby("method", sort=False), strict=False):
-            axes.errorbar(line.steps, line.value, line.spread, marker="o", color=color, label=method)
-        axes.set(xlabel="denoising steps", xlim=(0, 1.05 * found.steps.max()))
-        decibel = (lines.unit == "dB").all()
-        axes.set_title(f"{metric}, dB" if decibel else metric, fontsize=9)
-        if not decibel:
-            axes.set_ylim(0, 1.02)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -18,6 +18,7 @@ from ...methods import METHODS
 from ...models import Model
 from ...plotting import figures_folder, save_figure, show_grid
 from ..grid.command import exit_status
+from ..grid.parameters import parse_settings
 from ..world import split
 from .measuring import open_networks
 from .report import COMPARED, read_rows, write_report
@@ -145,13 +146,8 @@ def parse_parameters(words: Sequence[str]) -> dict[str, object]:
         ValueError: a name is unknown, or a value is of another kind.
     """
     found: dict[str, object] = {"masks": MASKS, "pairs": prompts.pairs()}
-    given: dict[str, str] = {}
-    for word in words:
-        name, _, text = word.partition("=")
+    for name, text in parse_settings(words, "-p").items():
         checks.one_of("-p", name, PARAMETERS)
-        if name in given:
-            raise ValueError(f"-p {name} is given twice, {given[name]!r} and {text!r}")
-        given[name] = text
         try:
             found[name] = PARAMETERS[name](text)
         except ValueError:

@@ -11,7 +11,7 @@ import pandas as pd
 from ...files import write_whole
 from ...methods import METHODS
 from ...plotting import save_figure
-from .plots import HEADLINE, draw_differences, draw_means, draw_questions, draw_ranks
+from .plots import HEADLINE, draw_differences, draw_means, draw_questions
 from .tables import (
     MEASURES,
     against_ground_truth,
@@ -129,10 +129,6 @@ def _write_part(table: pd.DataFrame, folder: Path, stem: str) -> None:
     groups = summed.groupby(["pair", "mask"], sort=False)
     sections = {f"{pair}, {mask} mask": wide(part) for (pair, mask), part in groups}
     _write(folder / f"{stem}_table", summed, f"Mean ± standard error over images. {head(table)}.", sections)
-    by_method = summary(table, ["method"])
-    means = by_method.pivot_table(index="measure", columns="method", values="mean", sort=False)
-    save_figure(draw_ranks(means), folder / f"{stem}_table")
-
     short = overview(table)
     sections = {pair: wide(part, cell="interval") for pair, part in short.groupby("pair", sort=False)}
     seams = short[short.measure == "seam_single"].assign(distance=lambda seam: (seam["mean"] - 1).abs())

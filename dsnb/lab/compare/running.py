@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 import dsnb
 
 from ...files import write_whole
-from ...images import to_pil
 from ...inversion import Trajectory, from_noise, invert
 from ...masks import Mask, linear, logistic
 from ...methods import blend, blend_pixels, decode, default_guidance
@@ -125,8 +124,8 @@ def compare_image(
     methods: Sequence[str],
     masks: Sequence[str],
     nets: Networks,
-    seeds: Sequence[int] = (0,),
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    seeds: Sequence[int],
+    settings: Settings,
 ) -> tuple[list[dict], dict[tuple[str, str], Tensor]]:
     """Draw one task by every method, with every mask and seed, and measure the results.
 
@@ -215,7 +214,7 @@ def compute(run: Run, model: Model, nets: Networks, seeds: Sequence[int], folder
             if k < EXAMPLES:
                 shown = [] if settings.from_noise else [task.image]
                 shown += [batch[[index]] for (mask, _), batch in images.items() if mask == run.masks[-1]]
-                write_whole(files[k, seed].with_suffix(".png"), png_bytes(to_pil(torch.cat(shown, dim=3))))
+                write_whole(files[k, seed].with_suffix(".png"), png_bytes(torch.cat(shown, dim=3)))
             text = table[table.seed == seed].to_json(orient="records", double_precision=15)
             write_whole(files[k, seed], text.encode())
     return pd.concat([pd.DataFrame(_read_json(file)) for file in files.values()], ignore_index=True)

@@ -30,16 +30,6 @@ def build(latent_channels: int = LATENT_CHANNELS, width: int = 64) -> Autoencode
     ).to(memory_format=torch.channels_last)
 
 
-def extend(exported: AutoencoderTiny) -> AutoencoderTiny:
-    """The exported autoencoder, with new blocks before its decoder's last layer where `build` has more of them."""
-    network, weights = build(exported.config.latent_channels), exported.state_dict()
-    network.register_to_config(scaling_factor=exported.config.scaling_factor)
-    old, new = (f"decoder.layers.{len(part.decoder.layers) - 1}." for part in (exported, network))
-    moved = {key.replace(old, new): value for key, value in weights.items()}
-    network.load_state_dict(network.state_dict() | moved)
-    return network
-
-
 def crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One crop of every image (B,3,H,W), at the same position in all of them: (B,3,CROP,CROP)."""
     room = torch.tensor(images.shape[-2:]) - CROP + 1

@@ -4,14 +4,13 @@ The world is drawn, so the ground truth in any style is known, and so is what th
 of the model are shown beside those of the ground truth. The model is measured as users get it, from its folder.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
@@ -271,13 +270,9 @@ def _networks(model: models.Model) -> tuple:
 def write_table(rows: list[Row], path: Path) -> None:
     """Write the rows as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(["measure", "value", "error", "pictures", "bar", "passed"])
-    for row in rows:
-        error = "" if math.isnan(row.error) else f"{row.error:.3f}"
-        writer.writerow([row.name, f"{row.value:.3f}", error, row.count, row.bar, row.passed])
-    write_whole(path, file.getvalue().encode())
+    kept = [(r.name, r.value, r.error, r.count, r.bar, r.passed) for r in rows]
+    table = pd.DataFrame(kept, columns=["measure", "value", "error", "pictures", "bar", "passed"])
+    write_whole(path, table.to_csv(index=False, float_format="%.3f").encode())
 
 
 def as_markdown(rows: list[Row]) -> str:

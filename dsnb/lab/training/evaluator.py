@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 
 import torch
 
-from ...metrics.networks import load_clip
 from ...metrics.perceptual import Clip
 from ..world import OBJECTS, STYLES, Pictures, draw, random_pictures, random_styles
 from ..world.captions import PARAPHRASES, describe, object_captions
@@ -41,15 +39,6 @@ class Evaluator:
         seen = torch.cat([self.clip.image_features(part) for part in images.split(64)])
         read = [torch.stack([self._read[text] for text in row]) for row in texts]
         return torch.stack([each @ one for each, one in zip(read, seen, strict=True)])
-
-
-def open_evaluator(folder: Path, device="cpu") -> Evaluator:
-    """Open the evaluator CLIP that `clip.save_evaluator` wrote. Raises FileNotFoundError where there is none."""
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"there is no evaluator in {folder}; the stage `evaluator` of the recipe makes it"
-        )
-    return Evaluator(load_clip(folder, device))
 
 
 def sides(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

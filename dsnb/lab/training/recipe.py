@@ -20,13 +20,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ... import checks
 from ...files import write_whole
+from ...metrics.networks import load_clip
 from ...plotting import save_figure
 from ..world import captions
 from . import autoencoder as autoencoders
 from . import clip, diffusion
 from .card import HISTORY, write_card, write_evaluator_card, write_history
 from .evaluate import evaluate, measure_reading, write_table
-from .evaluator import Evaluator, ground_truth, open_evaluator, top
+from .evaluator import Evaluator, ground_truth, top
 from .export import export, plot_logs
 from .loop import Plan, save_checkpoint
 
@@ -129,7 +130,7 @@ def start_from(recipe: Recipe) -> Recipe:
     """
     source, state = Path(recipe.source), recipe.state
     try:
-        vae = autoencoders.extend(AutoencoderTiny.from_pretrained(source / "vae", torch_dtype=torch.float32))
+        vae = AutoencoderTiny.from_pretrained(source / "vae", torch_dtype=torch.float32)
         unet = UNet2DConditionModel.from_pretrained(source / "unet", torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"source {recipe.source!r} holds no model of this recipe: {error}") from None
@@ -247,7 +248,7 @@ def run(recipe: Recipe) -> Path | None:
     if evaluator_plan.seconds or (state / "evaluator.pt").is_file():
         evaluator = clip.train("evaluator", tokenizer, evaluator_plan, state, device, good)
         clip.save_evaluator(evaluator, tokenizer, state / "evaluator")
-        rows = measure_reading(open_evaluator(state / "evaluator", device), 360)
+        rows = measure_reading(Evaluator(load_clip(state / "evaluator", device)), 360)
         write_evaluator_card(state / "evaluator", rows, state, evaluator_plan.batch, evaluator_plan.seed)
     if recipe.out is not None and (state / "evaluator").is_dir():
         shutil.copytree(state / "evaluator", f"{recipe.out}-judge", dirs_exist_ok=True)
@@ -271,7 +272,9 @@ def run(recipe: Recipe) -> Path | None:
     write_history(folder, state, batches, recipe)
     rows = []
     if recipe.pictures and (state / "evaluator").is_dir():
-        rows, drawn = evaluate(folder, open_evaluator(state / "evaluator", device), recipe.pictures, device)
+        rows, drawn = evaluate(
+            folder, Evaluator(load_clip(state / "evaluator", device)), recipe.pictures, device
+        )
         write_table(rows, state / "evaluation.csv")
         for name, figure in drawn.items():
             save_figure(figure, figures / name)
