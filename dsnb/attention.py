@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
+from . import checks
 from .kernels import AttentionPlan, blend_attention, make_plan
 from .masks import Mask
 from .models import network_lock, refuse_ip_adapter
@@ -165,15 +166,19 @@ def blend_cross_attention(
         RuntimeError: the UNet is hooked already.
         ValueError: a wrong number of contexts, a pass out of range, no layer is chosen, or, in a call of the UNet,
             latents of another size.
+        TypeError: a parameter of a wrong type.
         NotImplementedError: attention that cannot be blended.
     """
+    checks.instance("contexts", contexts, Tensor, "encode_prompts(model, prompts).text is one")
+    checks.instance("mask", mask, Mask, "dsnb.masks.from_weights makes one of an array")
+    size, layers = checks.size("size", size), checks.function("layers", layers)
     if len(contexts) != mask.n + 1:
         raise ValueError(
             f"the mask has {mask.n} styles, so {mask.n + 1} contexts are needed; got {len(contexts)}"
         )
-    passes = tuple(float(factor) for factor in passes)
-    if not passes or not all(0 <= factor <= 1 for factor in passes):
-        raise ValueError(f"passes must be one or more weights from 0 to 1, got {passes}")
+    passes = tuple(checks.numbers("passes", passes, low=0, high=1))
+    if not passes:
+        raise ValueError("passes must be one or more weights from 0 to 1, got none")
     every = cross_attention_layers(unet)
     names = [name for name in every if layers is None or layers(name)]
     if not names:

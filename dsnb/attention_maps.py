@@ -5,6 +5,7 @@ attention, it records the attention from the image to the text. It keeps one sum
 prompt, head group and token, so the memory does not grow with the steps.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def record_attention(
             encoders, the tokens are those of T5, or else of the first CLIP.
         size: height and width of the latents.
         layers: names of layers, or a function of a name that chooses them; default all cross-attentions.
-        groups: the number of groups into which each layer's heads are divided, at least 1.
+        groups: the number of equal groups into which each layer's heads are divided.
         buckets: the number of parts into which the denoising is divided, at least 1.
 
     Yields:
@@ -70,6 +71,7 @@ def record_attention(
             different prompts have the same tokens ("A bear" and "a bear" for CLIP).
         NotImplementedError: attention that cannot be recorded, such as method "joint".
     """
+    checks.instance("model", model, Model, "dsnb.load opens one")
     if model.family.attention == "plain joint":
         raise NotImplementedError(
             f"attention maps are not there for {model.family.name}, whose texts have no fixed length; use a model of "
@@ -82,8 +84,7 @@ def record_attention(
     unet = model.unet
     names = choose_layers(cross_attention_layers(unet), layers)
     check_hookable(unet, names)
-    heads = min(unet.get_submodule(name).heads for name in names)
-    groups = checks.integer("groups", groups, 1, heads)  # the smallest number of heads of a layer
+    groups = _equal_groups(groups, math.gcd(*(unet.get_submodule(name).heads for name in names)))
     with model.lock:
         maps = AttentionMaps(model, prompts, size, groups, buckets)
         ours = {name: RecordProcessor(name, unet.get_submodule(name).processor, maps) for name in names}
@@ -95,6 +96,13 @@ def record_attention(
         finally:
             for watch in watches:
                 watch.remove()
+
+
+def _equal_groups(groups: int, heads: int) -> int:
+    """Refuses groups of unequal size, because heat maps are the mean of all groups."""
+    if heads % checks.integer("groups", groups, 1, heads):
+        raise ValueError(f"groups must divide the {heads} heads equally, got {groups}")
+    return groups
 
 
 @contextmanager
@@ -114,7 +122,7 @@ def _record_joint(
         if re.fullmatch(r"(single_)?transformer_blocks\.\d+", name)
     ]
     names, heads = choose_layers(blocks, layers), network.config.num_attention_heads
-    maps = AttentionMaps(model, prompts, size, checks.integer("groups", groups, 1, heads), buckets)
+    maps = AttentionMaps(model, prompts, size, _equal_groups(groups, heads), buckets)
     watch = JointWatch(blocks, names, maps, model.family.text_first)
     before = network.register_forward_pre_hook(watch.begin, with_kwargs=True)
     after = network.register_forward_hook(watch.end, always_call=True)

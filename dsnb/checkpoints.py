@@ -16,7 +16,7 @@ from . import checks, data_path
 from .families import Settings, family_of
 from .methods import JOINT_METHODS, METHODS
 from .models import DiffusionPipeline, Model
-from .weights import PICKLES, fetch, open_file, open_folder
+from .weights import PICKLES, UNUSED, fetch, open_file, open_folder
 
 BUNDLED = "drawn-world"
 DTYPES = {
@@ -122,8 +122,12 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         )
     if device.type == "meta":
         raise ValueError("device 'meta' holds no numbers, so nothing can be drawn there; use 'cpu'")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' was asked for, but it is not available; use 'cpu'")
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, ImportError, RuntimeError):
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but it is not available; use 'cpu'"
+        ) from None
     return device
 
 
@@ -155,12 +159,17 @@ def _parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
 def _model(pipe: DiffusionPipeline, name: str, folder: Path) -> Model:
     """Checks an open pipeline and makes a model of it."""
     family = family_of(type(pipe).__name__, name)
+    spare = (*UNUSED, "text_encoder_3", "tokenizer_3")  # Stable Diffusion 3 draws without T5, too
+    absent = [part for part, given in pipe.components.items() if given is None and part not in spare]
+    if absent:
+        raise ValueError(
+            f"model {name!r} has no {', '.join(absent)}; open the pipeline with all of its parts"
+        )
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     try:
         family.check(pipe)
     except (ValueError, NotImplementedError) as error:
         raise type(error)(f"model {name!r}: {error}") from error
-    family.prepare(pipe)
     for network in networks:
         network.eval().requires_grad_(False)
     settings = _settings(folder, family.settings_of(pipe))

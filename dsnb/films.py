@@ -60,7 +60,7 @@ def make_film(frames: Sequence[Picture], alt: str, seconds: float = 4.0, rest: f
         The film, of at most `LARGEST_FILM` bytes. If it is larger, its quality is reduced first, then its size.
 
     Raises:
-        ValueError: fewer than two frames, frames of different sizes, or a time out of range.
+        ValueError: fewer than two frames or thousands of them, frames of different sizes, or a time out of range.
         TypeError: a time is not a number, or `alt` is not a text.
     """
     seconds = checks.number("seconds", seconds, high=3600, above=0)
@@ -78,7 +78,9 @@ def make_film(frames: Sequence[Picture], alt: str, seconds: float = 4.0, rest: f
             data = _encode(images, durations, quality)
             if len(data) <= LARGEST_FILM:
                 return Film(data, alt)
-        smaller = [max(1, round(0.8 * side)) for side in images[0].size]
+        if images[0].size == (1, 1):
+            raise ValueError(f"frames has {len(images)} images; so many do not fit into {LARGEST_FILM} bytes")
+        smaller = [max(1, int(0.8 * side)) for side in images[0].size]
         images = [image.resize(smaller, Image.Resampling.LANCZOS) for image in images]
 
 

@@ -48,8 +48,11 @@ def read_image(
         height, width = checks.size("size", size, 8, LARGEST_SIDE)
     image = _open(source)
     if image.mode.startswith(("I", "F")):
-        image = Image.fromarray((_deep(image) * 255).round().astype(np.uint8))
-    if _has_alpha(image):
+        grey = _deep(image)
+        if "transparency" in image.info:
+            grey[np.asarray(image) == image.info["transparency"]] = 1
+        image = Image.fromarray((grey * 255).round().astype(np.uint8))
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
@@ -74,7 +77,7 @@ def read_grey(source: str | os.PathLike | Image.Image | np.ndarray | IO[bytes]) 
     image = _open(source)
     if image.mode.startswith(("I", "F")):
         return _deep(image)
-    if _has_alpha(image):
+    if image.has_transparency_data:
         alpha = np.asarray(image.convert("RGBA"))[..., 3] / 255.0
         if np.ptp(alpha) > 0:
             return alpha
@@ -151,10 +154,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8:
         raise ValueError(f"an image array must hold uint8, or floats in [0, 1]; got {array.dtype}")
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def _deep(image: Image.Image) -> np.ndarray:

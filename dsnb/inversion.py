@@ -207,7 +207,8 @@ def invert(
     """
     settings = checks.instance("model", model, Model, "dsnb.load opens one").settings
     steps = settings.steps if steps is None else checks.integer("steps", steps, 1)
-    skip = round(settings.skip * steps / settings.steps) if skip is None else skip
+    if skip is None:
+        skip = min(round(settings.skip * steps / settings.steps), steps - 1)
     guidance = settings.encoder_guidance if guidance is None else checks.number("guidance", guidance)
     negative_prompt = check_negative_prompt(model, negative_prompt)
     checks.one_of("method", method, METHODS)

@@ -132,10 +132,10 @@ def decode_trajectory(
         )
     return denoise(
         network,
-        trajectory.x_T.to(model.device, copy=True),  # a callback may change what it sees, not the trajectory
+        trajectory.x_T.to(model.device, torch.float32, copy=True),  # a callback may change what it sees
         schedule,
         eta=trajectory.eta,
-        noises=trajectory.noises.to(model.device),
+        noises=trajectory.noises.to(model.device, torch.float32),
         callback=callback,
         progress=progress,
     )

@@ -168,7 +168,7 @@ class Mask:
             on = torch.tensor([float(s <= progress < e) for s, e in zip(starts, ends, strict=True)])
             on = on.to(x).reshape(-1, *[1] * x.dim())
             raw = self.field(x, y, progress) * on
-            return torch.where(raw.sum(0, keepdim=True) > 0, raw, on)
+            return torch.where((raw == 0).all(0, keepdim=True), on, raw)
 
         return replace(self, field=field, timed=True)
 

@@ -32,6 +32,7 @@ def memory_estimate(
         ValueError: a parameter out of range, or a method that the family does not have.
         TypeError: a parameter of a wrong type.
     """
+    checks.instance("model", model, Model, "dsnb.load opens one")
     checks.one_of("method", method, methods_of(model))
     n, batch = checks.integer("n", n, 2), checks.integer("batch", batch, 1)
     factor, patch = model.latent_factor, model.family.patch

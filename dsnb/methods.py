@@ -234,9 +234,14 @@ def blend_pixels(images: Tensor, mask: Mask) -> Tensor:
         (B, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: the mask is timed.
+        ValueError: the mask is timed, or `images` has another shape or holds no floating-point numbers.
     """
     refuse_timed(mask)
+    if images.dim() != 5 or len(images) != mask.n or not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating-point numbers of shape ({mask.n}, B, 3, H, W), got {images.dtype} of shape "
+            f"{tuple(images.shape)}"
+        )
     weights = mask.weights(*images.shape[-2:]).to(images)
     return (weights[:, None, None] * images).sum(0).clamp(0, 1)
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -151,8 +152,8 @@ def encode_image(model: Model, image: Tensor) -> Tensor:
         ValueError: another shape, dtype or range.
     """
     check_image(model, image)
-    with torch.no_grad():
-        pixels = (2 * image - 1).to(model.device, model.vae.dtype)
+    with model.lock, torch.no_grad(), model.family.autoencoder(model.pipe) as vae:
+        pixels = (2 * image - 1).to(model.device, vae.dtype)
         latents = model.family.encode_image(model.pipe, pixels)
     shift, scale = _latent_scale(model, latents)
     return (latents.float() - shift) * scale
@@ -200,9 +201,9 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
             "latents must be finite, some are NaN or infinite: the guidance is too large, or the model's weights "
             f"or its dtype ({model.dtype}) are at fault"
         )
-    with torch.no_grad():
+    with model.lock, torch.no_grad(), model.family.autoencoder(model.pipe) as vae:
         shift, scale = _latent_scale(model, latents)
-        pixels = model.family.decode_latents(model.pipe, (latents / scale + shift).to(model.vae.dtype))
+        pixels = model.family.decode_latents(model.pipe, (latents / scale + shift).to(vae.dtype))
     if not torch.isfinite(pixels).all():
         raise ValueError(
             f"the autoencoder of model {model.name!r} made NaN or infinite pixels: the latents (up to "
@@ -231,22 +232,22 @@ def encode_prompts(
 
     Raises:
         ValueError: a guidance that the model cannot use, or rows of a wrong shape.
+        TypeError: `prompts` is neither rows nor a list of texts.
     """
     told = None
     if guidance is not None and not model.guided:
         told = model.family.tell_guidance(model.pipe, torch.as_tensor(guidance, device=model.device))
     first = [] if negative_prompt is None else [negative_prompt]
     if not isinstance(prompts, Prompts):
-        return replace(_encode_texts(model, [*first, *prompts]), guidance=told)
+        return replace(_encode_texts(model, [*first, *checks.texts("prompts", prompts)]), guidance=told)
     rows = prompts.after(_encode_texts(model, first or [""]))
     return replace(rows if first else rows[1:], guidance=told)
 
 
 def _encode_texts(model: Model, prompts: Sequence[str]) -> Prompts:
     tokenizer, room = model.family.text_room(model.pipe)
-    convert = getattr(model.pipe, "maybe_convert_prompt", lambda prompt, tokenizer: prompt)
     for prompt in prompts:
-        ids = tokenizer(convert(prompt, tokenizer), add_special_tokens=False).input_ids
+        ids = tokenizer(written_out(model.pipe, prompt, tokenizer), add_special_tokens=False).input_ids
         if len(ids) > room:
             cut = tokenizer.decode(ids[room:]).strip()
             warnings.warn(
@@ -254,7 +255,15 @@ def _encode_texts(model: Model, prompts: Sequence[str]) -> Prompts:
                 stacklevel=2,
             )
     with model.lock, torch.no_grad(), quietly():
-        return model.family.encode_prompts(model.pipe, prompts)
+        rows = model.family.encode_prompts(model.pipe, prompts)
+    pooled = None if rows.pooled is None else rows.pooled.to(model.dtype)
+    return replace(rows, text=rows.text.to(model.dtype), pooled=pooled)
+
+
+def written_out(pipe: DiffusionPipeline, prompt: str, tokenizer: Any) -> str:
+    """The prompt as the pipeline reads it: a learned word of several vectors becomes as many words."""
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+    return convert(prompt, tokenizer) if convert else prompt
 
 
 def refuse_blending(network: ModelMixin) -> None:

@@ -78,10 +78,11 @@ def blend_panel(
     """
     checks.one_of("method", method, TITLES)
     checks.one_of("shape", shape, SHAPES)
+    captions = checks.texts("captions", captions)
     if len(images) != len(captions) or len(set(captions)) != len(captions):
-        raise ValueError(
-            f"captions must be one different text per image ({len(images)}), got {list(captions)}"
-        )
+        raise ValueError(f"captions must be one different text per image ({len(images)}), got {captions}")
+    if len(pair) != 2:
+        raise ValueError(f"pair must be two styles, got {pair!r}")
     if guidance is None:
         guidance = model.settings.guidance_of(method)
     steps = model.settings.steps if steps is None else steps

@@ -162,7 +162,7 @@ def show_grid(
 
     Raises:
         ValueError: for no image, or a wrong number of titles or columns, or a wrong width.
-        TypeError: for columns or a width that are not numbers.
+        TypeError: for columns or a width that are not numbers, or titles that are not a list.
     """
     arrays = [to_array(image, f"images[{i}]") for i, image in enumerate(several("images", images))]
     if not arrays:
@@ -170,13 +170,13 @@ def show_grid(
     columns = min(len(arrays), 8) if columns is None else checks.integer("columns", columns, 1)
     width = checks.number("width", width, above=0)
     rows = -(-len(arrays) // columns)
-    titles = list(titles or [])
+    titles = _labels("titles", titles)
     if titles and len(titles) not in (columns, len(arrays)):
         raise ValueError(
             f"titles has {len(titles)} entries; expected {len(arrays)}, one per image, "
             f"or {columns}, one per column"
         )
-    row_titles = list(row_titles or [])
+    row_titles = _labels("row_titles", row_titles)
     if row_titles and len(row_titles) != rows:
         raise ValueError(f"row_titles has {len(row_titles)} entries; expected {rows}")
 
@@ -214,6 +214,13 @@ def several(name: str, images: Pictures) -> Pictures:
     return images
 
 
+def _labels(name: str, given: Sequence | None) -> list:
+    """A list of titles. Raises TypeError for a single text, which Python would read as a list of letters."""
+    if isinstance(given, str):
+        raise TypeError(f"{name} must be a list, got {given!r}")
+    return [] if given is None else list(given)
+
+
 def film_strip(
     rows: Mapping[str, Pictures], labels: Sequence[str] | None = None, frames: int = 8, width: float = 1.2
 ) -> Sheet:
@@ -230,6 +237,7 @@ def film_strip(
 
     Raises:
         ValueError: for rows of different lengths, or a wrong number of labels or frames.
+        TypeError: for labels that are not a list.
     """
     if not rows:
         raise ValueError("rows is empty; expected a dictionary from row title to images")
@@ -239,7 +247,7 @@ def film_strip(
         raise ValueError(f"rows has {lengths} images per row; expected equally many, at least one")
     frames = checks.integer("frames", frames, 1)
     shown = np.unique(np.linspace(0, total - 1, min(frames, total)).round().astype(int))
-    labels = [f"step {index}" for index in range(total)] if labels is None else list(labels)
+    labels = [f"step {index}" for index in range(total)] if labels is None else _labels("labels", labels)
     if len(labels) != total:
         raise ValueError(f"labels has {len(labels)} entries; expected {total}, one per step")
     pictures = [row[index] for row in rows.values() for index in shown]

@@ -8,7 +8,7 @@ for Image Inpainting". Statistics as style: Huang & Belongie 2017, "Arbitrary St
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from .attention import (
     check_hookable,
     layer_level,
     project_out,
+    refuse_other_size,
     replaced_processors,
     split_heads,
     token_sizes,
@@ -106,20 +107,12 @@ class Regions:
             self._biases[height * width] = bias.to(self._like.dtype)
 
     def weights(self, height: int, width: int) -> Tensor:
-        """The mask (N, height, width). Raises ValueError for a size that the UNet does not have."""
-        return self._look_up(self._weights, (height, width))
+        """The mask (N, height, width) at one of the UNet's resolutions."""
+        return self._weights[height, width]
 
     def bias(self, tokens: int) -> Tensor:
-        """The bias (tokens, tokens) of self-attention. Raises ValueError for a size that the UNet does not have."""
-        return self._look_up(self._biases, tokens)
-
-    def _look_up(self, found: dict[Any, Tensor], size: Any) -> Tensor:
-        if size not in found:
-            raise ValueError(
-                f"features of size {size} do not fit latents halved as {self._sizes}; pass `size` as the height and "
-                "width of the latents that the UNet is called with"
-            )
-        return found[size]
+        """The bias (tokens, tokens) of self-attention at one of the UNet's resolutions."""
+        return self._biases[tokens]
 
 
 def _loads_itself(layer: nn.Module) -> bool:
@@ -198,11 +191,15 @@ def regional_context(
 
     Raises:
         RuntimeError: the UNet is hooked already.
-        ValueError: `layers` chooses nothing, or `strength` is out of range.
+        ValueError: `layers` chooses nothing, `strength` is out of range, or, in a call of the UNet, latents of another
+            size.
+        TypeError: a parameter of a wrong type.
         NotImplementedError: a self-attention with another processor than diffusers' plain one, or a normalisation whose
             weights are offloaded layer by layer.
     """
     strength = checks.number("strength", strength, 0)
+    checks.instance("mask", mask, Mask, "dsnb.masks.from_weights makes one of an array")
+    size, layers = checks.size("size", size), checks.function("layers", layers)
     unet = getattr(unet, "_orig_mod", unet)  # of a compiled one
     norms = [name for name, module in unet.named_modules() if isinstance(module, nn.GroupNorm)]
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
@@ -228,12 +225,14 @@ def regional_context(
         like = torch.empty(0, dtype=unet.dtype, device="cpu" if stored.is_meta else stored.device)
         regions = Regions(mask, size, levels, strength, like)
         ours = {name: RegionalProcessor(unet.get_submodule(name).processor, regions) for name in names}
+        watch = unet.register_forward_pre_hook(partial(refuse_other_size, size), with_kwargs=True)
         try:
             for name, norm in plain.items():
                 _replace(unet, name, RegionalNorm(norm, regions))
             with replaced_processors(unet, ours):
                 yield regions
         finally:
+            watch.remove()
             for name, norm in plain.items():
                 _replace(unet, name, norm)
 

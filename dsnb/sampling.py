@@ -199,8 +199,9 @@ def denoise(
         The clean latents (B, C, h, w).
 
     Raises:
-        ValueError: eta is above 0 and there are no noises; or shapes do not fit.
+        ValueError: eta is out of range, or above 0 without noises; or shapes do not fit.
     """
+    eta = checks.number("eta", eta, 0, 1)
     if eta > 0:
         wanted = (len(schedule), *x_T.shape)
         if noises is None:

@@ -17,7 +17,7 @@ from .attention import token_sizes
 from .images import LARGEST_SIDE
 from .kernels import AttentionPlan, attention_with_maps
 from .masks import Mask, from_weights
-from .models import Model, encode_prompts
+from .models import Model, encode_prompts, written_out
 
 Layers = Callable[[str], bool] | Collection[str] | None
 
@@ -28,13 +28,14 @@ class AttentionMaps:
     def __init__(
         self, model: Model, prompts: str | Sequence[str], size: tuple[int, int], groups: int, buckets: int
     ):
-        self.prompts = [prompts] if isinstance(prompts, str) else checks.texts("prompts", prompts)
-        if not self.prompts:
+        given = [prompts] if isinstance(prompts, str) else checks.texts("prompts", prompts)
+        if not given:
             raise ValueError("prompts is empty; expected at least one")
         self.size, self.groups = checks.size("size", size), groups
         self.buckets = checks.integer("buckets", buckets, 1)
         self.layers: dict[str, tuple[int, int]] = {}  # the layers recorded so far, and their height and width
         self._tokenizer, room = model.family.text_room(model.pipe)
+        self.prompts = [written_out(model.pipe, prompt, self._tokenizer) for prompt in given]
         length = room + self._tokenizer.num_special_tokens_to_add()
         options = {"truncation": True, "max_length": length, "return_offsets_mapping": True}
         read = [self._tokenizer(prompt, **options) for prompt in self.prompts]
@@ -50,7 +51,7 @@ class AttentionMaps:
         # the first and the last character of each token
         self._spans: list[list[tuple[int, int]]] = [each.offset_mapping for each in read]
         self.text_offset = model.family.text_offset(model.pipe)
-        self._embedded = encode_prompts(model, self.prompts).text.float()
+        self._embedded = encode_prompts(model, given).text.float()
         self._tolerance = max(1e-3, 16 * torch.finfo(model.dtype).eps)  # rounding depends on the batch
         self._trained = model.scheduler.config.num_train_timesteps
         self._time_unit = model.family.time_unit
@@ -142,7 +143,8 @@ class AttentionMaps:
             ValueError: something that was not recorded; the message lists what was.
             TypeError: `steps`, `group` or `layers` of a wrong type.
         """
-        where = self._where(word, self._prompt(prompt))
+        prompt = self.prompts.index(self.prompts[self._prompt(prompt)])  # equal prompts have one map
+        where = self._where(word, prompt)
         if not self._counts or not any(counts[:, prompt].any() for counts in self._counts.values()):
             raise ValueError(
                 f"nothing was recorded for prompt {prompt}, {self.prompts[prompt]!r}: "

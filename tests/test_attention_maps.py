@@ -1,12 +1,14 @@
 """Recorded attention maps: what they hold, what they cost, and that recording changes nothing."""
 
+import copy
+
 import pytest
 import torch
 
 import dsnb
 from dsnb import masks, models
 from dsnb.attention import blend_cross_attention, cross_attention_layers
-from dsnb.attention_maps import record_attention
+from dsnb.attention_maps import _equal_groups, record_attention
 
 SIZE = (12, 20)  # halves are 6 x 10 and 3 x 5: no token count is a square
 LEFT, RIGHT = "a red bear", "an ink sketch of a bear"
@@ -158,8 +160,24 @@ def test_prompts_with_the_same_tokens_are_refused(tiny):
     with pytest.raises(ValueError, match="prompts 'A bear' and 'a bear' have the same tokens"):
         with record_attention(tiny, ["A bear", "an owl", "a bear"], SIZE):
             pass
-    with record_attention(tiny, [LEFT, LEFT], SIZE):
-        pass
+
+
+def test_equal_prompts_have_one_map(tiny, x):
+    with record_attention(tiny, [LEFT, RIGHT, LEFT], SIZE) as maps:
+        call(tiny, x, [LEFT, RIGHT])
+    assert torch.equal(maps.heat("bear", prompt=2), maps.heat("bear", prompt=0))
+
+
+def test_a_learned_word_of_several_vectors_moves_the_words_after_it(tiny, x, generator):
+    parts = {name: copy.deepcopy(getattr(tiny.pipe, name)) for name in ("tokenizer", "text_encoder")}
+    taught = dsnb.load(type(tiny.pipe)(**{**tiny.pipe.components, **parts}, requires_safety_checker=False))
+    learned = {"<mine>": torch.randn(3, 32, generator=generator)}
+    taught.pipe.load_textual_inversion(learned, "<mine>")
+    with record_attention(taught, "a <mine> bear", SIZE) as maps:
+        call(taught, x, ["a <mine> bear"])
+    names = maps.tokens()
+    assert [names[index] for index in maps.words()["bear"]] == list("bear")
+    assert len(maps.words()["mine"]) == 3
 
 
 def test_heat_is_a_share_at_any_size(tiny, x):
@@ -289,3 +307,9 @@ def test_what_is_wrong_is_said(tiny, x):
             maps.heat(2, **options)
     with pytest.raises(ValueError, match=r"group must be among \[0\], got 1"):
         maps.heat("bear", group=1)
+
+
+def test_groups_are_equal():
+    assert _equal_groups(2, 4) == 2
+    with pytest.raises(ValueError, match="groups must divide the 4 heads equally, got 3"):
+        _equal_groups(3, 4)

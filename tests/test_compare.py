@@ -214,14 +214,15 @@ def test_a_run_goes_on_where_it_stopped(tiny, nets, tmp_path):
 
 
 def test_a_folder_belongs_to_one_model_and_one_set_of_settings(tiny, tmp_path):
+    running.claim(tmp_path, tiny, {"steps": 600})  # fails later, without any row
     running.claim(tmp_path, tiny, {"steps": 3})
+    (tmp_path / "compare-pixel-000-0.json").write_text("[]")
     running.claim(tmp_path, tiny, {"steps": 3})
     with pytest.raises(ValueError, match="holds rows with steps 3, not 4; choose another --output"):
         running.claim(tmp_path, tiny, {"steps": 4})
     other = replace(tiny, settings=replace(tiny.settings, guidance=1.5))
     with pytest.raises(ValueError, match="holds rows with defaults"):
         running.claim(tmp_path, other, {"steps": 3})
-    (tmp_path / "compare-pixel-000-0.json").write_text("[]")
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(ValueError, match="settings.json cannot be read as JSON"):
         running.claim(tmp_path, tiny, {"steps": 3})
@@ -296,6 +297,20 @@ def test_images_that_are_left_out_are_told(project, tiny):
     with pytest.warns(UserWarning, match="the first 1 of the 2 images of the pairs file are used"):
         (run,) = command.plan("compare", given, chosen, tiny)
     assert [task.name for task in run.tasks] == ["bear"]
+
+
+def test_more_images_leave_the_tasks_of_the_first_ones_where_they_are(project, tiny):
+    path = project / "data" / "pairs.json"
+    path.write_text(
+        json.dumps([ENTRY, ENTRY | {"img_path": "../Pixel_interpolation/images/bear.png"}, ENTRY])
+    )
+    chosen = command.parse_parameters([f"pairs_file={path}"])
+    with pytest.warns(UserWarning, match="the first 1 of the 2 images"):
+        few, both = (
+            [task.name for task in command.plan("compare", given, chosen, tiny)[0].tasks]
+            for given in (command.parser().parse_args(["--images", n]) for n in "12")
+        )
+    assert len(few) == 2 and len(both) == 3 and both[:2] == few
 
 
 def test_a_large_skip_leaves_out_values_of_the_steps(small, tiny, capsys):

@@ -467,12 +467,34 @@ def test_a_shift_that_depends_on_the_size(model, noise):
     assert (single(shifted, noise, LEFT) - single(model, noise, LEFT)).abs().max() > 1e-4
 
 
+def test_a_pipeline_without_one_of_its_parts_is_refused(model):
+    parts = model.pipe.components
+    kept = ("image_encoder", "feature_extractor", "safety_checker", "text_encoder_3", "tokenizer_3")
+    for absent in parts.keys() - kept:
+        pipe = type(model.pipe)(**{**parts, "scheduler": parts["scheduler"]})
+        pipe.register_modules(**{absent: None})
+        with pytest.raises(ValueError, match=f"has no {absent}; open the pipeline with all of its parts"):
+            dsnb.load(pipe)
+
+
 @pytest.mark.parametrize("model", ["sdxl"], indirect=True)
 @pytest.mark.parametrize("method, switch", [("epsilon", 1.0), ("attention", 0.0)])
 def test_a_trial_gives_each_row_its_pooled_vector(model, noise, method, switch):
     drawn = draw_trial(model, noise, [LEFT, RIGHT], masks.linear(), Trial("", "", switch=switch))
     expected = run(model, noise, [LEFT, RIGHT], masks.linear(), method, guidance=5)
     close(drawn, expected)
+
+
+@pytest.mark.parametrize("model", ["sdxl"], indirect=True)
+def test_an_autoencoder_that_overflows_is_in_float32_only_while_it_computes(model):
+    parts = {name: copy.deepcopy(part) for name, part in model.pipe.components.items()}
+    parts["vae"].register_to_config(force_upcast=True)
+    half = dsnb.load(type(model.pipe)(**parts, add_watermarker=False).to(torch.float16))
+    seen = []
+    half.vae.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    image = models.decode_latents(half, models.encode_image(half, torch.rand(1, 3, 16, 16)))
+    assert image.isfinite().all() and seen == [torch.float32]
+    assert half.vae.dtype == torch.float16, "as the pipeline itself expects it"
 
 
 @pytest.mark.parametrize("model", ["sdxl"], indirect=True)

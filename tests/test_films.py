@@ -37,6 +37,12 @@ def test_figures_are_frames():
     assert Image.open(io.BytesIO(films.make_film(frames, "two figures").data)).width > 200
 
 
+def test_more_frames_than_a_film_can_hold_are_refused(monkeypatch):
+    monkeypatch.setattr(films, "LARGEST_FILM", 50)
+    with pytest.raises(ValueError, match="frames has 3 images; so many do not fit into 50 bytes"):
+        films.make_film(shades(3), "no film")
+
+
 @pytest.mark.parametrize("frames", [shades(2)[:1], [torch.zeros(3, 4, 4), torch.zeros(3, 4, 5)]])
 def test_frames_must_fit(frames):
     with pytest.raises(ValueError, match="at least two images of one size"):

@@ -285,6 +285,14 @@ def test_values_are_set_after_all_defaults_and_replace_those_of_an_earlier_run(t
     assert (table.x[0], table.y[0], table.used[0]) == (1, 20, True)
 
 
+def test_defaults_that_json_lacks_and_expressions_are_texts_of_the_table(tmp_path):
+    parameters = "x = 1\nsides = {'left'}\nn = 2 * 3\nmodel = 4"
+    path = write_notebook(tmp_path / "a.ipynb", "print(x, sides, n)", parameters=parameters)
+    table = read_table(run(path, {"x": [1, 2]}, output=tmp_path / "out", progress=False).table)
+    assert list(table.status) == ["done"] * 2
+    assert list(table.sides) == ["{'left'}"] * 2 and list(table.n) == ["2 * 3"] * 2
+
+
 # --- bad input, before anything runs ---
 
 

@@ -100,6 +100,22 @@ def test_a_size_with_height_and_width_exchanged_is_refused(unet, x, contexts):
     assert call(unet, x[:1], contexts[:1]).shape == x[:1].shape
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        ({"contexts": [1]}, TypeError, "contexts must be a torch.Tensor"),
+        ({"mask": torch.ones(2, 4, 4)}, TypeError, "mask must be a dsnb.masks.Mask, got"),
+        ({"size": (12, 20, 3)}, ValueError, "size must be one number, or height and width"),
+        ({"layers": "mid_block"}, TypeError, "layers must be a function or None, got 'mid_block'"),
+    ],
+)
+@pytest.mark.parametrize("unet", ["sd1"], indirect=True)
+def test_wrong_arguments_are_named(unet, contexts, wrong, error, words):
+    usual = {"contexts": contexts, "mask": masks.linear(2), "size": SIZE}
+    with pytest.raises(error, match=words):
+        blend_cross_attention(unet, **usual | wrong).__enter__()
+
+
 @pytest.mark.parametrize("unet", ["sd1", slow("sd2"), slow("xl")], indirect=True)
 def test_the_compiled_unet_is_one_graph(unet, x, contexts, dynamo):
     """No graph break in any layer, and no new compilation for a new block, new texts or a mask that moves.

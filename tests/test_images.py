@@ -37,7 +37,11 @@ def test_resizes_and_crops_from_the_centre(save):
 
 
 def test_transparency_is_laid_on_white(save):
-    assert read_image(save(Image.new("RGBA", (16, 16), (255, 0, 0, 0)))).min() == 1
+    clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    assert read_image(save(clear)).min() == 1
+    assert read_image(clear.quantize()).min() == 1
+    for deep in (np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint16)):  # 0 is transparent in both
+        assert read_image(save(Image.fromarray(deep), transparency=0)).min() == 1
 
 
 def test_sixteen_bits_palettes_and_animations(save):

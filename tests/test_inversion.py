@@ -142,6 +142,20 @@ def test_schedules_that_cannot_be_recorded_are_refused(scheduler):
     assert sampling.make_schedule(v, 20).a[0] == 0, "an output v tells x_0 even without any signal"
 
 
+def test_the_usual_skip_leaves_one_step(tiny):
+    late = dataclasses.replace(tiny, settings=dataclasses.replace(tiny.settings, steps=20, skip=12))
+    trajectory = dsnb.invert(late, noise((1, 3, 32, 32)), "a bear", steps=1, progress=False)
+    assert trajectory.skip == 0 and len(trajectory.noises) == 1
+
+
+def test_a_trajectory_in_half_precision_is_decoded_in_float32(tiny):
+    whole = dsnb.invert(tiny, noise((1, 3, 32, 32)), "a bear", steps=8, progress=False)
+    x_T, noises = whole.x_T.bfloat16(), whole.noises.bfloat16()
+    half = dataclasses.replace(whole, x_T=x_T, noises=noises)
+    same = dataclasses.replace(whole, x_T=x_T.float(), noises=noises.float())
+    assert torch.equal(*(dsnb.decode(tiny, each, "a cat", progress=False) for each in (half, same)))
+
+
 def test_other_steps_skip_the_same_fraction(tiny):
     fraction = tiny.settings.skip / tiny.settings.steps
     for steps in (3, 20):
@@ -357,6 +371,8 @@ def test_denoise_needs_noise_for_eta(scheduler):
     schedule = sampling.make_schedule(scheduler, 5)
     with pytest.raises(ValueError, match="pass noises"):
         sampling.denoise(lambda x, t, p: x, torch.zeros(1, 4, 2, 2), schedule, eta=0.5)
+    with pytest.raises(ValueError, match="eta must be a finite number from 0 to 1, got -0.5"):
+        sampling.denoise(lambda x, t, p: x, torch.zeros(1, 4, 2, 2), schedule, eta=-0.5)
 
 
 @pytest.mark.parametrize(

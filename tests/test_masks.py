@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,10 @@ def test_a_style_acts_between_its_start_and_its_end():
     assert mask.timed
     assert (mask.weights(4, 4, 0.2)[0] == 1).all(), "style 1 has not begun: style 0 fills in"
     torch.testing.assert_close(mask.weights(4, 4, 0.7), masks.linear().weights(4, 4))
+    for wrong in (-1.0, math.nan):
+        field = lambda x, y, p, wrong=wrong: torch.full((2, *x.shape), wrong)
+        with pytest.raises(ValueError, match="mask weights must be finite and not negative"):
+            masks.Mask(2, field).active(0, 1).weights(2, 2)
 
 
 def test_image_white_is_the_first_style():

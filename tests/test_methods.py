@@ -259,6 +259,14 @@ def test_a_timed_formula_is_checked_before_the_first_step(tiny, trajectory):
     assert not steps
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (3, 1, 3, 8, 8)])
+def test_only_as_many_finished_images_as_styles_are_blended(shape):
+    with pytest.raises(ValueError, match=r"images must be .* of shape \(2, B, 3, H, W\)"):
+        dsnb.methods.blend_pixels(torch.rand(shape), masks.linear())
+    with pytest.raises(ValueError, match="got torch.uint8"):
+        dsnb.methods.blend_pixels(torch.ones(2, 1, 3, 8, 8, dtype=torch.uint8), masks.linear())
+
+
 def test_one_thread_draws_at_a_time(tiny, trajectory):
     expected = {method: run(tiny, trajectory, method=method) for method in ("pixel", "attention", "epsilon")}
     drawn = {method: [] for method in expected}

@@ -102,6 +102,19 @@ def test_a_long_prompt_warns_with_what_was_cut(tiny):
         models.encode_prompts(tiny, ["a bear"])
 
 
+def test_one_text_is_no_list_of_prompts(tiny):
+    with pytest.raises(TypeError, match="prompts must be a list of texts, got 'a bear'"):
+        models.encode_prompts(tiny, "a bear")
+
+
+def test_a_text_encoder_of_another_dtype_is_read_in_the_networks(tiny_folder):
+    model = dsnb.load(tiny_folder, device="cpu", dtype=torch.float32)
+    model.unet.to(torch.bfloat16)
+    assert models.encode_prompts(model, ["a bear"]).text.dtype == torch.bfloat16
+    trajectory = dsnb.from_noise(model, 16, steps=2)
+    assert dsnb.decode(model, trajectory, "a bear", progress=False).isfinite().all()
+
+
 def test_device_and_dtype_are_chosen_and_can_be_overridden(tiny_folder):
     assert checkpoints.choose_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
     model = dsnb.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
@@ -119,6 +132,9 @@ def test_a_device_that_is_none(tiny_folder):
         dsnb.load(tiny_folder, device="gpu")
     with pytest.raises(ValueError, match="device 'meta' holds no numbers"):
         dsnb.load(tiny_folder, device="meta")
+    for known in ("hpu", "vulkan"):
+        with pytest.raises(ValueError, match=f"device '{known}' was asked for, but it is not available"):
+            dsnb.load(tiny_folder, device=known)
 
 
 def test_the_libraries_progress_bars_are_left_as_they_were():

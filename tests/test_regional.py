@@ -108,7 +108,9 @@ def test_lora_layers_are_supported(unet, inputs):
 
 def test_the_layers_come_back_after_an_error(unet, inputs):
     modules, processors = dict(unet.named_modules()), dict(unet.attn_processors)
-    with pytest.raises(ValueError, match="do not fit latents"):
+    with pytest.raises(
+        ValueError, match="size must be the height and width of the latents, 12 x 20; got 16 x 16"
+    ):
         regional(unet, inputs, HALVES, size=(16, 16))
     with regional_context(unet, HALVES, SIZE):
         with pytest.raises(RuntimeError, match="hooked already"):
@@ -116,7 +118,17 @@ def test_the_layers_come_back_after_an_error(unet, inputs):
     assert dict(unet.named_modules()) == modules and unet.attn_processors == processors
 
 
+def test_a_size_with_height_and_width_exchanged_is_refused(unet, inputs):
+    for layers in (None, lambda name: "attn1" in name):  # the number of positions is the same
+        with pytest.raises(ValueError, match="size must be .* 12 x 20; got 20 x 12"):
+            regional(unet, inputs, HALVES, size=SIZE[::-1], layers=layers)
+
+
 def test_bad_calls_are_refused(unet, inputs):
+    with pytest.raises(TypeError, match="mask must be a dsnb.masks.Mask, got"):
+        regional(unet, inputs, torch.ones(2, 4, 4))
+    with pytest.raises(TypeError, match="layers must be a function or None, got 'mid_block'"):
+        regional(unet, inputs, HALVES, layers="mid_block")
     with pytest.raises(ValueError, match="layers chooses no"):
         regional(unet, inputs, HALVES, layers=lambda name: False)
     with pytest.raises(ValueError, match="strength must be"):

@@ -1,11 +1,14 @@
 """The trials draw what the methods draw, and their table counts what they found."""
 
+import re
+
 import pandas as pd
 import pytest
 import torch
 
 import dsnb
 from dsnb import masks
+from dsnb.lab import trials
 from dsnb.lab.trials import Trial, default_trials, differences, draw_trial, run_trials, show_rates, summarize
 
 TEXTS = ["a mosaic of a bear", "a sketch of a bear"]
@@ -30,6 +33,21 @@ def test_a_trial_with_a_methods_settings_draws_its_image(tiny, method, own, tria
     options = {"method": method, "guidance": trial.guidance, "progress": False, **own}
     expected = dsnb.blend(tiny, trajectory, TEXTS, mask, **options)
     torch.testing.assert_close(draw_trial(tiny, trajectory, TEXTS, mask, trial), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--questions", "when,which swich"], "--questions must be one of .*when.*; got 'which swich'"),
+        (["--seeds", "0"], "--seeds must be a whole number of at least 1, got 0"),
+        (["--steps", "1000"], "--steps must be a whole number from 1 to 500, got 1000"),
+    ],
+)
+def test_a_wrong_argument_is_named(words, said, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(trials, "load", lambda name: tiny)
+    with pytest.raises(SystemExit):
+        trials.main(words)
+    assert re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def live(draw, **options):
         ((0, np.int64(10)), ipywidgets.IntSlider, 5),
         ((0.0, 1.0), ipywidgets.FloatSlider, 0.5),
         ((1, 60, 1, 20.0), ipywidgets.FloatSlider, 20.0),
+        ((0, 1, 0.1, 0.5), ipywidgets.FloatSlider, 0.5),
         (["a", "b"], ipywidgets.Dropdown, "a"),
         ({"one": 1, "two": 2}, ipywidgets.Dropdown, 1),
         ([("one", 1), ("two", 2)], ipywidgets.Dropdown, 1),
@@ -61,6 +62,11 @@ def test_plain_values_become_controls(given, kind, start):
     assert found is kind and options["value"] == start
     panel = live(lambda name: shade(0.5), name=given)
     assert panel.controls["name"].value == start and panel.values() == {"name": start}
+
+
+def test_a_start_between_whole_numbers_asks_for_fine_steps():
+    kind, options = read_control("opacity", (0, 1), 0.5)
+    assert kind is ipywidgets.FloatSlider and options["step"] == 0.01
 
 
 def test_a_choice_may_be_none_and_is_shown():
@@ -636,6 +642,8 @@ def test_sizes_and_strokes_of_a_painted_mask_are_checked():
         painter.weights(3, 2.5)
     with pytest.raises(ValueError, match="style must be a whole number from 0 to 1, got 5"):
         painting.weights_of([painting.Stroke(5, ((0, 0),))], 4, 4)
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got 0"):
+        painting.weights_of([], 4, 4, 0)
     with pytest.raises(TypeError, match="strokes must be a list of strokes, got 5"):
         paint(torch.zeros(1, 3, 4, 4), strokes=5)
 

@@ -124,9 +124,6 @@ class Family:
     def check_scheduler(self, scheduler: Any) -> None:
         """Raises ValueError for a scheduler that does not suit the family; a user may replace the scheduler."""
 
-    def prepare(self, pipe: Any) -> None:
-        """Changes that the pipeline itself makes before it draws."""
-
     def guided(self, pipe: Any) -> bool:
         """Whether guidance uses an unconditional prediction. If not, it is an input of the network, or missing."""
         return True
@@ -143,6 +140,11 @@ class Family:
     def timing(self, pipe: Any, steps: int, size: tuple[int, int]) -> dict[str, Any]:
         """Arguments of the scheduler's `set_timesteps` besides the steps, for latents of this height and width."""
         return {}
+
+    @contextmanager
+    def autoencoder(self, pipe: Any) -> Iterator[Any]:
+        """The autoencoder, in the dtype in which it computes while the block runs."""
+        yield pipe.vae
 
     def encode_image(self, pipe: Any, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> the autoencoder's latents (B, C, h, w), before shift and scale."""

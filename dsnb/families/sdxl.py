@@ -1,6 +1,7 @@
 """Stable Diffusion XL: two CLIP texts side by side and a pooled vector, a UNet with cross-attention."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,10 +24,18 @@ class StableDiffusionXL(UNetFamily):
                 "has 'text_time'"
             )
 
-    def prepare(self, pipe: Any) -> None:
-        """This family's autoencoder overflows in float16, as its config states."""
-        if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
-            pipe.vae.to(torch.float32)
+    @contextmanager
+    def autoencoder(self, pipe: Any) -> Iterator[Any]:
+        """In float32, if it overflows in float16, as its config states."""
+        before = pipe.vae.dtype
+        overflows = before == torch.float16 and pipe.vae.config.get("force_upcast")
+        try:
+            if overflows:
+                pipe.vae.to(torch.float32)
+            yield pipe.vae
+        finally:
+            if overflows:
+                pipe.vae.to(before)
 
     def latent_scale(self, pipe: Any, height: int, width: int) -> tuple[Any, Any]:
         """Some of this family's autoencoders have a mean and a deviation for each channel."""

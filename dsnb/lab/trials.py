@@ -279,13 +279,18 @@ def main(argv: Sequence[str]) -> int:
     model = load(given.model)
     wanted = [part.strip() for part in given.questions.split(",") if part.strip()]
     trials = default_trials(len(model.unet.config.down_block_types))
+    settings = {"images": given.images, "seeds": given.seeds, "steps": given.steps}
+    try:
+        for question in wanted:
+            checks.one_of("--questions", question, dict.fromkeys(trial.question for trial in trials))
+        for name, most in (("images", None), ("seeds", None), ("steps", 500)):
+            checks.integer(f"--{name}", settings[name], 1, most)
+    except ValueError as error:
+        parser.error(str(error))
     trials = [trial for trial in trials if not wanted or trial.question in wanted]
-    if not trials:
-        parser.error(f"--questions is {given.questions!r}, which names no question")
     path, rows = given.output or figures_folder() / "10_trials.csv", []
     path.parent.mkdir(parents=True, exist_ok=True)
     per_trial = given.images * given.seeds * len(prompts.pairs())
-    settings = {"images": given.images, "seeds": given.seeds, "steps": given.steps}
     for row in run_trials(model, trials, **settings):
         rows.append(row)
         if len(rows) % per_trial == 0:  # a run that is stopped keeps the trials it has finished

@@ -148,7 +148,7 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
             sigma=1.5,
             use_sample_covariance=False,
         )
-        for a, b in zip(images.double().cpu().numpy(), targets.double().cpu().numpy(), strict=True)
+        for a, b in zip(images.cpu().double().numpy(), targets.cpu().double().numpy(), strict=True)
     ]
     return torch.tensor(values, dtype=torch.float32)
 

@@ -57,10 +57,10 @@ def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, An
     if isinstance(given, tuple) and 2 <= len(given) <= 4 and all(isinstance(part, Number) for part in given):
         for part in (*given, given[1] - given[0]):
             checks.number(name, part)
-        whole = all(isinstance(part, Integral) for part in given)
         low, high = given[:2]
-        step = given[2] if len(given) > 2 else (1 if whole else (high - low) / 100)
         start = given[3] if len(given) > 3 else default if isinstance(default, Number) else None
+        whole = all(isinstance(part, Integral) for part in (*given, start) if part is not None)
+        step = given[2] if len(given) > 2 else (1 if whole else (high - low) / 100)
         if start is None:
             start = (low + high) // 2 if whole else (low + high) / 2
         if not (low < high and step > 0 and low <= start <= high):
@@ -69,7 +69,7 @@ def read_control(name: str, given: Any, default: Any) -> tuple[Any, dict[str, An
                 "low <= start <= high and step > 0"
             )
         options = {"min": low, "max": high, "step": step, "value": start}
-        if whole and isinstance(start, Integral):
+        if whole:
             return ipywidgets.IntSlider, options
         decimals = max(0, -int(Decimal(f"{step:g}").as_tuple().exponent))
         return ipywidgets.FloatSlider, options | {"readout_format": f".{decimals}f"}

@@ -60,7 +60,7 @@ def weights_of(strokes: Iterable[Stroke], height: int, width: int, n: int = 2) -
     """
     height = checks.integer("height", height, 1, LARGEST_SIDE)
     width = checks.integer("width", width, 1, LARGEST_SIDE)
-    weights = np.zeros((n, height, width), np.float32)
+    weights = np.zeros((checks.integer("n", n, 1), height, width), np.float32)
     weights[0] = 1
     for stroke in (_checked(each, n) for each in strokes):
         trace = _trace(stroke, height, width)

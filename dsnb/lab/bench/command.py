@@ -45,14 +45,15 @@ def run(
         The header, and a row per number with the columns section, case, variant, metric, value, spread, unit.
 
     Raises:
-        ValueError: for an unknown section or model, and for numbers below 1.
+        ValueError: for an unknown section or model, and for numbers out of range.
     """
     for name, given, known in (("sections", sections or (), SECTIONS), ("models", models, MODELS)):
         for word in given:
             checks.one_of(name, word, known)
-    numbers = {"repeats": repeats, "styles": min(styles, default=0), "steps": 1 if steps is None else steps}
-    for name, number in numbers.items():
-        checks.integer(name, number, 1)
+    checks.integer("repeats", repeats, 1)
+    checks.integer("styles", min(styles, default=0), 1)
+    if steps is not None:
+        checks.integer("steps", steps, 1, 500)  # half of the steps that the models were trained with
     device = choose_device(device)
     dtype = dtype or choose_dtype(device)
     bench = Bench(device, dtype, repeats, tuple(models), tuple(styles), steps, compiled, progress)

@@ -203,8 +203,8 @@ def _tasks(which: str, images: int, chosen: dict, model: Model) -> list[Task]:
     if len(names) > images:
         told = f"the first {images} of the {len(names)} images of the pairs file are used"
         warnings.warn(f"{told} (--images, --noise-images, --fewer)", stacklevel=2)
-    names = names[:images]
-    return [task for task in own if task.name in names]
+    # in the order of the images, so that more of them leave the rows of the first ones where they are
+    return [task for name in names[:images] for task in own if task.name == name]
 
 
 def draw_examples(run: Run, folder: Path) -> Figure | None:

@@ -249,11 +249,12 @@ def claim(folder: Path, model: Model, settings: Mapping[str, object]) -> None:
     given = json.loads(json.dumps(given | dict(settings), default=str))
     file = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if not file.is_file():
-        if any(folder.glob("*-[0-9][0-9][0-9]-*.json")):
-            raise ValueError(
-                f"{folder} holds rows without their settings.json; choose another --output, or delete the folder"
-            )
+    rows = any(folder.glob("*-[0-9][0-9][0-9]-*.json"))
+    if rows and not file.is_file():
+        raise ValueError(
+            f"{folder} holds rows without their settings.json; choose another --output, or delete the folder"
+        )
+    if not rows:  # settings without rows are those of a command that failed
         write_whole(file, json.dumps(given, indent=1).encode())
     kept = _read_json(file)
     for name in given.keys() | kept.keys():

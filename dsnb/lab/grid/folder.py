@@ -175,7 +175,13 @@ def _is_row(row: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+    """A value as the table holds it: a number, a text, or the text of anything else."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return repr(value)
 
 
 def _read_json(file: Path) -> object:

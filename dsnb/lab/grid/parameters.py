@@ -45,7 +45,9 @@ class Grid:
     def identity(self) -> dict:
         """What must be equal in two runs that share a table."""
         models = self.varied.get("model", [(self.defaults | self.fixed).get("model")])
-        paths = {"bundled": data_path("models")} | {str(m): Path(m).expanduser() for m in models if m}
+        paths = {"bundled": data_path("models")} | {
+            m: Path(m).expanduser() for m in models if isinstance(m, str) and m
+        }
         given = [*(self.defaults | self.fixed).values(), *itertools.chain(*self.varied.values())]
         paths |= {text: Path(text) for text in given if isinstance(text, str) and _is_file(text)}
         code = [text for c in _code_cells(self.source) if (text := without_comments(c.source))]
@@ -141,9 +143,10 @@ def _parameters(source: str) -> dict[str, tuple[type | None, object]]:
             continue
         try:
             default = ast.literal_eval(line.value)
-        except ValueError:
-            default = None
-        found[ast.unparse(target)] = TYPES.get(annotation) or TYPES.get(type(default).__name__), default
+            kind = TYPES.get(type(default).__name__)
+        except (TypeError, ValueError):  # an expression, of which the table shows the text
+            default, kind = ast.unparse(line.value), None
+        found[ast.unparse(target)] = TYPES.get(annotation) or kind, default
     return found
 
 
