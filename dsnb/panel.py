@@ -74,7 +74,8 @@ def blend_panel(
         The panel, as `widgets.explore` makes it.
 
     Raises:
-        ValueError: an unknown method or shape, or captions that do not fit the images.
+        ValueError: an unknown method or shape, not two styles, or captions that do not fit the images.
+        TypeError: `captions` is not a list of texts.
     """
     checks.one_of("method", method, TITLES)
     checks.one_of("shape", shape, SHAPES)

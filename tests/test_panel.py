@@ -117,6 +117,10 @@ def test_wrong_choices_are_named(tiny):
         blend_panel(tiny, [image], [CAPTION], None, method="epsilonn")
     with pytest.raises(ValueError, match="captions must be one different text"):
         blend_panel(tiny, [image, image], [CAPTION, CAPTION], None)
+    with pytest.raises(TypeError, match="captions must be a list of texts, got 'ab'"):
+        blend_panel(tiny, [image, image], "ab", None)
+    with pytest.raises(ValueError, match="pair must be two styles"):
+        blend_panel(tiny, [image], [CAPTION], None, pair=(*PAIR, "mosaic"))
 
 
 def test_a_painted_mask_is_one_of_the_shapes(tiny, panel):

@@ -3,13 +3,14 @@
 import json
 import math
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from scipy import stats
 from transformers import CLIPTokenizer
 
@@ -425,6 +426,16 @@ def exported(tokenizer, tmp_path_factory):
     clip.save_evaluator(contrast, tokenizer, folder.with_name("old-judge"))
     (folder / card.HISTORY).write_text('[{"stage": "unet", "steps": 99, "hours": 1.5}]')
     return folder
+
+
+def test_an_autoencoder_of_other_layers_is_refused_before_anything_is_written(exported, tmp_path):
+    source, state = tmp_path / "old", tmp_path / "state"
+    shutil.copytree(exported, source)
+    fewer = dict(autoencoder.build(4).config) | {"num_decoder_blocks": (3, 3, 2, 0)}  # as in version 0.4.0
+    AutoencoderTiny.from_config(fewer).save_pretrained(source / "vae")
+    with pytest.raises(ValueError, match="holds no model of this recipe"):
+        recipe.run(recipe.Recipe(60, "cpu", state, None, str(source)))
+    assert not list(state.iterdir())
 
 
 def test_training_continues_from_exported_weights(exported, tmp_path):

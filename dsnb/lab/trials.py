@@ -283,8 +283,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         for question in wanted:
             checks.one_of("--questions", question, dict.fromkeys(trial.question for trial in trials))
-        for name, most in (("images", None), ("seeds", None), ("steps", 500)):
-            checks.integer(f"--{name}", settings[name], 1, most)
+        most = model.scheduler.config.num_train_timesteps // 2
+        for name, limit in (("images", None), ("seeds", None), ("steps", most)):
+            checks.integer(f"--{name}", settings[name], 1, limit)
     except ValueError as error:
         parser.error(str(error))
     trials = [trial for trial in trials if not wanted or trial.question in wanted]

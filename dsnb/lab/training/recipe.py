@@ -131,6 +131,7 @@ def start_from(recipe: Recipe) -> Recipe:
     source, state = Path(recipe.source), recipe.state
     try:
         vae = AutoencoderTiny.from_pretrained(source / "vae", torch_dtype=torch.float32)
+        autoencoders.build(vae.config.latent_channels).load_state_dict(vae.state_dict())  # the same layers
         unet = UNet2DConditionModel.from_pretrained(source / "unet", torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"source {recipe.source!r} holds no model of this recipe: {error}") from None
