@@ -40,6 +40,9 @@ from .sampling import PlainNetwork, Schedule
 Draw = Callable[[], Tensor]
 METHODS = ("dpm-encoder", "ddim", "edit-friendly")
 MOST_IMAGES = 1000  # in one batch of noise
+LARGEST_CALL = (
+    4 * 64 * 64
+)  # positions of latents in one call of the DPM-Encoder: four images of Stable Diffusion 1
 FROM_NOISE = "noise"  # the method of a trajectory without an inversion
 
 
@@ -230,7 +233,7 @@ def invert(
             )
         draw = lambda: randn_tensor(x_0.shape, generator, x_0.device, x_0.dtype)
         eps = guided_eps(model, caption, guidance, negative_prompt)
-        counted = lambda x_t, t, p: (bar.update(), eps(x_t, t, p))[1]
+        counted = lambda x_t, t, p: (eps(x_t, t, p), bar.update(len(x_t) // len(x_0)))[0]
         if method == "dpm-encoder":
             x_T, noises = dpm_encoder(counted, x_0, schedule, eta, draw)
         elif method == "edit-friendly":
@@ -330,15 +333,14 @@ def guided_eps(
     """
     refuse_blending(model.network)
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    each = lambda rows, x_t: rows if len(rows) == len(x_t) else rows.repeat(len(x_t))
+    each = lambda x_t: [i % len(prompts) for i in range(len(x_t))]  # x_t may hold the images of several steps
     if guidance == 1 or not model.guided:
         alone = encode_prompts(model, prompts, [float(guidance)] * len(prompts))
-        return lambda x_t, t, progress: predict(model, x_t, t, each(alone, x_t))
+        return lambda x_t, t, progress: predict(model, x_t, t, alone[each(x_t)])
     both = encode_prompts(model, prompts, negative_prompt=negative_prompt)
 
     def network(x_t: Tensor, t: Tensor, progress: float) -> Tensor:
-        batch = len(x_t)
-        rows = [0] * batch + (list(range(1, batch + 1)) if len(prompts) == batch else [1] * batch)
+        rows = [0] * len(x_t) + [1 + i for i in each(x_t)]
         uncond, cond = predict(model, x_t.repeat(2, 1, 1, 1), t, both[rows]).chunk(2)
         return model.family.guide(uncond, cond, guidance)
 
@@ -351,10 +353,12 @@ def dpm_encoder(
     """CycleDiffusion's DPM-Encoder (Wu & De la Torre 2022, algorithm 1).
 
     x_T is a sample of q(x_T | x_0), and each x_next a sample of the posterior q(x_next | x_t, x_0). The last one is
-    x_0. The recorded noise is the one with which the decoder computes x_next from x_t.
+    x_0. The recorded noise is the one with which the decoder computes x_next from x_t. No x_t depends on the network,
+    so one call of it does many steps.
 
     Args:
-        network: (x_t, t, progress) -> the network's output, like x_t.
+        network: (x_t, t, progress) -> the network's output, like x_t. It gets the B images of k steps as k B rows: x_t
+            is (k B, C, h, w), t is (k B, 1, 1, 1), and progress is that of the first step.
         x_0: the image's latents (B, C, h, w).
         schedule: the steps.
         eta: the factor of the fresh noise, above 0 and at most 1.
@@ -365,19 +369,23 @@ def dpm_encoder(
     """
     steps, total = schedule.coefficients(eta), len(schedule)
     a, s, a_next, s_next = schedule.a, schedule.s, schedule.a_next, schedule.s_next
-    x_T = x_t = a[0] * x_0 + s[0] * draw()
-    noises = []
-    for i, t in enumerate(schedule.timesteps):
+    chain = [a[0] * x_0 + s[0] * draw()]
+    for i in range(total - 1):
         n = steps[i].next_z
-        if i == total - 1:
-            x_next = x_0
-        else:
-            direction = (x_t - a[i] * x_0) / s[i]
-            x_next = a_next[i] * x_0 + (s_next[i] ** 2 - n**2).sqrt() * direction + n * draw()
-        mean, _ = linear_step(network(x_t, t, i / total), x_t, None, steps[i])
-        noises.append((x_next - mean) / n)
-        x_t = x_next
-    return x_T, torch.stack(noises)
+        direction = (chain[i] - a[i] * x_0) / s[i]
+        chain.append(a_next[i] * x_0 + (s_next[i] ** 2 - n**2).sqrt() * direction + n * draw())
+    outputs: list[Tensor] = []
+    count = max(1, LARGEST_CALL // x_0[:, 0].numel())  # steps in one call
+    for first in range(0, total, count):
+        x = torch.cat(chain[first : first + count])
+        t = schedule.timesteps[first : first + count].repeat_interleave(len(x_0)).view(-1, 1, 1, 1)
+        outputs += network(x, t.to(x.device), first / total).split(len(x_0))
+    chain.append(x_0)
+    noises = []
+    for x_t, x_next, output, step in zip(chain[:-1], chain[1:], outputs, steps, strict=True):
+        mean, _ = linear_step(output, x_t, None, step)
+        noises.append((x_next - mean) / step.next_z)
+    return chain[0], torch.stack(noises)
 
 
 def edit_friendly(
@@ -390,7 +398,8 @@ def edit_friendly(
     errors of the steps add up.
 
     Args:
-        network, x_0, schedule, eta, draw: as for `dpm_encoder`.
+        network: (x_t, t, progress) -> the network's output, like x_t; it gets one step at a time.
+        x_0, schedule, eta, draw: as for `dpm_encoder`.
 
     Returns:
         x_T (B, C, h, w), and the noise of each step (T, B, C, h, w).
@@ -412,7 +421,7 @@ def ddim_inversion(network: PlainNetwork, x_0: Tensor, schedule: Schedule) -> Te
     Each step uses the network's output at its cleaner end, because x_t at the noisier end is not known yet.
 
     Args:
-        network, x_0, schedule: as for `dpm_encoder`.
+        network, x_0, schedule: as for `edit_friendly`.
 
     Returns:
         x_T (B, C, h, w).

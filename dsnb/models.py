@@ -297,13 +297,14 @@ def predict(model: Model, x_t: Tensor, timestep: Tensor | float, prompts: Prompt
     Args:
         model: the model.
         x_t: noisy latents (B, C, h, w).
-        timestep: one of the schedule's.
+        timestep: one of the schedule's, or several, which are repeated for the B rows.
         prompts: B rows.
 
     Returns:
         The network's output (B, C, h, w), float32: the noise, or another of `sampling.PREDICTIONS`.
     """
-    timestep = torch.as_tensor(timestep, device=x_t.device)
+    timestep = torch.as_tensor(timestep, device=x_t.device).flatten()
+    timestep = timestep.repeat(len(x_t) // len(timestep))
     with model.lock, torch.no_grad():
         return model.family.predict(model.pipe, x_t.to(model.dtype), timestep, prompts).float()
 

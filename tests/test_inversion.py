@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import dsnb
-from dsnb import methods, models, sampling
+from dsnb import inversion, methods, models, sampling
 from dsnb.epsilon import Predictions
 from dsnb.inversion import Trajectory, ddim_inversion, dpm_encoder, edit_friendly, guided_eps
 
@@ -127,6 +127,25 @@ def test_flow_records_what_gives_the_latent_back(record, skip, generator):
     assert len(noises) == 12 - skip and torch.isfinite(noises).all()
     again = sampling.denoise(network, x_T, schedule, eta=eta, noises=noises, progress=False)
     assert (again - x_0).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_dpm_encoder_asks_for_as_many_steps_at_once_as_a_call_may_have(tiny, guidance, monkeypatch):
+    image, captions = noise((2, 3, 32, 32)), ["a bear", "an owl"]
+    side = 32 // tiny.latent_factor
+
+    def record(steps_in_one_call):
+        monkeypatch.setattr(inversion, "LARGEST_CALL", steps_in_one_call * 2 * side * side)
+        generator = torch.Generator().manual_seed(0)
+        options = {"steps": 8, "skip": 1, "guidance": guidance, "generator": generator, "progress": False}
+        with models.count_unet_samples(tiny.unet) as count:
+            return dsnb.invert(tiny, image, captions, **options), count
+
+    (alone, seven), (some, three), (all_, one) = record(0), record(3), record(100)
+    assert [count.calls for count in (seven, three, one)] == [7, 3, 1]
+    assert seven.samples == three.samples == one.samples == 7 * 2 * (1 if guidance == 1 else 2)
+    for trajectory in (some, all_):
+        torch.testing.assert_close(trajectory.noises, alone.noises, atol=1e-3, rtol=0)
 
 
 def test_schedules_that_cannot_be_recorded_are_refused(scheduler):

@@ -2,6 +2,8 @@ import base64
 import io
 import json
 import math
+import os
+import sys
 import threading
 import time
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from dsnb import plotting
 from dsnb.widgets import explore, paint, painting, sliders
-from dsnb.widgets.background import Superseded, worker
+from dsnb.widgets.background import Superseded, release_threads, worker
 from dsnb.widgets.controls import is_interactive, read_control
 
 
@@ -379,6 +381,27 @@ def test_settle_inside_a_cell_lets_the_worker_work():
         assert torch.equal(panel.settle(5), shade(0.4)) and worker().held
     finally:
         worker().cell_ends()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are released on Linux only")
+def test_released_threads_end_and_start_again():
+    counts = []
+
+    def count(action):
+        action()
+        time.sleep(0.2)
+        counts.append(len(os.listdir("/proc/self/task")))
+
+    def compute():
+        large = torch.ones(1 << 20)
+        torch.set_num_threads(2)  # of this thread only
+        for action in (large.sin, release_threads, large.sin, release_threads):
+            count(action)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert counts[0] - counts[1] == counts[2] - counts[3] == 1
 
 
 def test_a_panel_may_be_made_inside_the_draw_of_another():
