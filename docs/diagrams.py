@@ -279,7 +279,8 @@ def attention() -> Axes:
         axes,
         3.75,
         0.45,
-        "score from $p$ to $p'$\n$+\\ \\log\\,\\Sigma_i\\,M_i(p)\\,M_i(p')$:\nits own region counts more",
+        "score from $p$ to $p'$\n$+\\ \\kappa\\,\\log(\\Sigma_i\\,M_i(p)\\,M_i(p')+10^{-3})$:\n"
+        "its own region counts more",
         color=INK,
         size=8.5,
     )

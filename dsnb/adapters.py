@@ -9,7 +9,7 @@ from torch import nn
 
 
 def check_adapters(pipe: DiffusionPipeline, loras: Sequence[str | None], n: int) -> tuple[str | None, ...]:
-    """Checks a list of n names of loaded adapters, each perhaps None for no adapter.
+    """Checks a list of n names of loaded adapters, where None stands for no adapter.
 
     Args:
         pipe: the pipeline, after `load_lora_weights`.
@@ -43,7 +43,7 @@ def check_adapters(pipe: DiffusionPipeline, loras: Sequence[str | None], n: int)
 def switched_adapter(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
     """Turns on one adapter, and all others off, while the block runs. Their strengths do not change.
 
-    When the block ends, also by an error, the same adapters are active as before it.
+    When the block ends, even with an error, the same adapters are active as before it.
 
     Args:
         pipe: the pipeline, after `load_lora_weights`.

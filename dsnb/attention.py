@@ -154,9 +154,8 @@ def blend_cross_attention(
         size: height and width of the latents.
         layers: chooses layers by name, e.g. `lambda name: name.startswith("up_blocks")`; default all. The other layers
             use the `encoder_hidden_states` of the UNet call.
-        passes: a weight f from 0 to 1 for each pass. The query of a pass is the result h of the pass before,
-            h <- f O(Q(h)) + (1 - f) h. O is the mixed attention before the output projection. (1.0,) is plain
-            attention.
+        passes: a weight f from 0 to 1 for each pass. A pass computes h <- f O(Q(h)) + (1 - f) h. The first h is the
+            layer's input, and O is the mixed attention before the output projection. (1.0,) is plain attention.
 
     Yields:
         The blend. Call `blend.at(progress, rows)` before each UNet call. When the block ends, the UNet has its own

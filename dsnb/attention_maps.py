@@ -69,6 +69,7 @@ def record_attention(
         RuntimeError: the UNet is hooked already.
         ValueError: `groups`, `buckets` or `size` is out of range, there is no prompt, or no such layer, or two
             different prompts have the same tokens ("A bear" and "a bear" for CLIP).
+        TypeError: a parameter of a wrong type.
         NotImplementedError: attention that cannot be recorded, such as method "joint".
     """
     checks.instance("model", model, Model, "dsnb.load opens one")

@@ -28,6 +28,7 @@ def draw(folder: str | Path = ".", steps: int | None = None) -> Iterator[Path]:
         the source image, the baselines and the methods.
 
     Raises:
+        ValueError: `steps` is out of range.
         OSError: the folder cannot be written to.
     """
     folder = Path(folder).resolve()

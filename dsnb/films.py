@@ -37,7 +37,7 @@ class Film:
             The path of the file.
 
         Raises:
-            ValueError: `name` is not a file's, or names a folder.
+            ValueError: `name` is not the name of a file, or contains a folder.
             OSError: the folder cannot be written to.
         """
         if not name or Path(name).name != name:
@@ -57,10 +57,10 @@ def make_film(frames: Sequence[Picture], alt: str, seconds: float = 4.0, rest: f
         rest: extra time for the last frame in seconds, from 0 to an hour.
 
     Returns:
-        The film, of at most `LARGEST_FILM` bytes. If it is larger, its quality is reduced first, then its size.
+        The film, of at most `LARGEST_FILM` bytes. To fit, it gets a lower quality first, then a smaller size.
 
     Raises:
-        ValueError: fewer than two frames or thousands of them, frames of different sizes, or a time out of range.
+        ValueError: fewer than two frames or too many to fit, frames of different sizes, or a time out of range.
         TypeError: a time is not a number, or `alt` is not a text.
     """
     seconds = checks.number("seconds", seconds, high=3600, above=0)

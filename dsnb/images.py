@@ -95,7 +95,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
     Raises:
         TypeError: something that is not a dense tensor.
-        ValueError: another shape or dtype, and values that are not finite or outside [0, 1] by more than 0.001.
+        ValueError: another shape or dtype, or values that are not finite or outside [0, 1] by more than 0.001.
     """
     checks.dense("image", image, Tensor, "torch.as_tensor(array) makes one")
     if image.dim() == 4 and len(image) == 1:

@@ -1,7 +1,7 @@
-"""Three inversions: from an image to a `Trajectory`, the noise with which the model draws it; and `from_noise`.
+"""Three inversions, and `from_noise`. An inversion finds the noise with which the model draws an image.
 
-Decoding a trajectory with the same prompt and guidance gives the latent of the image again. Decoding it with another
-prompt keeps the layout and changes the rest.
+The result is a `Trajectory`. Decoding it with the same prompt and guidance gives the latent of the image again.
+Decoding it with another prompt keeps the layout and changes the rest.
 """
 
 import json

@@ -33,7 +33,7 @@ class Mask:
         timed: whether the weights change over the denoising steps.
 
     Raises:
-        ValueError: `n` is out of range, or a field without `timed` changes.
+        ValueError: `n` is out of range, or the field changes although `timed` is False.
         TypeError: a parameter of a wrong type.
     """
 
@@ -379,7 +379,7 @@ def formula(expression: str | Sequence[str]) -> Mask:
         The mask. It is timed if a formula contains t.
 
     Raises:
-        ValueError: a formula that is not allowed, or weights that are not finite.
+        ValueError: a formula that is not allowed, or weights that are not finite, or all 0 at a position.
         TypeError: something that is not a text or a list of texts.
     """
     single = isinstance(expression, str)

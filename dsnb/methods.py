@@ -88,7 +88,8 @@ def blend(
         ValueError: a parameter out of range, one that the method does not have, a trajectory that does not fit, or a
             result that is not finite.
         TypeError: a parameter of a wrong type.
-        NotImplementedError: a method that the model's family does not have, or an IP-Adapter.
+        NotImplementedError: a method that the model's family does not have, an IP-Adapter, or attention processors or
+            offloading with which the method cannot work.
         RuntimeError: the call is inside the callback of a cross-attention blend with the same model.
     """
     _check(model, trajectory, callback)

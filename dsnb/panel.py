@@ -1,4 +1,4 @@
-"""The panel of notebook 00: one image in two styles, with the mask, the method and the noise under sliders."""
+"""The panel of notebook 00: one image in two styles, with controls for the mask, the method and the noise."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -167,7 +167,8 @@ def blend_panel(
         seed=(0, max(20, seed)),
         from_noise=False,
         **more,
-        labels={"pair": "styles", "other": "other method", "shape": "mask"},
+        labels={"pair": "styles", "other": "other method", "shape": "mask"}
+        | ({"picture": "image"} if "picture" in more else {}),
         progress=progress,
     )
 

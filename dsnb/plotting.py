@@ -120,7 +120,7 @@ def png_bytes(image: Picture, parameters: dict | None = None, largest: int | Non
         The file's bytes.
 
     Raises:
-        ValueError: for an image that `to_array` rejects.
+        ValueError: for an image that `to_array` rejects, or parameters that are not plain JSON values.
     """
     note = PngImagePlugin.PngInfo()
     if parameters is not None:
@@ -210,7 +210,8 @@ def _escape_amounts(title: str) -> str:
 def several(name: str, images: Pictures) -> Pictures:
     """The images, if they are a batch or a list; ValueError for one image, whose rows would count as images."""
     if isinstance(images, (Image.Image, Figure)) or getattr(images, "ndim", 4) != 4:
-        raise ValueError(f"{name} is one image; expected a batch (B, 3, H, W) or a list, such as [image]")
+        found = f"has shape {tuple(images.shape)}" if hasattr(images, "shape") else "is one image"
+        raise ValueError(f"{name} {found}; expected a batch (B, 3, H, W) or a list, such as [image]")
     return images
 
 
@@ -282,8 +283,10 @@ def overlay(
     """
     picture, opacity = _tensor(image), checks.number("opacity", opacity, 0, 1)
     heat = _floats(heat)
-    if heat.ndim != 2 or not torch.isfinite(heat).all():
-        raise ValueError(f"heat has shape {tuple(heat.shape)}; expected finite values of shape (h, w)")
+    if heat.ndim != 2:
+        raise ValueError(f"heat has shape {tuple(heat.shape)}; expected (h, w)")
+    if not torch.isfinite(heat).all():
+        raise ValueError("heat must be finite; some values are NaN or infinite")
     heat = F.interpolate(heat[None, None], picture.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
     if low is not None and high is not None and not low < high:  # also for NaN
         raise ValueError(f"low must be below high, got low={low} and high={high}")
@@ -313,7 +316,7 @@ def color_weights(weights: Tensor | np.ndarray, image: Picture | None = None, op
         (1, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: for weights of another shape, or that are not finite, or an opacity out of range.
+        ValueError: for weights of another shape or outside [0, 1], or an opacity out of range.
     """
     weights, opacity = _weights(weights), checks.number("opacity", opacity, 0, 1)
     palette = torch.tensor([matplotlib.colors.to_rgb(color) for color in STYLE_COLORS])
@@ -342,7 +345,8 @@ def show_mask(
         The figure.
 
     Raises:
-        ValueError: for weights of another shape, or a wrong number of labels.
+        ValueError: for weights of another shape or outside [0, 1], or a wrong number of labels.
+        TypeError: `labels` is not a list of texts.
     """
     weights = _weights(weights)
     labels = (
@@ -403,7 +407,7 @@ def save_figure(
         The path of the PNG.
 
     Raises:
-        ValueError: for a name that is not a file's, or parameters that are not plain.
+        ValueError: for something that is not the name of a file, or parameters that are not plain JSON values.
         OSError: if the folder cannot be written to.
     """
     path = Path(name)
@@ -429,6 +433,7 @@ def read_parameters(path: str | Path | IO[bytes]) -> dict:
         The parameters.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: for a file without parameters, or with those of another program.
     """
     note = None
@@ -473,8 +478,9 @@ def _floats(values: Tensor | np.ndarray) -> Tensor:
 
 def _weights(weights: Tensor | np.ndarray) -> Tensor:
     weights = _floats(weights)
-    in_range = weights.numel() and weights.min() >= -1e-3 and weights.max() <= 1 + 1e-3  # False for NaN
-    if weights.ndim != 3 or not in_range:
-        shape = tuple(weights.shape)
-        raise ValueError(f"weights has shape {shape}; expected values in [0, 1] of shape (N, H, W)")
+    if weights.ndim != 3 or not weights.numel():
+        raise ValueError(f"weights has shape {tuple(weights.shape)}; expected (N, H, W)")
+    if not (weights.min() >= -1e-3 and weights.max() <= 1 + 1e-3):  # also for NaN
+        low, high = weights.min().item(), weights.max().item()
+        raise ValueError(f"weights has values from {low:g} to {high:g}; expected values in [0, 1]")
     return weights

@@ -78,7 +78,7 @@ def prompt(style: str, caption: str) -> str:
     if PLACEHOLDER in style.lower():
         return re.sub(re.escape(PLACEHOLDER), lambda _: caption, style, flags=re.IGNORECASE)
     if len(style.split()) < 2 or checks.did_you_mean(style, _readable(), cutoff=0.85):
-        _style(style)  # raises an error that says what is right
+        _style(style, f", a text that contains {PLACEHOLDER}, or a whole prompt")  # raises an error
     return style
 
 
@@ -142,12 +142,11 @@ def picture(name: str | Path, caption: str = "") -> Picture:
     return Picture(Path(name).stem, Path(name), caption, "")
 
 
-def _style(style: str) -> dict:
+def _style(style: str, also: str = "") -> dict:
     name = known(style)
     if name is None:
         raise ValueError(
-            f"style must be one of {', '.join(names())}, a text that contains {PLACEHOLDER}, or a whole prompt; "
-            f"got {style!r}{checks.did_you_mean(style, _readable())}"
+            f"style must be one of {', '.join(names())}{also}; got {style!r}{checks.did_you_mean(style, _readable())}"
         )
     return _data()["styles"][name]
 

@@ -186,8 +186,8 @@ def regional_context(
         strength: kappa of self-attention, at least 0, see `region_bias`; 0 leaves self-attention plain.
 
     Yields:
-        The regions. Call `regions.at(progress)` before each UNet call. When the block ends, also by an error, the UNet
-        has its own layers again.
+        The regions. Call `regions.at(progress)` before each UNet call. When the block ends, even with an error, the
+        UNet has its own layers again.
 
     Raises:
         RuntimeError: the UNet is hooked already.

@@ -66,8 +66,8 @@ class Schedule:
     def sigma(self, eta: float) -> Tensor:
         """The standard deviation n of the fresh noise of each step: n = eta s' sqrt(1 - (a s' / (a' s))^2).
 
-        For diffusion, this is DDIM's equation 16. A step that ends at s' = 0 adds no noise. For this step, n is eta s,
-        the unit in which an inversion records the error of the predicted x_0.
+        For diffusion, this is DDIM's equation 16. A step that ends at s' = 0 needs no fresh noise. There n is
+        eta s, so that an inversion can record the error of the predicted x_0 as z.
 
         Args:
             eta: the factor of the fresh noise, from 0 to 1.

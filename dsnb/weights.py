@@ -1,6 +1,7 @@
 """From files to a complete diffusers pipeline: no weight may be missing, and pickle files must be allowed."""
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
@@ -95,7 +96,7 @@ def _open_network(folder: Path, kind: type, name: str, dtype: torch.dtype, allow
             f"{part} cannot be opened: it has only pickled weights ({files[0].name}), which can run code when they are "
             "opened. Convert them, or pass allow_pickle=True if you trust their author"
         )
-    half = all(".fp16." in file for file in safe or [file.name for file in files])
+    half = all(re.search(r"\.fp16[.-]", file) for file in safe or [file.name for file in files])
     options: dict[str, Any] = {
         "variant": "fp16" if half else None,
         "use_safetensors": bool(safe),
@@ -211,7 +212,11 @@ def fetch(name: str, allow_pickle: bool) -> Path:
                     if variant is not None:
                         raise
                     continue
-                if all(any(folder.glob(f"{part}/*.safetensors")) for part in _networks(_index(folder, name))):
+                found = [
+                    {file.suffix for file in folder.glob(f"{part}/*")}
+                    for part in _networks(_index(folder, name))
+                ]
+                if all(".safetensors" in kinds or (allow_pickle and kinds & {*PICKLES}) for kinds in found):
                     break
             _fetch_settings(name)
     except OSError as error:

@@ -102,8 +102,13 @@ def test_the_image_of_an_entry_is_the_one_it_names(tmp_path):
     path.write_text(json.dumps({"cat": "a cat"}))
     assert compare.read_pairs(path)[0].name == "cat", "wherever it is in the file"
     Image.new("RGB", (64, 64)).save(tmp_path / "b" / "cat.png")
-    with pytest.raises(ValueError, match="'cat' may be a/cat.png and b/cat.png; write the folder"):
+    with pytest.raises(ValueError, match="'cat' may be a/cat.png and b/cat.png; write its folder"):
         compare.read_pairs(path)
+    deep = tmp_path / "c" / "d" / "pairs.json"
+    deep.parent.mkdir(parents=True)
+    deep.write_text(json.dumps({"owl": "an owl"}))
+    Image.new("RGB", (64, 64)).save(tmp_path / "owl.png")
+    assert compare.read_pairs(deep)[0].name == "owl", "also without a suffix, it is searched for upwards"
 
 
 def test_names_with_wildcards_and_of_every_format(tmp_path):
@@ -326,8 +331,8 @@ def test_a_large_skip_leaves_out_values_of_the_steps(small, tiny, capsys):
         (["--methods", "pixle"], "did you mean 'pixel'?"),
         (["--parts", "everything"], "--parts must be one of compare, noise"),
         (["-p", "stepz=3"], "did you mean 'steps'?"),
-        (["-p", "steps=many"], "-p steps cannot be 'many'"),
-        (["-p", "guidance=nan"], "-p guidance cannot be 'nan'"),
+        (["-p", "steps=many"], "-p steps must be a number (a whole one for steps and skip), got 'many'"),
+        (["-p", "guidance=nan"], "-p guidance must be a number (a whole one for steps and skip), got 'nan'"),
         (["-p", "pairs=mosaic"], "pairs must be left/right"),
         (["-p", "pairs_file=none.json"], "pairs file 'none.json' does not exist"),
     ],

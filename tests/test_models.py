@@ -49,11 +49,17 @@ def test_a_folder_without_settings_gets_the_papers(tiny):
     assert tiny.settings == models.Settings(99, 10, 0.1, 1.0, 20.0, 7.5)
 
 
-def test_half_precision_alone_is_found(tiny_folder, tmp_path):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_half_precision_alone_is_found(tiny_folder, tmp_path, sharded):
     expected = dsnb.load(tiny_folder, device="cpu", dtype=torch.float32).unet.state_dict()
     folder = shutil.copytree(tiny_folder, tmp_path / "half")
     for file in folder.glob("*/*.safetensors"):
         file.rename(file.with_suffix(".fp16.safetensors"))
+    if sharded:
+        unet = dsnb.load(tiny_folder, device="cpu", dtype=torch.float32).unet
+        shutil.rmtree(folder / "unet")
+        unet.save_pretrained(folder / "unet", variant="fp16", max_shard_size="1MB")
+        assert list(folder.glob("unet/*.fp16-00001-of-*.safetensors"))
     model = dsnb.load(folder, device="cpu", dtype=torch.float32)
     for name, value in model.unet.state_dict().items():
         assert torch.equal(value, expected[name]), name
@@ -384,6 +390,24 @@ def test_a_hub_model_in_half_precision_only(tiny_folder, monkeypatch):
     monkeypatch.setattr(weights, "hf_hub_download", lambda *file: asked.append(file))
     assert weights.fetch("somebody/half", False) == tiny_folder
     assert asked == [("somebody/half", "dsnb.json")]
+
+
+def test_a_hub_model_with_pickled_weights_only(tiny_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_folder, tmp_path / "pickled")
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+
+    def download(name, variant, use_safetensors):
+        if variant is not None:
+            raise ValueError("no such modeling files are available")
+        return folder
+
+    index = json.loads((tiny_folder / "model_index.json").read_text())
+    monkeypatch.setattr(weights, "_ask_hub", lambda *file: None)
+    monkeypatch.setattr(weights.DiffusionPipeline, "load_config", lambda name: index)
+    monkeypatch.setattr(weights.DiffusionPipeline, "download", download)
+    monkeypatch.setattr(weights, "hf_hub_download", lambda *file: None)
+    assert weights.fetch("somebody/pickled", True) == folder
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):

@@ -103,10 +103,11 @@ def test_overlay_with_given_limits_does_not_stretch_the_map():
 
 
 def test_one_image_is_no_list_of_images():
-    for one in (noise(3, 8, 8), noise(8, 8, 3).numpy(), Image.new("RGB", (8, 8))):
-        with pytest.raises(ValueError, match=r"images is one image; expected .* \[image\]"):
+    shaped = {r"has shape \(3, 8, 8\)": noise(3, 8, 8), r"has shape \(8, 8, 3\)": noise(8, 8, 3).numpy()}
+    for found, one in {**shaped, "is one image": Image.new("RGB", (8, 8))}.items():
+        with pytest.raises(ValueError, match=rf"images {found}; expected .* \[image\]"):
             plotting.show_grid(one)
-    with pytest.raises(ValueError, match=r"rows\['x_t'\] is one image"):
+    with pytest.raises(ValueError, match=r"rows\['x_t'\] has shape \(3, 8, 8\)"):
         plotting.film_strip({"x_t": noise(3, 8, 8)})
 
 

@@ -438,6 +438,15 @@ def test_an_autoencoder_of_other_layers_is_refused_before_anything_is_written(ex
     assert not list(state.iterdir())
 
 
+def test_exported_weights_without_a_text_encoder_are_refused_before_anything_is_written(exported, tmp_path):
+    source, state = tmp_path / "old", tmp_path / "state"
+    shutil.copytree(exported, source)
+    shutil.rmtree(source / "text_encoder")
+    with pytest.raises(ValueError, match="holds no model of this recipe: there is no folder text_encoder"):
+        recipe.run(recipe.Recipe(60, "cpu", state, None, str(source)))
+    assert not list(state.iterdir())
+
+
 def test_training_continues_from_exported_weights(exported, tmp_path):
     state, new = tmp_path / "state", tmp_path / "new"
     few = {"steps": 2, "stages": ("evaluator", "unet"), "pictures": 0}

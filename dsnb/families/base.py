@@ -15,8 +15,8 @@ from torch import Tensor
 class Settings:
     """Defaults of one model for inversion and decoding. The values here are the source project's, for SD 1.4.
 
-    `guidance` is for decoding an inversion, `sampling_guidance` for drawing from noise. `method_guidance` has the
-    methods of `blend` with another default than `guidance`.
+    `guidance` is for decoding an inversion, `sampling_guidance` for drawing from noise. `method_guidance` maps a
+    method of `blend` to its default guidance, if that differs from `guidance`.
     """
 
     steps: int = 99
@@ -81,10 +81,10 @@ class Prompts:
             one, other = getattr(first, name), getattr(rows, name)
             here, there = (None if part is None else tuple(part.shape[1:]) for part in (one, other))
             if here != there:
-                shown = lambda shape: "none" if shape is None else f"shape (P, {', '.join(map(str, shape))})"
-                raise ValueError(
-                    f"prompts must have {name} vectors of {shown(here)} for this model, got {shown(there)}"
-                )
+                shown = lambda shape: f"of shape (P, {', '.join(map(str, shape))})"
+                needed = f"{name} vectors {shown(here)}" if here else f"no {name} vectors"
+                got = f"some {shown(there)}" if there else "none"
+                raise ValueError(f"prompts must have {needed} for this model, got {got}")
         if rows.pooled is not None and len(rows.pooled) != len(rows.text):
             raise ValueError(
                 f"prompts has {len(rows.text)} rows of text and {len(rows.pooled)} pooled vectors; expected one each"

@@ -26,7 +26,7 @@ class StableDiffusionXL(UNetFamily):
 
     @contextmanager
     def autoencoder(self, pipe: Any) -> Iterator[Any]:
-        """In float32, if it overflows in float16, as its config states."""
+        """The autoencoder; in float32 while the block runs, if its config says that it overflows in float16."""
         before = pipe.vae.dtype
         overflows = before == torch.float16 and pipe.vae.config.get("force_upcast")
         try:

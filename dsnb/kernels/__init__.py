@@ -115,7 +115,7 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, first: int, count: int)
         q: queries (B, heads, T, d).
         k: keys (B, heads, L, d).
         v: values, like k.
-        first, count: the chosen tokens.
+        first, count: the maps are of the tokens first to first + count - 1, which must be below L.
 
     Returns:
         The output (B, heads, T, d) in q's dtype, and float32 maps (B, T, count) in [0, 1].

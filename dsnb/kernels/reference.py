@@ -31,7 +31,7 @@ def attention_with_maps(q: Tensor, k: Tensor, v: Tensor, first: int, count: int)
     Args:
         q: queries (B, heads, T, d).
         k, v: keys and values (B, heads, L, d).
-        first, count: the chosen tokens.
+        first, count: the maps are of the tokens first to first + count - 1, which must be below L.
 
     Returns:
         The output (B, heads, T, d), and the maps (B, T, count).

@@ -108,7 +108,9 @@ def find_problems(path: Path) -> list[str]:
     known, now = notebook.metadata.get("dsnb", {}).get("outputs_of", {}), fingerprint(notebook)
     changed = [name for name in now if known.get(name) != now[name]]
     if changed:
-        problems.append(f"the outputs are of another {' and another '.join(changed)}; run `make figures`")
+        problems.append(
+            f"the outputs were made with another {' and another '.join(changed)}; run `make figures`"
+        )
     counts = [cell.execution_count for cell in code_cells(notebook)]
     if counts != list(range(1, len(counts) + 1)):
         problems.append(f"the execution counts are {counts}; expected 1, 2, 3 … in order")

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 Values = TypeVar("Values", float, pd.Series)
-LEAST = 6  # fewer images decide no difference
+LEAST = 6  # with fewer images, no difference is decided
 RATE = (0.0, 0.0, 1.0, 1.0)  # added to the values of a rate: Agresti & Coull 1998
 DIFFERENCE = (0.5**0.5, -(0.5**0.5))  # added to differences of rates: Agresti & Min 2005
 
@@ -20,7 +20,7 @@ def standard_error(values: Sequence[float], extra: Sequence[float] = ()) -> floa
     Args:
         values: one per image; NaN are left out.
         extra: `RATE` for values between 0 and 1 that are rates, `DIFFERENCE` for differences of such. Without them,
-            a few values that happen to be equal would count as certainty.
+            a few values that happen to be equal would have an error of 0.
 
     Returns:
         The error; NaN for fewer than two values.

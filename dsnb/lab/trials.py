@@ -222,8 +222,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 def differences(rows: pd.DataFrame, control: str) -> pd.DataFrame:
     """Each trial's rate minus the control's on the same images, pairs and seeds.
 
-    A difference within an image is free of what makes that image easy or hard. Its interval counts two more images,
-    see `statistics.DIFFERENCE`, because a few images that agree are no certainty.
+    A difference within an image does not depend on how hard the image is. Two values are added before its interval is
+    computed, see `statistics.DIFFERENCE`. Otherwise a few equal values would give an interval of width 0.
 
     Args:
         rows: of `run_trials`, the control's among them.

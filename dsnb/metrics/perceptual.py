@@ -34,7 +34,7 @@ def lpips(network: Lpips, images: Tensor, targets: Tensor) -> Tensor:
         (B,).
 
     Raises:
-        ValueError: the shapes differ, or a range is wrong.
+        ValueError: the shapes differ, a range is wrong, or a side has fewer than `networks.SMALLEST` pixels.
     """
     return network(images, targets)
 
@@ -118,8 +118,9 @@ def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) ->
     """Images that show one side alone. Source: this project.
 
     The box around the pixels where the style leads by 0.5 or more is mirrored until it fills the image. So a network
-    sees no empty part. Inside the box, pixels of other sides fade to the colour `ground`. The network's
-    features of the whole image, averaged over one side, would depend on the other side, too.
+    sees no empty part. If the style leads by less everywhere, these are the pixels where it leads most. Inside the box,
+    pixels of other sides fade to the colour `ground`. It is not enough to average a network's features of the whole
+    image over one side, because they also depend on the other side.
 
     Args:
         images: (B, 3, H, W) in [0, 1].

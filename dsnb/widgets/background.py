@@ -27,7 +27,7 @@ class Task(Protocol):
 
 
 class Worker(threading.Thread):
-    """Runs `task.work(what)` at the time `when`. `task.due()` gives (when, what), in seconds of time.monotonic()."""
+    """Runs `task.work(what)` at the time `when`. `task.due()` gives both; `when` is a time of time.monotonic()."""
 
     def __init__(self) -> None:
         super().__init__(name="dsnb-panels", daemon=True)

@@ -33,11 +33,12 @@ def run(
     Args:
         sections: any of SECTIONS; default all.
         models: any of "bundled", "SD 1.5", "SDXL"; the last two are the real UNets with random weights.
-        styles: numbers of prompts.
+        styles: numbers of prompts, each at least 2.
         device: default the best there is.
         dtype: default the fastest that the device multiplies natively.
         repeats: of each measurement.
-        steps: denoising steps per image; default all for the bundled model, one for the others, scaled up.
+        steps: denoising steps per image; default all for the bundled model. The others take one step, and
+            their times are multiplied by the steps of an image.
         compiled: measure `torch.compile` too, which takes minutes.
         progress: show bars.
 
@@ -51,7 +52,7 @@ def run(
         for word in given:
             checks.one_of(name, word, known)
     checks.integer("repeats", repeats, 1)
-    checks.integer("styles", min(styles, default=0), 1)
+    checks.integer("styles", min(styles, default=0), 2)
     if steps is not None:
         checks.integer("steps", steps, 1, 500)  # half of the steps that the models were trained with
     device = choose_device(device)

@@ -102,7 +102,7 @@ def overhead(bench: Bench) -> None:
 def cpu_section(bench: Bench) -> None:
     """float32 against bfloat16, layouts, threads and torch.compile on a CPU, for one UNet call of 3 samples.
 
-    SD 1.5 is not compiled, which takes many minutes on a CPU.
+    SD 1.5 is not compiled, because that takes many minutes on a CPU.
     """
     threads = torch.get_num_threads()
     for name in (name for name in bench.models if bench.device.type == "cpu" and not bench.slow(name)):

@@ -79,7 +79,9 @@ def redraw() -> Path:
     """Write tables and figures again from the kept rows."""
     rows = read_rows(figures_folder() / "14_rows")
     if not rows:
-        raise FileNotFoundError(f"there are no rows in {figures_folder() / '14_rows'}")
+        raise FileNotFoundError(
+            f"there are no rows in {figures_folder() / '14_rows'}; run dsnb compare first"
+        )
     write_report(rows, figures_folder())
     return figures_folder()
 
@@ -151,7 +153,9 @@ def parse_parameters(words: Sequence[str]) -> dict[str, object]:
         try:
             found[name] = PARAMETERS[name](text)
         except ValueError:
-            raise ValueError(f"-p {name} cannot be {text!r}") from None
+            raise ValueError(
+                f"-p {name} must be a number (a whole one for steps and skip), got {text!r}"
+            ) from None
     for name in found["masks"]:
         checks.one_of("masks", name, MASKS)
     for pair in found["pairs"]:
@@ -203,7 +207,7 @@ def _tasks(which: str, images: int, chosen: dict, model: Model) -> list[Task]:
     if len(names) > images:
         told = f"the first {images} of the {len(names)} images of the pairs file are used"
         warnings.warn(f"{told} (--images, --noise-images, --fewer)", stacklevel=2)
-    # in the order of the images, so that more of them leave the rows of the first ones where they are
+    # ordered by image, so that the files of the first images stay valid when more images are used
     return [task for name in names[:images] for task in own if task.name == name]
 
 

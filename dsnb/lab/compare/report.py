@@ -72,7 +72,7 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
 def differences(table: pd.DataFrame) -> pd.DataFrame:
     """Every two methods, and the two masks, on the same images: over all pairs of styles, and each pair.
 
-    The masks are compared only by measures that do not ask the mask where to look. The column `pair` says which pairs
+    The masks are compared only by measures that do not use the mask. The column `pair` says which pairs
     of styles a row is about. All intervals together hold at 95 %.
     """
     measures = [name for name in present(table) if name != "samples"]

@@ -145,7 +145,7 @@ def compare_image(
         blend is among the methods where the ground truth is known.
 
     Raises:
-        ValueError: for whatever `dsnb.invert` or `dsnb.blend` refuse.
+        ValueError: as `dsnb.invert` and `dsnb.blend`.
     """
     settings = settings.for_model(model)
     trajectory = record(model, task, seeds, settings)
@@ -224,7 +224,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        wanted = "mend it; a file of rows may be deleted, and its rows are computed again"
+        wanted = "correct it; a file of rows may also be deleted, then its rows are computed again"
         raise ValueError(f"{file} cannot be read as JSON: {error}; {wanted}") from None
 
 

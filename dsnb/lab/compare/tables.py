@@ -25,7 +25,7 @@ class Measure:
         title: as tables and figures show it.
         better: "higher", "lower" or "one" (best at exactly 1).
         digits: decimals to show.
-        by_mask: the mask says where to look, so values under different masks do not compare.
+        by_mask: the mask says where to look, so values under different masks cannot be compared.
         rate: each value is 0 or 1.
     """
 
@@ -215,7 +215,7 @@ def paired(
 
 
 def comparable(table: pd.DataFrame, name: str) -> pd.Series:
-    """A measure's values; for one that is best at 1 the distance |ln value|, of which less is better."""
+    """A measure's values. For a measure that is best at 1: the distance |ln value|, where lower is better."""
     if MEASURES[name].better == "one":
         return np.log(table[name].clip(lower=1e-9)).abs()
     return table[name]

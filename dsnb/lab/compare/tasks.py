@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -86,12 +87,12 @@ def _styled(name: str, image: Tensor, caption: str, pair: tuple[str, str]) -> Ta
 def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=None) -> list[Task]:
     """Tasks from a JSON file of images and prompts. Every format of the source project is read.
 
-    A list of entries {encode_text, decode_text, decode_text_total, img_path}. `decode_text` is an object with
-    left_prompt and right_prompt; or one text, which the left side takes, while the right side keeps encode_text.
-    `encode_img` may stand for img_path. `style_left` and `style_right` name the styles; so does a single pair in
-    `pairs`. The file may also hold an object of such entries, or of captions by image file; captions get the workbook's
-    prompts for each of `pairs`. Images are searched from the file's folder upwards, then in the working folder, then
-    one folder below the file.
+    The file is a list of entries {encode_text, decode_text, decode_text_total, img_path}, an object whose values are
+    such entries, or an object that maps image files to captions. `decode_text` is an object with left_prompt and
+    right_prompt; or one text, which the left side takes, while the right side keeps encode_text. `encode_img` may stand
+    for img_path. `style_left` and `style_right` name the styles; so does a single pair in `pairs`. A caption gets the
+    workbook's prompts for each of `pairs`. An image is searched for in the file's folder and the folders above it, then
+    in the working folder, then one folder below the file.
 
     Args:
         path: the file, UTF-8.
@@ -199,25 +200,26 @@ def _find(path: Path, image: str, where: str) -> Path:
 
     A file of another folder than the entry's is used with a warning.
     """
-    folder, name = path.resolve().parent, Path(image).name
+    folder = path.resolve().parent
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    names = [name] if Path(image).suffix.lower() in known else [name + s for s in IMAGE_SUFFIXES]
-    for above in (folder, *folder.parents, Path.cwd()):
-        if (file := above / image).is_file() and file.suffix.lower() in known:
-            return file
-    near = [
-        file
-        for name in names
-        for file in (folder / name, *sorted(folder.glob(f"*/{glob.escape(name)}")))
-        if file.is_file()
-    ]
-    if len(near) > 1:
-        several = " and ".join(str(file.relative_to(folder)) for file in near[:2])
-        raise ValueError(f"{where}: {image!r} may be {several}; write the folder, too")
-    if not near:
+    wanted = [image] if Path(image).suffix.lower() in known else [image + s for s in IMAGE_SUFFIXES]
+    names = [Path(file).name for file in wanted]
+    exact = (
+        [above / file for file in wanted if (above / file).is_file()]
+        for above in (folder, *folder.parents, Path.cwd())
+    )
+    found = next(filter(None, exact), [])
+    elsewhere = not found
+    if elsewhere:
+        near = [file for n in names for file in (folder / n, *sorted(folder.glob(f"*/{glob.escape(n)}")))]
+        found = [file for file in near if file.is_file()]
+    if len(found) > 1:
+        several = " and ".join(os.path.relpath(file, folder) for file in found[:2])
+        raise ValueError(f"{where}: {image!r} may be {several}; write its folder and suffix")
+    if not found:
         raise FileNotFoundError(
             f"{where}: there is no image {image!r} in {folder}, one folder below, or above"
         )
-    if Path(image).name != image:
-        warnings.warn(f"{where}: {image!r} does not exist; {str(near[0])!r} is used", stacklevel=2)
-    return near[0]
+    if elsewhere and Path(image).name != image:
+        warnings.warn(f"{where}: {image!r} does not exist; {str(found[0])!r} is used", stacklevel=2)
+    return found[0]

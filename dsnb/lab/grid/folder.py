@@ -189,7 +189,9 @@ def _read_json(file: Path) -> object:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise GridError(f"{str(file)!r} cannot be read: {why}; mend it, or choose another --output") from None
+        raise GridError(
+            f"{str(file)!r} cannot be read: {why}; correct it, or choose another --output"
+        ) from None
 
 
 @contextmanager

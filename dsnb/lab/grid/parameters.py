@@ -22,9 +22,7 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tu
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 UNREADABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)  # of ast.literal_eval
 HASHED = (".safetensors", ".json", ".txt")  # a model folder's files that decide what it draws
-HISTORY = (
-    "training.json"  # beside them: one entry per stage and training, the oldest first; it decides nothing
-)
+HISTORY = "training.json"  # beside the weights: one entry per stage and training, the oldest first; it decides nothing
 
 
 class GridError(ValueError):

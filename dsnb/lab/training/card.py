@@ -41,9 +41,9 @@ def stage_rows(state: Path, batches: dict[str, int]) -> list[dict]:
 
 
 def write_history(folder: Path, state: Path, batches: dict[str, int], recipe: "Recipe") -> Path:
-    """Write HISTORY beside the weights: the training stages of the weights that it started from, then its own.
+    """Write HISTORY beside the weights: the training stages of the weights that this run started from, then its own.
 
-    Number format and fraction are those of this run, also where a stage had earlier ones.
+    Number format, fraction and images per step are those of this run, also where a stage had earlier ones.
     """
     earlier = Path(state) / HISTORY
     rows = json.loads(earlier.read_text(encoding="utf-8")) if earlier.is_file() else []
@@ -99,7 +99,7 @@ def uncertain(rows: list[Row]) -> str:
         before = name, row
     if not lines:
         return ""
-    return "Uncertain, or read less often than in the ground truth:\n\n" + "\n".join(lines) + "\n"
+    return "Uncertain, or recognised less often than in the ground truth:\n\n" + "\n".join(lines) + "\n"
 
 
 def write_card(folder: Path, rows: list[Row], recipe: "Recipe", *, unet_parameters: int) -> Path:

@@ -1,10 +1,10 @@
 """Two contrastive networks of images and captions: one lends the generator its text encoder, one evaluates.
 
 The generator's text encoder is trained here first and frozen, as in Stable Diffusion: contrast alone teaches
-styles and scenes within minutes but objects hardly. So both towers also name object, style and scene directly,
-which helped in short trials. Every other batch has one style and one scene, and the image tower is convolutional;
-neither was shown to help (notebook 18). The evaluator CLIP has another architecture and another seed. It never sees
-an image of the generator: its training images are drawn.
+styles and scenes within minutes, but it hardly teaches objects. So both towers also name object, style and scene
+directly, which helped in short trials. Every other batch has one style and one scene, and the image tower is
+convolutional; neither was shown to help (notebook 18). The evaluator CLIP has another architecture and another seed. It
+never sees an image of the generator: its training images are drawn.
 """
 
 import copy

@@ -91,7 +91,7 @@ def never_seen(styles: torch.Tensor, generator: torch.Generator) -> Pictures:
 
 
 def measure_samples(model: models.Model, evaluator: Evaluator, count: int) -> tuple[list[Row], Figure]:
-    """Images from noise for captions (object, scene, style) never seen in training; the first 30 of them.
+    """Measures images from noise for captions that training never used. The figure shows the first 30.
 
     There are `count` images in all styles in turn, and a third as many plain ones, for the objects. What the evaluator
     CLIP reads in the ground truth of the same captions is shown beside what it reads in these.

@@ -61,8 +61,8 @@ class Recipe:
         latent_scale: the autoencoder's scaling factor; None measures it.
         seed: of training.
         compiled: whether the UNet runs through torch.compile.
-        fraction: fraction of the UNet's training images in several styles. With 0.2, a third (the workbook's four
-            styles) to a half (the others) of the images whose caption names a style show it in a part only.
+        fraction: fraction of the UNet's training images in several styles. With 0.2, some of the images whose caption
+            names a style show it in a part only: a third for the workbook's four styles, half for the others.
         steps: at which each stage ends, if its time is not over before.
         stages: the stages to work on.
         pictures: number of images that the evaluation uses; 0 leaves it out.
@@ -133,6 +133,9 @@ def start_from(recipe: Recipe) -> Recipe:
         vae = AutoencoderTiny.from_pretrained(source / "vae", torch_dtype=torch.float32)
         autoencoders.build(vae.config.latent_channels).load_state_dict(vae.state_dict())  # the same layers
         unet = UNet2DConditionModel.from_pretrained(source / "unet", torch_dtype=torch.float32)
+        for name in ("tokenizer", "text_encoder"):
+            if not (source / name).is_dir():
+                raise OSError(f"there is no folder {name}")
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"source {recipe.source!r} holds no model of this recipe: {error}") from None
     sizes = {size.channels: name for name, size in diffusion.SIZES.items()}

@@ -153,7 +153,7 @@ def batch_captions(batch: Batch, generator: torch.Generator) -> list[str]:
 
 
 def noun(style: str, which: float) -> str:
-    """The noun phrase of a style: the workbook's own where it has one and `which` is below a half, or the short one."""
+    """The noun phrase of a style: the workbook's own, if it has one and `which` is below a half; else the short one."""
     return f"a {prompts.phrase(style)}" if which < 0.5 and style in prompts.names() else NOUNS[style]
 
 
