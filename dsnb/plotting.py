@@ -69,6 +69,7 @@ def to_array(image: Picture, name: str = "image") -> np.ndarray:
 
     Raises:
         ValueError: for a batch, a wrong shape, NaN, or values outside [0, 1].
+        TypeError: for a sparse tensor, or one without values.
     """
     if isinstance(image, Figure):
         buffer = io.BytesIO()
@@ -238,7 +239,7 @@ def film_strip(
 
     Raises:
         ValueError: for rows of different lengths, or a wrong number of labels or frames.
-        TypeError: for labels that are not a list.
+        TypeError: for labels that are not a list, or another parameter of a wrong type.
     """
     if not rows:
         raise ValueError("rows is empty; expected a dictionary from row title to images")
@@ -280,6 +281,7 @@ def overlay(
     Raises:
         ValueError: a map of another shape or with values that are not finite, an opacity out of range, an unknown
             `colormap`, or a `low` that is not below `high`.
+        TypeError: a parameter of a wrong type.
     """
     picture, opacity = _tensor(image), checks.number("opacity", opacity, 0, 1)
     heat = _floats(heat)
@@ -317,6 +319,7 @@ def color_weights(weights: Tensor | np.ndarray, image: Picture | None = None, op
 
     Raises:
         ValueError: for weights of another shape or outside [0, 1], or an opacity out of range.
+        TypeError: a parameter of a wrong type.
     """
     weights, opacity = _weights(weights), checks.number("opacity", opacity, 0, 1)
     palette = torch.tensor([matplotlib.colors.to_rgb(color) for color in STYLE_COLORS])

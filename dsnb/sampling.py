@@ -141,6 +141,7 @@ def make_schedule(scheduler: SchedulerMixin, steps: int, skip: int = 0, **timing
 
     Raises:
         ValueError: `steps` or `skip` is out of range, or the first step has no signal and the network predicts noise.
+        TypeError: a parameter of a wrong type.
     """
     steps = checks.integer("steps", steps, 1, scheduler.config.num_train_timesteps // 2)
     skip = checks.integer("skip", skip, 0, steps - 1)
@@ -200,6 +201,7 @@ def denoise(
 
     Raises:
         ValueError: eta is out of range, or above 0 without noises; or shapes do not fit.
+        TypeError: a parameter of a wrong type.
     """
     eta = checks.number("eta", eta, 0, 1)
     if eta > 0:

@@ -91,6 +91,7 @@ class AttentionMaps:
 
         Raises:
             ValueError: there is no such prompt.
+            TypeError: `prompt` is not a whole number.
         """
         text, spans = self.prompts[self._prompt(prompt)], self._spans[prompt]
         names = self._tokenizer.convert_ids_to_tokens(self._ids[prompt])
@@ -110,6 +111,7 @@ class AttentionMaps:
 
         Raises:
             ValueError: there is no such prompt.
+            TypeError: `prompt` is not a whole number.
         """
         text = self.prompts[self._prompt(prompt)]
         found = {word: self._find(word, prompt) for word in re.findall(r"\w+", text.lower())}
@@ -141,7 +143,7 @@ class AttentionMaps:
 
         Raises:
             ValueError: something that was not recorded; the message lists what was.
-            TypeError: `steps`, `group` or `layers` of a wrong type.
+            TypeError: a parameter of a wrong type.
         """
         prompt = self.prompts.index(self.prompts[self._prompt(prompt)])  # equal prompts have one map
         where = self._where(word, prompt)
@@ -191,6 +193,7 @@ class AttentionMaps:
 
         Raises:
             ValueError: as for `heat`, or the map has the same value everywhere.
+            TypeError: a parameter of a wrong type.
         """
         threshold = checks.number("threshold", threshold, 0, 1)
         sharpness = checks.number("sharpness", sharpness, above=0)

@@ -58,6 +58,7 @@ def structure_distance(features: Tensor, source: Tensor, grid: int = 16) -> Tens
 
     Raises:
         ValueError: the shapes differ, or `grid` is below 1.
+        TypeError: `grid` is not a whole number.
     """
     grid = checks.integer("grid", grid, 1)
     if features.shape != source.shape:

@@ -47,6 +47,7 @@ def run(
 
     Raises:
         ValueError: for an unknown section or model, and for numbers out of range.
+        TypeError: for something that is not a whole number.
     """
     for name, given, known in (("sections", sections or (), SECTIONS), ("models", models, MODELS)):
         for word in given:
