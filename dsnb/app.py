@@ -80,7 +80,7 @@ def _chosen(
 
 
 def _panel(model: Model, image: Tensor, caption: str, name: str, steps: int | None) -> ipywidgets.Widget:
-    @functools.lru_cache(maxsize=8)
+    @functools.lru_cache(maxsize=32)
     def inverted(index: int, seed: int, steps: int) -> Trajectory:
         generator = torch.Generator().manual_seed(seed)
         return invert(model, image, caption, steps=steps, generator=generator, progress=False)

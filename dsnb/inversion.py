@@ -40,9 +40,7 @@ from .sampling import PlainNetwork, Schedule
 Draw = Callable[[], Tensor]
 METHODS = ("dpm-encoder", "ddim", "edit-friendly")
 MOST_IMAGES = 1000  # in one batch of noise
-LARGEST_CALL = (
-    4 * 64 * 64
-)  # positions of latents in one call of the DPM-Encoder: four images of Stable Diffusion 1
+LARGEST_CALL = 4 * 64 * 64  # latent positions in one unguided call of the DPM-Encoder: 4 images of SD 1
 FROM_NOISE = "noise"  # the method of a trajectory without an inversion
 
 
@@ -354,7 +352,7 @@ def dpm_encoder(
 
     x_T is a sample of q(x_T | x_0), and each x_next a sample of the posterior q(x_next | x_t, x_0). The last one is
     x_0. The recorded noise is the one with which the decoder computes x_next from x_t. No x_t depends on the network,
-    so one call of it does many steps.
+    so one call of the network covers many steps.
 
     Args:
         network: (x_t, t, progress) -> the network's output, like x_t. It gets the B images of k steps as k B rows: x_t

@@ -78,7 +78,7 @@ class Job:
 
 
 def mixed_rows(contexts: Prompts, weights: Tensor) -> Prompts:
-    """The unconditional row, and one for all styles. Its pooled vector is their mean, weighted by each style's area."""
+    """The unconditional row, and one for all styles. Its pooled vector is the styles' mean, weighted by their areas."""
     rows = contexts[:2]
     if contexts.pooled is None:
         return rows

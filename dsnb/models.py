@@ -297,7 +297,7 @@ def predict(model: Model, x_t: Tensor, timestep: Tensor | float, prompts: Prompt
     Args:
         model: the model.
         x_t: noisy latents (B, C, h, w).
-        timestep: one of the schedule's, or several, which are repeated for the B rows.
+        timestep: one of the schedule's, or n of them, where n divides B: row i has timestep i modulo n.
         prompts: B rows.
 
     Returns:

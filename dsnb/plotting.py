@@ -69,7 +69,7 @@ def to_array(image: Picture, name: str = "image") -> np.ndarray:
 
     Raises:
         ValueError: for a batch, a wrong shape, NaN, or values outside [0, 1].
-        TypeError: for a sparse tensor, or one without values.
+        TypeError: for a sparse tensor or a meta tensor.
     """
     if isinstance(image, Figure):
         buffer = io.BytesIO()

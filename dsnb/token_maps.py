@@ -60,8 +60,8 @@ class AttentionMaps:
         self._sums: dict[str, Tensor] = {}  # layer -> (buckets, prompts, groups, T, tokens)
         self._counts: dict[str, Tensor] = {}  # layer -> (buckets, prompts), rows added to each
         self._times: dict[int, tuple[int, int]] = {}  # bucket -> the first and the last timestep
-        self._bucket = 0
         self._rows: list[int | None] = []  # the prompt of each row of the present call
+        self._buckets: list[int] = []  # the bucket of each row
         self._contexts: Tensor | None = None
 
     @property
@@ -245,14 +245,17 @@ class AttentionMaps:
 
     @torch.compiler.disable
     def next_call(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A hook before each UNet call: reads its timestep, and finds the prompt of each of its rows."""
-        given = args[1] if len(args) > 1 else kwargs["timestep"]
-        time = round(float(torch.as_tensor(given).flatten()[0]) * self._time_unit)
-        progress = max(0.0, 1 - (time + 1) / self._trained)
-        self._bucket = min(int(progress * self.buckets), self.buckets - 1)
-        first, last = self._times.get(self._bucket, (time, time))
-        self._times[self._bucket] = max(first, time), min(last, time)
+        """A hook before each UNet call: reads the timestep and finds the prompt of each of its rows."""
         self._rows = self._match(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
+        given = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"])
+        self._buckets = []
+        for given_time in given.flatten().expand(len(self._rows)).tolist():
+            time = round(given_time * self._time_unit)
+            progress = max(0.0, 1 - (time + 1) / self._trained)
+            bucket = min(int(progress * self.buckets), self.buckets - 1)
+            first, last = self._times.get(bucket, (time, time))
+            self._times[bucket] = max(first, time), min(last, time)
+            self._buckets.append(bucket)
 
     def _match(self, contexts: Tensor) -> list[int | None]:
         """Which of the prompts each text embedding (B, L, D) is, if any."""
@@ -280,9 +283,11 @@ class AttentionMaps:
             (B, heads, T, d).
         """
         out, maps = self._attend(query, keys, values, first)
-        for prompt in {one for one in self._rows if one is not None}:
-            rows = [row for row, one in enumerate(self._rows) if one == prompt]
-            self._add(layer, prompt, maps[:, rows].sum(1), len(rows))
+        each = list(zip(self._buckets, self._rows, strict=True))
+        for bucket, prompt in set(each):
+            if prompt is not None:
+                rows = [row for row, one in enumerate(each) if one == (bucket, prompt)]
+                self._add(layer, bucket, prompt, maps[:, rows].sum(1), len(rows))
         return out
 
     @torch.compiler.disable
@@ -311,7 +316,7 @@ class AttentionMaps:
                     key = start, stop, prompt
                     found[key] = found[key] + maps if key in found else maps
         for (start, stop, prompt), maps in found.items():
-            self._add(layer, prompt, maps.sum(1), stop - start)
+            self._add(layer, self._buckets[start], prompt, maps.sum(1), stop - start)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Attention (B, heads, T, d), and its maps (groups, B, T, tokens), means over each group."""
@@ -319,7 +324,7 @@ class AttentionMaps:
         both = [attention_with_maps(q, k, v, first, self._longest) for q, k, v in zip(*split, strict=True)]
         return torch.cat([out for out, _ in both], 1), torch.stack([maps for _, maps in both])
 
-    def _add(self, layer: str, prompt: int, maps: Tensor, rows: int) -> None:
+    def _add(self, layer: str, bucket: int, prompt: int, maps: Tensor, rows: int) -> None:
         """maps (groups, T, tokens), summed over `rows` rows of the batch."""
         if layer not in self._sums:
             if maps.shape[1] not in self._sizes:
@@ -330,8 +335,8 @@ class AttentionMaps:
             self.layers[layer] = self._sizes[maps.shape[1]]
             self._sums[layer] = maps.new_zeros(self.buckets, len(self.prompts), *maps.shape)
             self._counts[layer] = torch.zeros(self.buckets, len(self.prompts))
-        self._sums[layer][self._bucket, prompt] += maps
-        self._counts[layer][self._bucket, prompt] += rows
+        self._sums[layer][bucket, prompt] += maps
+        self._counts[layer][bucket, prompt] += rows
 
 
 def _as_list(given: Any) -> list[Any]:

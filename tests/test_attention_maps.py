@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dsnb
-from dsnb import masks, models
+from dsnb import inversion, masks, models
 from dsnb.attention import blend_cross_attention, cross_attention_layers
 from dsnb.attention_maps import _equal_groups, record_attention
 
@@ -125,6 +125,22 @@ def test_steps_fall_into_buckets_and_average(tiny, x):
     torch.testing.assert_close(maps.heat("bear"), mean, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match=r"steps must be among \[0, 1, 3\], got 2"):
         maps.heat("bear", steps=2)
+
+
+def test_an_inversion_that_computes_many_steps_in_one_call_has_the_same_maps(tiny, monkeypatch):
+    found = []
+    for largest in (0, inversion.LARGEST_CALL):
+        monkeypatch.setattr(inversion, "LARGEST_CALL", largest)
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(2, 3, *(tiny.latent_factor * side for side in SIZE), generator=generator)
+        with record_attention(tiny, LEFT, SIZE, buckets=4) as maps:
+            dsnb.invert(tiny, image, LEFT, steps=8, skip=1, guidance=2.0, generator=generator, progress=False)
+        found.append(maps)
+    alone, together = found
+    assert alone.steps == together.steps and len(alone.steps) == 4
+    for bucket in alone.steps:
+        expected = alone.heat("bear", steps=bucket)
+        torch.testing.assert_close(together.heat("bear", steps=bucket), expected, atol=1e-5, rtol=0)
 
 
 def test_memory_does_not_grow_with_the_steps(tiny, x):

@@ -118,8 +118,8 @@ def direction(features: Tensor, source: Tensor, text: Tensor, source_text: Tenso
 def isolate(images: Tensor, side: Tensor, ground: tuple[float, float, float]) -> Tensor:
     """Images that show one side alone. Source: this project.
 
-    The box around the pixels where the style leads by 0.5 or more is mirrored until it fills the image. So a network
-    sees no empty part. If the style leads by less everywhere, these are the pixels where it leads most. Inside the box,
+    The box around the pixels where the style leads by 0.5 or more is mirrored until it fills the image. If it leads by
+    less everywhere, the box is around the pixels where it leads most. So a network sees no empty part. Inside the box,
     pixels of other sides fade to the colour `ground`. It is not enough to average a network's features of the whole
     image over one side, because they also depend on the other side.
 

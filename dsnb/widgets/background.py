@@ -73,6 +73,7 @@ class Worker(threading.Thread):
         try:
             yield
         finally:
+            release_threads()
             with self.condition:
                 self.held = held
                 self.condition.notify_all()
@@ -142,8 +143,8 @@ class Worker(threading.Thread):
 def release_threads() -> None:
     """Ends the calling thread's OpenMP threads; its next large tensor operation starts new ones.
 
-    A notebook's cells and its panels have such threads each. If there are more of them than cores, GNU OpenMP lets them
-    sleep between operations, and a call of the bundled UNet takes up to 1.6 times as long.
+    The cells of a notebook and its panels each have such threads. If there are more threads than cores, GNU OpenMP lets
+    them sleep between operations, and a call of the bundled UNet takes up to 1.6 times as long.
     """
     if sys.platform == "linux":
         pause = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)  # absent before OpenMP 5

@@ -37,8 +37,8 @@ def run(
         device: default the best there is.
         dtype: default the fastest that the device multiplies natively.
         repeats: of each measurement.
-        steps: denoising steps per image; default all for the bundled model. The others take one step, and
-            their times are multiplied by the steps of an image.
+        steps: denoising steps per image; default all for the bundled model, and one for the others. The
+            times of `pictures` are scaled to the steps of a whole image.
         compiled: measure `torch.compile` too, which takes minutes.
         progress: show bars.
 

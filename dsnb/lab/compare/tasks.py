@@ -92,7 +92,7 @@ def read_pairs(path: str | Path, pairs: Sequence[tuple[str, str]] = (), model=No
     right_prompt; or one text, which the left side takes, while the right side keeps encode_text. `encode_img` may stand
     for img_path. `style_left` and `style_right` name the styles; so does a single pair in `pairs`. A caption gets the
     workbook's prompts for each of `pairs`. An image is searched for in the file's folder and the folders above it, then
-    in the working folder, then one folder below the file.
+    in the working folder, then, by its name alone, in the file's folder and in the folders directly inside it.
 
     Args:
         path: the file, UTF-8.
