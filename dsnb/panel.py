@@ -90,8 +90,10 @@ def blend_panel(
     pair = (pair[0], pair[1])
     shapes: dict[str, Callable[..., Mask]] = dict(SHAPES)
     more: dict[str, Any] = {}  # controls that need more than one image, or a painter
+    labels = {"pair": "styles", "other": "other method", "shape": "mask"}
     if len(images) > 1:
         more["picture"] = {text: index for index, text in enumerate(captions)}
+        labels["picture"] = "image"
     if painter is not None:
         shapes["painted"], more["painted"] = masks.from_weights, painter
     drawn: dict[tuple, Tensor] = {}  # the last images, in the order of their use
@@ -167,8 +169,7 @@ def blend_panel(
         seed=(0, max(20, seed)),
         from_noise=False,
         **more,
-        labels={"pair": "styles", "other": "other method", "shape": "mask"}
-        | ({"picture": "image"} if "picture" in more else {}),
+        labels=labels,
         progress=progress,
     )
 

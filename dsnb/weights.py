@@ -200,6 +200,7 @@ def fetch(name: str, allow_pickle: bool) -> Path:
         OSError: the hub does not answer, or has no such model.
         ValueError: no family opens the model.
     """
+    wanted = {".safetensors", *(PICKLES if allow_pickle else ())}
     try:
         with quietly():
             _ask_hub(name)
@@ -212,11 +213,10 @@ def fetch(name: str, allow_pickle: bool) -> Path:
                     if variant is not None:
                         raise
                     continue
-                found = [
-                    {file.suffix for file in folder.glob(f"{part}/*")}
-                    for part in _networks(_index(folder, name))
+                parts = [
+                    {file.suffix for file in folder.glob(f"{p}/*")} for p in _networks(_index(folder, name))
                 ]
-                if all(".safetensors" in kinds or (allow_pickle and kinds & {*PICKLES}) for kinds in found):
+                if all(found & wanted for found in parts):
                     break
             _fetch_settings(name)
     except OSError as error:

@@ -376,37 +376,43 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
         dsnb.load("nobody/no-such-model")
 
 
-def test_a_hub_model_in_half_precision_only(tiny_folder, monkeypatch):
+@pytest.fixture
+def hub(tiny_folder, monkeypatch):
+    """`hub(download)` stands for the hub, whose models are downloaded by this function → the files asked for later."""
+
+    def stand_in(download):
+        index, asked = json.loads((tiny_folder / "model_index.json").read_text()), []
+        monkeypatch.setattr(weights, "_ask_hub", lambda *file: None)
+        monkeypatch.setattr(weights.DiffusionPipeline, "load_config", lambda name: index)
+        monkeypatch.setattr(weights.DiffusionPipeline, "download", download)
+        monkeypatch.setattr(weights, "hf_hub_download", lambda *file: asked.append(file))
+        return asked
+
+    return stand_in
+
+
+def test_a_hub_model_in_half_precision_only(tiny_folder, hub):
     def download(name, variant, **options):
         if variant is None:
             raise OSError("no safetensors in full precision")
         return tiny_folder
 
-    index = json.loads((tiny_folder / "model_index.json").read_text())
-    monkeypatch.setattr(weights, "_ask_hub", lambda *file: None)
-    monkeypatch.setattr(weights.DiffusionPipeline, "load_config", lambda name: index)
-    monkeypatch.setattr(weights.DiffusionPipeline, "download", download)
-    asked = []
-    monkeypatch.setattr(weights, "hf_hub_download", lambda *file: asked.append(file))
+    asked = hub(download)
     assert weights.fetch("somebody/half", False) == tiny_folder
     assert asked == [("somebody/half", "dsnb.json")]
 
 
-def test_a_hub_model_with_pickled_weights_only(tiny_folder, tmp_path, monkeypatch):
+def test_a_hub_model_with_pickled_weights_only(tiny_folder, tmp_path, hub):
     folder = shutil.copytree(tiny_folder, tmp_path / "pickled")
     for file in folder.glob("*/*.safetensors"):
         file.rename(file.with_suffix(".bin"))
 
-    def download(name, variant, use_safetensors):
+    def download(name, variant, **options):
         if variant is not None:
             raise ValueError("no such modeling files are available")
         return folder
 
-    index = json.loads((tiny_folder / "model_index.json").read_text())
-    monkeypatch.setattr(weights, "_ask_hub", lambda *file: None)
-    monkeypatch.setattr(weights.DiffusionPipeline, "load_config", lambda name: index)
-    monkeypatch.setattr(weights.DiffusionPipeline, "download", download)
-    monkeypatch.setattr(weights, "hf_hub_download", lambda *file: None)
+    hub(download)
     assert weights.fetch("somebody/pickled", True) == folder
 
 
